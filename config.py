@@ -1,0 +1,245 @@
+"""Every hyperparameter of a run: typed, documented, validated, to and from JSON.
+
+This file knows the names, types and allowed ranges of the settings. It refuses to know what
+they are used for: it imports neither torch nor anything else of this project.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_JSON_BYTES = 1 << 20  # a settings file is a few kilobytes; more is a mistake, not a setting
+
+
+class ConfigError(ValueError):
+    """A setting that can't be used; the text is one line that names the key, the value and the range."""
+
+
+def _key(default: Any, doc: str, low: float | None = None, high: float | None = None, *, above: bool = False) -> Any:
+    """Declare a key: its default, what it means, and the closed range allowed (open below if `above`)."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "above": above})
+
+
+def _choice(default: str, doc: str, *choices: str) -> Any:
+    return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved settings of one run; immutable, and valid by construction.
+
+    Raises `ConfigError` for a value of the wrong type or outside its range.
+    """
+
+    # training
+    RANDOM_SEED: int = _key(0, "every random stream of the run derives from it", 0, 2**64 - 1)
+    EPOCHS: int = _key(70, "visits to each training function", 1, 10**9)
+    NUM_TASKS: int = _key(25_000, "training functions; EPOCHS=1 makes every task a fresh one", 1, 10**8)
+    META_BATCH_SIZE: int = _key(25, "T: tasks in a meta-batch, one outer step", 1, 10**7)
+    META_LEARNING_RATE: float = _key(0.001, "step size of the outer optimiser, Adam", 0.0, 10.0, above=True)
+    META_SCHEDULE: str = _choice("cosine", "outer step size over the run: to zero, or kept", "cosine", "constant")
+    META_GRADIENT_CLIP: float = _key(1.0, "bound on the norm of the meta-gradient; 0 = none", 0.0, 1e9)
+
+    # adaptation
+    SUPPORT_SAMPLES: int = _key(10, "K: points to adapt on while training (shots)", 1, 10**6)
+    QUERY_SAMPLES: int = _key(10, "Q: points to be judged on while training", 1, 10**6)
+    INNER_STEPS: int = _key(1, "S: support gradients while training; LEO's include those in z", 0, 1000)
+    INNER_LEARNING_RATE: float = _key(0.005, "inner step size; LEO learns it from here, per weight", 0.0, 1e3, above=True)
+    INNER_GRADIENT_CLIP: float = _key(0.0, "bound on the norm of an inner gradient; 0 = none", 0.0, 1e9)
+    FIRST_ORDER: bool = _key(False, "treat inner gradients as constants (first-order MAML)")
+
+    # the adapted network
+    INPUT_DIM: int = _key(1, "D: input dimension", 1, 10**4)
+    HIDDEN_DIM: int = _key(40, "units in each of its two hidden layers", 1, 10**6)
+
+    # tasks: y = A sin(u.x - phase) + noise
+    AMPLITUDE_MIN: float = _key(0.1, "smallest amplitude A", 0.0, 1e6)
+    AMPLITUDE_MAX: float = _key(5.0, "largest amplitude A", 0.0, 1e6)
+    PHASE_MIN: float = _key(0.0, "smallest phase, radians", -1e3, 1e3)
+    PHASE_MAX: float = _key(math.pi, "largest phase, radians", -1e3, 1e3)
+    X_MIN: float = _key(-5.0, "smallest input", -1e6, 1e6)
+    X_MAX: float = _key(5.0, "largest input", -1e6, 1e6)
+    NOISE_STD: float = _key(0.0, "standard deviation of the noise on targets", 0.0, 1e6)
+
+    # LEO
+    LEO_LATENT_DIM: int = _key(16, "Z: size of the latent code", 1, 10**4)
+    LEO_ENCODER_DIM: int = _key(16, "units of the encoder's layers", 1, 10**5)
+    LEO_RELATION_DIM: int = _key(32, "units of the relation network's layers", 1, 10**5)
+    LEO_DECODER_DIM: int = _key(32, "units of the decoder's hidden layer", 1, 10**5)
+    LEO_LATENT_STEPS: int = _key(5, "of INNER_STEPS, how many are taken in z (the first ones)", 0, 1000)
+    LEO_LATENT_LEARNING_RATE: float = _key(0.01, "initial step size in z, learned per dimension", 0.0, 1e3, above=True)
+    LEO_KL_WEIGHT: float = _key(1e-4, "beta: weight of KL(q(z|support) || N(0, I))", 0.0, 1e6)
+    LEO_ENCODER_PENALTY: float = _key(1e-6, "gamma: weight of ||stop_gradient(z') - z||^2", 0.0, 1e6)
+    LEO_L2_WEIGHT: float = _key(1e-8, "lambda1: weight of the squared generator weights", 0.0, 1e6)
+    LEO_ORTHOGONALITY: float = _key(1e-4, "lambda2: weight of the decoder's row correlations", 0.0, 1e6)
+
+    # evaluation
+    EVAL_TASKS: int = _key(1000, "test tasks", 2, 10**6)
+    EVAL_QUERY_SAMPLES: int = _key(100, "points that each validation or test task is judged on", 1, 10**5)
+    EVAL_STEPS: int = _key(10, "most support gradients at evaluation", 0, 1000)
+    EVAL_SHOTS: tuple[int, ...] = _key((5, 10, 20), "values of K at evaluation", 1, 10**4)
+    VALIDATION_TASKS: int = _key(200, "validation tasks; best.pt is the best on them", 2, 10**6)
+
+    # the machine, and the record
+    DEVICE: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
+    COMPILE: str = _choice("auto", "compile the meta-step: where it pays, always, never", "auto", "always", "never")
+    TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = the whole share", 0, 10**7)
+    LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9)
+    VALIDATION_INTERVAL: int = _key(1000, "iterations between validations", 1, 10**9)
+    CHECKPOINT_INTERVAL: int = _key(1000, "iterations between checkpoints", 1, 10**9)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
+        for name in ("AMPLITUDE", "PHASE", "X"):
+            low, high = getattr(self, f"{name}_MIN"), getattr(self, f"{name}_MAX")
+            if not low < high:
+                raise ConfigError(f"{name}_MIN must be below {name}_MAX (got {low}; expected below {high})")
+
+    @property
+    def iterations(self) -> int:
+        """Outer steps in the whole run: every function is visited EPOCHS times."""
+        return -(-self.EPOCHS * self.NUM_TASKS // self.META_BATCH_SIZE)
+
+    @classmethod
+    def resolve(cls, *layers: Mapping[str, Any]) -> Config:
+        """Build a Config from layers of settings, later ones winning; an unknown key is refused."""
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            for name in layer:
+                if name not in KEYS:
+                    near = difflib.get_close_matches(name.upper(), KEYS, n=1, cutoff=0.5)
+                    hint = f"did you mean {near[0]}?" if near else "see the README's table of keys"
+                    raise ConfigError(f"unknown key (got {_short(name)}; {hint})")
+            merged.update(layer)
+        return cls(**merged)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON-ready values, in the order of declaration."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+KEYS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Config)}
+
+
+def _short(value: Any) -> str:
+    """A value as it appears in a message: one line, of bounded length."""
+    text = json.dumps(value) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _expected(field: dataclasses.Field[Any]) -> str:
+    """The allowed values of a key, in words."""
+    meta = field.metadata
+    if "choices" in meta:
+        return " or ".join(meta["choices"])
+    kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}.get(
+        str(field.type), "a list of whole numbers"
+    )
+    if meta["low"] is None:
+        return kind
+    return f"{kind} {'above' if meta['above'] else 'from'} {meta['low']} {'up ' if meta['above'] else ''}to {meta['high']}"
+
+
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return `value` in the key's own type, or raise `ConfigError`."""
+    kind, meta = str(field.type), field.metadata
+    refusal = ConfigError(f"{field.name} can't be used (got {_short(value)}; expected {_expected(field)})")
+    if kind.startswith("tuple"):
+        if not isinstance(value, (list, tuple)) or not value or len(set(map(repr, value))) != len(value):
+            raise refusal
+        numbers = list(value)
+    else:
+        numbers = [value]
+    if kind == "float":
+        numbers = [float(v) if type(v) is int and abs(v) < 1e300 else v for v in numbers]
+    wanted = int if kind.startswith("tuple") else {"int": int, "float": float, "bool": bool, "str": str}[kind]
+    for number in numbers:
+        if type(number) is not wanted:  # bool is a subclass of int, and true is not a count
+            raise refusal
+        if wanted in (int, float) and meta["low"] is not None:
+            too_low = number <= meta["low"] if meta["above"] else number < meta["low"]
+            if not math.isfinite(number) or too_low or number > meta["high"]:
+                raise refusal
+        if "choices" in meta and number not in meta["choices"]:
+            raise refusal
+    if field.name == "DEVICE" and not (value in ("auto", "cpu", "cuda") or _is_cuda_index(value)):
+        raise ConfigError(f"DEVICE can't be used (got {_short(value)}; expected auto, cpu, cuda or cuda:N)")
+    return tuple(numbers) if kind.startswith("tuple") else numbers[0]
+
+
+def _is_cuda_index(value: str) -> bool:
+    prefix, _, index = value.partition(":")
+    return prefix == "cuda" and index.isascii() and index.isdigit() and len(index) <= 3
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `KEY=VALUE` from a command line; VALUE is read as JSON where it is JSON, as text otherwise."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--set needs KEY=VALUE (got {_short(text)}; expected for example EPOCHS=5)")
+    field = KEYS.get(name)
+    if field is not None and field.type == "bool":
+        value = value.lower()
+    if field is not None and str(field.type).startswith("tuple") and not value.startswith("["):
+        value = f"[{value}]"  # 5,10,20 without brackets, which shells dislike
+    try:
+        return name, _strict_loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def load_json(path: Path) -> Any:
+    """Read a strict JSON file: no NaN, no duplicate keys; one-line `ConfigError`s that name the place."""
+    try:
+        if not path.is_file():
+            raise ConfigError(f"no such file (got {path}; expected a JSON file)")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigError(
+                f"{path} is too large for a JSON settings file (got {path.stat().st_size} bytes; expected at most {MAX_JSON_BYTES})"
+            )
+        return _strict_loads(path.read_bytes().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path} is not JSON (got {error.msg} at line {error.lineno} column {error.colno}; expected an object)"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text in UTF-8 (got other bytes; expected a JSON file)") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply (got more levels than can be read; expected an object)") from None
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read (got {error.strerror}; expected a readable JSON file)") from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path} is not strict JSON (got {error}; expected unique keys and finite numbers)") from None
+
+
+def load_settings(path: Path) -> dict[str, Any]:
+    """Read a settings file: one JSON object of keys and values (checked by `Config.resolve`)."""
+    settings = load_json(path)
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} holds no settings (got {_short(settings)}; expected an object)")
+    return settings
+
+
+def _strict_loads(text: str) -> Any:
+    def constant(name: str) -> Any:
+        raise ValueError(f"the constant {name}")
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in items]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the key {_short(name)} twice")
+        return dict(items)
+
+    return json.loads(text, parse_constant=constant, object_pairs_hook=pairs)

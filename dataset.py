@@ -1,0 +1,162 @@
+"""Tasks: distributions over functions, the points drawn from them, and every random stream of a run.
+
+Everything here is numpy and pure: the same (seed, purpose, index) gives the same numbers, whatever was
+drawn before, on whatever device or process. This file refuses to know about learners, training and files.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# A stream's purpose is part of its key, so drawing more for one changes nothing of another.
+# Append only: a number that moves changes every published result.
+PURPOSES = ("weights", "functions", "order", "points", "noise", "validation", "test", "figures", "samples")
+
+
+def stream(seed: int, purpose: str, index: int = 0) -> np.random.Generator:
+    """A random generator that is a pure function of (seed, purpose, index)."""
+    key = np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose), index))
+    return np.random.Generator(np.random.Philox(key))
+
+
+class Points(NamedTuple):
+    """Inputs `x` [..., N, D] and targets `y` [..., N, 1], float32."""
+
+    x: Any
+    y: Any
+
+
+class Task(NamedTuple):
+    """`support`: the points to adapt on; `query`: the points to be judged on."""
+
+    support: Points
+    query: Points
+
+
+class TaskGenerator(ABC):
+    """A distribution over functions; a subclass says how to draw them and how to compute them.
+
+    Args:
+        input_dim: D.
+        x_range: inputs are uniform in this interval, in each dimension.
+        noise_std: standard deviation of the Gaussian noise on every target.
+    """
+
+    name: str  # as it appears in the run directory
+    param_names: tuple[str, ...] = ()  # of the first columns of `draw`'s result: coordinates worth a figure's axis
+
+    def __init__(self, input_dim: int = 1, x_range: tuple[float, float] = (-5.0, 5.0), noise_std: float = 0.0):
+        self.input_dim, self.x_range, self.noise_std = input_dim, x_range, noise_std
+
+    @abstractmethod
+    def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        """The parameters [T, ...] of `num_tasks` random functions."""
+
+    @abstractmethod
+    def curve(self, params: Array, x: Array) -> Array:
+        """Noise-free values [..., N, 1] at `x` [..., N, D] of the functions with `params` [..., F]."""
+
+    def points(self, params: Array, num_points: int, rng: np.random.Generator) -> Points:
+        """`num_points` random points of each function: x [..., N, D], y [..., N, 1] for params [..., F]."""
+        low, high = self.x_range
+        x = rng.random((*params.shape[:-1], num_points, self.input_dim), dtype=np.float32)
+        x = x * np.float32(high - low) + np.float32(low)
+        y = self.curve(params, x)
+        if self.noise_std:
+            y = y + self.noise_std * rng.standard_normal(y.shape, dtype=np.float32)
+        return Points(x, y.astype(np.float32))
+
+    def tasks(self, params: Array, shots: int, queries: int, rng: np.random.Generator) -> Task:
+        """Random tasks for functions `params` [..., F]: `shots` support and `queries` query points each."""
+        x, y = self.points(params, shots + queries, rng)
+        return Task(Points(x[..., :shots, :], y[..., :shots, :]), Points(x[..., shots:, :], y[..., shots:, :]))
+
+
+class SinusoidalTaskGenerator(TaskGenerator):
+    """y = A sin(u.x - phase), A and phase uniform (Finn et al. 2017, section 5.1).
+
+    `u` is 1 for a one-dimensional input, and a random unit vector per task otherwise.
+    The parameters are [T, 2 + D]: amplitude, phase (radians), u.
+    """
+
+    name = "Sinusoidal"
+    param_names = ("amplitude", "phase (rad)")
+
+    def __init__(
+        self,
+        input_dim: int = 1,
+        x_range: tuple[float, float] = (-5.0, 5.0),
+        noise_std: float = 0.0,
+        amplitude_range: tuple[float, float] = (0.1, 5.0),
+        phase_range: tuple[float, float] = (0.0, float(np.pi)),
+    ):
+        super().__init__(input_dim, x_range, noise_std)
+        self.amplitude_range, self.phase_range = amplitude_range, phase_range
+
+    def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        amplitude = rng.uniform(*self.amplitude_range, (num_tasks, 1))
+        phase = rng.uniform(*self.phase_range, (num_tasks, 1))
+        direction = np.ones((num_tasks, 1))
+        if self.input_dim > 1:
+            direction = rng.standard_normal((num_tasks, self.input_dim))
+            direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        return np.concatenate([amplitude, phase, direction], axis=1).astype(np.float32)
+
+    def curve(self, params: Array, x: Array) -> Array:
+        amplitude, phase, direction = np.split(params[..., None, :], [1, 2], axis=-1)  # [..., 1, 1 | 1 | D]
+        return amplitude * np.sin((x * direction).sum(-1, keepdims=True) - phase)
+
+
+class TaskDataset:
+    """`num_tasks` functions of one generator, visited once per epoch in a fresh order with fresh points.
+
+    The tasks form one endless sequence, epoch after epoch; meta-batch i is entries i*T to (i+1)*T of it, so
+    every meta-batch has T tasks even where T does not divide `num_tasks`.
+    """
+
+    BLOCK_POINTS = 1 << 16  # points drawn at a time: many meta-batches share the cost of seeding a stream
+
+    def __init__(self, generator: TaskGenerator, num_tasks: int, meta_batch: int, shots: int, queries: int, seed: int):
+        self.generator, self.meta_batch, self.shots, self.queries, self.seed = generator, meta_batch, shots, queries, seed
+        self.functions = generator.draw(num_tasks, stream(seed, "functions"))
+        self.block = max(1, min(64, self.BLOCK_POINTS // (meta_batch * (shots + queries))))  # meta-batches a block
+        self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
+
+    def draw_block(self, number: int) -> Task:
+        """Meta-batches number * block to (number + 1) * block - 1: arrays [block, T, K or Q, ...]."""
+        first = number * self.block * self.meta_batch
+        positions = np.arange(first, first + self.block * self.meta_batch)
+        epochs, places = np.divmod(positions, len(self.functions))
+        indices = np.empty_like(positions)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            here = epochs == epoch
+            indices[here] = self._epoch_order(epoch)[places[here]]
+        params = self.functions[indices].reshape(self.block, self.meta_batch, -1)
+        return self.generator.tasks(params, self.shots, self.queries, stream(self.seed, "points", number))
+
+    def _epoch_order(self, epoch: int) -> Array:
+        if self._order[0] != epoch:
+            self._order = (epoch, stream(self.seed, "order", epoch).permutation(len(self.functions)))
+        return self._order[1]
+
+
+def held_out(generator: TaskGenerator, num_tasks: int, shots: int, queries: int, purpose: str) -> tuple[Array, Task]:
+    """The fixed validation or test tasks: functions [T, F] and points, the same for every method and seed.
+
+    Each number of shots has its own points of the same functions, so K is comparable task by task. The query
+    points are free of noise: what is measured is the distance to the function.
+    """
+    params = generator.draw(num_tasks, stream(HELD_OUT_SEED, purpose))
+    support = generator.points(params, shots, stream(HELD_OUT_SEED, purpose, shots))
+    query_x = generator.points(params, queries, stream(HELD_OUT_SEED, purpose, QUERY_INDEX)).x
+    return params, Task(support, Points(query_x, generator.curve(params, query_x)))
+
+
+HELD_OUT_SEED = 20170306  # fixed, so that runs of any seed are judged on identical tasks
+QUERY_INDEX = 1 << 32  # beyond any number of shots

@@ -1,0 +1,158 @@
+"""LEO: a latent code for each task, descended in latent space, then in weight space (Rusu et al. 2019).
+
+    q(z|support) = N(mean, spread): encoder on each point, relation network over all ordered pairs, averaged (eq. 1-2)
+    weights = N(mean(z), spread(z)): the decoder (eq. 3)
+    z      <- z - latent_lr * grad mse(decode(z); support), the first `latent_steps` steps (eq. 4)
+    weights <- weights - weight_lr * grad mse(weights; support), the rest
+    meta-loss = mse(weights; query) + penalties (eq. 6-7), differentiated through all steps
+
+For regression the whole weight vector is generated, from (x, y) pairs and a single code (section 4.1). Samples
+come in through `noise`; with zeros, codes and weights are the means. This file refuses to know other methods,
+the trainer, files and plots.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config import Config
+from dataset import Points
+from learner import Adaptation, MetaLearner, Network, descend
+
+SPREAD_START = -5.0  # initial log standard deviation of the weights: much noise at the start drowns the signal
+LOG_SPREAD = (-10.0, 2.0)  # bounds on log standard deviations: exp of an unbounded output overflows early on
+
+
+class LEO(MetaLearner):
+    """Meta-parameters: encoder, relation network, decoder (flat vectors), log step sizes in z [Z] and weights [P].
+
+    Args:
+        network: the network that is adapted.
+        latent_dim, encoder_dim, relation_dim, decoder_dim: Z, and units of the three generator networks.
+        latent_lr, weight_lr: initial step sizes; learned as logarithms, which keeps them positive.
+        latent_steps, steps: support gradients in z, and in all, while training.
+        clip: bound on the norm of an inner gradient; 0 = none. Without one, the first decoded networks, which
+            fit nothing yet, send z so far that training starts with NaN.
+        kl_weight, encoder_penalty, l2_weight, orthogonality: beta, gamma, lambda1, lambda2 of eq. 6 and 7.
+        rng: draws the initial weights.
+    """
+
+    defaults: ClassVar = {
+        "EPOCHS": 20,
+        "INNER_STEPS": 10,
+        "INNER_LEARNING_RATE": 0.01,
+        "INNER_GRADIENT_CLIP": 10.0,
+    }
+
+    def __init__(
+        self,
+        network: Network,
+        rng: np.random.Generator,
+        *,
+        latent_dim: int,
+        encoder_dim: int,
+        relation_dim: int,
+        decoder_dim: int,
+        latent_lr: float,
+        weight_lr: float,
+        latent_steps: int,
+        steps: int,
+        clip: float,
+        kl_weight: float,
+        encoder_penalty: float,
+        l2_weight: float,
+        orthogonality: float,
+    ):
+        super().__init__()
+        self.network, self.latent_dim, self.latent_steps, self.steps, self.clip = network, latent_dim, latent_steps, steps, clip
+        self.kl_weight, self.encoder_penalty = kl_weight, encoder_penalty
+        self.l2_weight, self.orthogonality = l2_weight, orthogonality
+        input_dim = network.shapes[0][0]
+        self.encoder_network = Network((input_dim + 1, encoder_dim, encoder_dim, encoder_dim))
+        self.relation_network = Network((2 * encoder_dim, relation_dim, relation_dim, 2 * latent_dim))
+        self.decoder_network = Network((latent_dim, decoder_dim, 2 * network.num_weights), torch.tanh)
+        self.encoder = nn.Parameter(self.encoder_network.init(rng))
+        self.relation = nn.Parameter(self.relation_network.init(rng))
+        self.decoder = nn.Parameter(self._initial_decoder(rng))
+        self.log_latent_lr = nn.Parameter(torch.full((latent_dim,), latent_lr).log())
+        self.log_weight_lr = nn.Parameter(torch.full((network.num_weights,), weight_lr).log())
+
+    @classmethod
+    def from_config(cls, config: Config, rng: np.random.Generator) -> LEO:
+        return cls(
+            Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1)),
+            rng,
+            latent_dim=config.LEO_LATENT_DIM,
+            encoder_dim=config.LEO_ENCODER_DIM,
+            relation_dim=config.LEO_RELATION_DIM,
+            decoder_dim=config.LEO_DECODER_DIM,
+            latent_lr=config.LEO_LATENT_LEARNING_RATE,
+            weight_lr=config.INNER_LEARNING_RATE,
+            latent_steps=config.LEO_LATENT_STEPS,
+            steps=config.INNER_STEPS,
+            clip=config.INNER_GRADIENT_CLIP,
+            kl_weight=config.LEO_KL_WEIGHT,
+            encoder_penalty=config.LEO_ENCODER_PENALTY,
+            l2_weight=config.LEO_L2_WEIGHT,
+            orthogonality=config.LEO_ORTHOGONALITY,
+        )
+
+    @property
+    def noise_dim(self) -> int:  # type: ignore[override]
+        return self.latent_dim + self.network.num_weights
+
+    def _initial_decoder(self, rng: np.random.Generator) -> Tensor:
+        """A decoder whose first networks are ordinary ones: a usual initialisation as bias, plus a little of z."""
+        decoder = self.decoder_network.init(rng)
+        matrix, bias = self.decoder_network.layers(decoder)[-1]  # views
+        matrix.mul_(0.1)
+        bias[: self.network.num_weights] = self.network.init(rng)
+        bias[self.network.num_weights :] = SPREAD_START
+        return decoder
+
+    def encode(self, support: Points) -> tuple[Tensor, Tensor]:
+        """Mean and log spread [Z] of the code of a support set: x [K, D], y [K, 1]."""
+        features = self.encoder_network(self.encoder, torch.cat([support.x, support.y], dim=1))  # [K, E]
+        count, size = features.shape
+        left = features[:, None, :].expand(count, count, size)
+        right = features[None, :, :].expand(count, count, size)
+        pairs = torch.cat([left, right], dim=2).view(count * count, 2 * size)  # [K*K, 2E]
+        code = self.relation_network(self.relation, pairs).mean(0)  # [2Z]; no activation: a ReLU here collapses codes
+        mean, log_spread = code.split(self.latent_dim)
+        return mean, log_spread.clamp(*LOG_SPREAD)
+
+    def decode(self, z: Tensor, noise: Tensor) -> Tensor:
+        """The network's weights [P] for a code `z` [Z], sampled with `noise` [P]."""
+        output = self.decoder_network(self.decoder, z[None])[0]  # [2P]
+        mean, log_spread = output.split(self.network.num_weights)
+        return mean + log_spread.clamp(*LOG_SPREAD).exp() * noise
+
+    def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
+        steps = self.steps if steps is None else steps
+        latent_steps = min(steps, self.latent_steps)
+        z_noise, weight_noise = noise.split([self.latent_dim, self.network.num_weights])
+        loss = self.support_loss(support)
+        mean, log_spread = self.encode(support)
+        start = mean + log_spread.exp() * z_noise
+        codes = descend(
+            lambda z: loss(self.decode(z, weight_noise)), start, self.log_latent_lr.exp(), latent_steps, clip=self.clip
+        )
+        path = [self.decode(z, weight_noise) for z in codes]
+        path += descend(loss, path[-1], self.log_weight_lr.exp(), steps - latent_steps, clip=self.clip)[1:]
+        kl = 0.5 * (mean.square() + (2 * log_spread).exp() - 1 - 2 * log_spread).sum()  # analytic, in nats
+        encoder_penalty = (codes[-1].detach() - start).square().sum()
+        penalty = self.kl_weight * kl + self.encoder_penalty * encoder_penalty + self._generator_penalty()
+        diagnostics = {"kl": kl, "latent_std": log_spread.exp().mean(), "encoder_penalty": encoder_penalty}
+        return Adaptation(path, penalty, diagnostics, code=start)
+
+    def _generator_penalty(self) -> Tensor:
+        """lambda1 ||generator weights||^2 + lambda2 ||C_d - I||^2, C_d the correlations of the decoder's rows (eq. 7)."""
+        squares = self.encoder.square().sum() + self.relation.square().sum() + self.decoder.square().sum()
+        rows = torch.nn.functional.normalize(self.decoder_network.layers(self.decoder)[-1][0], dim=1)  # [hidden, 2P]
+        correlations = rows @ rows.T
+        identity = torch.eye(len(rows), device=rows.device, dtype=rows.dtype)
+        return self.l2_weight * squares + self.orthogonality * (correlations - identity).square().mean()

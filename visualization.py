@@ -1,0 +1,238 @@
+"""Figures: arrays in, `matplotlib.figure.Figure` out.
+
+Figures are made without pyplot, so they need no display and leave no state behind. This file refuses to know
+about torch, models and the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours: told apart with any kind of colour vision, and in this order also by lightness
+BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
+CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+STYLE = {
+    "pdf.fonttype": 42,  # text in a PDF stays text
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+}
+
+Reference = Mapping[int, Mapping[int, float]]  # published mean squared errors: shots -> gradients -> value
+
+
+def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    return figure, axes
+
+
+def smoothed(values: np.ndarray, width: int) -> np.ndarray:
+    """Running geometric mean over `width` entries, shorter at the ends: [N] -> [N]."""
+    logs = np.log(np.maximum(values, 1e-30))
+    sums = np.concatenate([[0.0], np.cumsum(logs)])
+    places = np.arange(len(values))
+    low, high = np.maximum(places - width // 2, 0), np.minimum(places + width // 2 + 1, len(values))
+    return np.exp((sums[high] - sums[low]) / (high - low))
+
+
+def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Query error of training (raw and smoothed), and validation error after 0, 1, ... gradients.
+
+    Args:
+        train: "iteration" [N], "query_mse" [N].
+        validation: "iteration" [M], "mse" [M, S+1].
+    """
+    figure, axes = _figure(1, 2, 9.5, 3.6, sharey=True)
+    left, right = axes[0]
+    if len(train["iteration"]):
+        left.plot(train["iteration"], train["query_mse"], color=SKY, lw=0.6, alpha=0.7, label="one meta-batch")
+        smooth = smoothed(train["query_mse"], max(1, len(train["iteration"]) // 30))
+        left.plot(train["iteration"], smooth, color=BLUE, lw=1.8, label="running mean")
+    left.set(xlabel="outer step", ylabel="mean squared error", yscale="log", title="training: query points")
+    if len(validation["iteration"]):
+        steps = validation["mse"].shape[1] - 1
+        for place, step in enumerate(sorted({0, min(1, steps), min(5, steps), steps})):
+            label = f"{step} gradient{'' if step == 1 else 's'}"
+            right.plot(validation["iteration"], validation["mse"][:, step], color=CYCLE[place], lw=1.5, label=label)
+    right.set(xlabel="outer step", yscale="log", title="validation: error after adapting")
+    for axis in (left, right):
+        axis.grid(alpha=0.25, lw=0.5)
+        if axis.lines:
+            axis.legend()
+    figure.suptitle(title)
+    return figure
+
+
+def task_predictions(
+    grid: np.ndarray,
+    truth: np.ndarray,
+    support_x: np.ndarray,
+    support_y: np.ndarray,
+    predictions: np.ndarray,
+    steps: Sequence[int],
+    title: str,
+) -> Figure:
+    """Several tasks in a grid: true function, support points, the network before and after some gradients.
+
+    Args:
+        grid: inputs [N]; truth: [T, N]; support_x, support_y: [T, K].
+        predictions: [T, len(steps), N], after the numbers of gradients in `steps`.
+    """
+    count = len(truth)
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, axes = _figure(rows, columns, 3.3 * columns, 2.5 * rows + 0.5, sharex=True, sharey=True)
+    colours = [ORANGE, SKY, GREEN, BLUE][-len(steps) :] if len(steps) <= 4 else CYCLE
+    for task, axis in enumerate(axes.flat):
+        if task >= count:
+            axis.set_visible(False)
+            continue
+        axis.plot(grid, truth[task], color=BLACK, lw=2.2, alpha=0.35, label="true function")
+        for place, step in enumerate(steps):
+            dash = (0, (4, 2)) if step == 0 else "solid" if step == steps[-1] else (0, (1, 1))
+            label = f"{step} gradient{'' if step == 1 else 's'}"
+            axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=label)
+        axis.plot(support_x[task], support_y[task], "o", color=VERMILION, ms=4, mec="white", mew=0.5, label="support points")
+        errors = np.square(predictions[task, [0, -1]] - truth[task]).mean(-1)
+        axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g} after {steps[-1]} gradients")
+        axis.grid(alpha=0.25, lw=0.5)
+    low, high = truth.min(), truth.max()
+    margin = 0.35 * (high - low)
+    axes[0, 0].set_ylim(low - margin, high + margin)  # an early network may be far off; the function is the subject
+    for axis in axes[-1]:
+        axis.set_xlabel("input x")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("output y")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+    figure.suptitle(title)
+    return figure
+
+
+def performance_over_tasks(
+    errors: Mapping[int, np.ndarray],
+    params: np.ndarray,
+    param_names: Sequence[str],
+    shots: int,
+    reference: Reference,
+    title: str,
+) -> Figure:
+    """Distribution of the error over test tasks for each K, and the error against what the task is.
+
+    Args:
+        errors: shots -> [T], after the last gradient.
+        params: [T, >= len(param_names)], the functions' parameters; their names go on the axes.
+        shots: which K the scatter plots show.
+        reference: published means at the last gradient are marked where there are any.
+    """
+    figure, axes = _figure(1, 1 + len(param_names), 3.6 * (1 + len(param_names)), 3.6)
+    left = axes[0, 0]
+    finite = {count: np.sort(values[np.isfinite(values)]) for count, values in errors.items()}
+    for place, (count, values) in enumerate(finite.items()):
+        share = np.arange(1, len(values) + 1) / len(errors[count])
+        left.plot(np.maximum(values, 1e-8), share, color=CYCLE[place % 6], lw=1.8, label=f"K = {count}")
+        if len(values):
+            left.plot(
+                [values.mean()], [(values <= values.mean()).mean()], MARKERS[place % 6], color=CYCLE[place % 6], mec="white"
+            )
+        published = list(reference.get(count, {}).values())
+        if published:
+            left.axvline(published[-1], color=CYCLE[place % 6], ls=":", lw=1.5, label=f"Finn et al. 2017, mean, K = {count}")
+    left.set(
+        xscale="log",
+        xlabel="mean squared error of a task",
+        ylabel="share of tasks below",
+        title="all test tasks (marker: mean)",
+    )
+    left.legend(loc="upper left", fontsize=8)
+    values = errors[shots]
+    shown = np.isfinite(values)
+    for column, name in enumerate(param_names):
+        axis = axes[0, 1 + column]
+        axis.plot(params[shown, column], np.maximum(values[shown], 1e-8), ".", color=BLUE, ms=3, alpha=0.35)
+        centres, medians = binned_median(params[shown, column], values[shown], 12)
+        axis.plot(centres, medians, color=VERMILION, lw=2, label="median")
+        axis.set(
+            yscale="log", xlabel=name, ylabel="mean squared error", title=f"K = {shots}: error against {name.split(' (')[0]}"
+        )
+        axis.legend(loc="lower right")
+    for axis in axes.flat:
+        axis.grid(alpha=0.25, lw=0.5)
+    figure.suptitle(title)
+    return figure
+
+
+def binned_median(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and medians of `y` in `bins` equal intervals of `x`, empty ones left out."""
+    if not len(x):
+        return np.empty(0), np.empty(0)
+    edges = np.linspace(x.min(), x.max(), bins + 1)
+    place = np.clip(np.digitize(x, edges) - 1, 0, bins - 1)
+    used = [number for number in range(bins) if (place == number).any()]
+    return (edges[:-1] + edges[1:])[used] / 2, np.array([np.median(y[place == number]) for number in used])
+
+
+def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference: Reference, title: str) -> Figure:
+    """Mean error against support gradients, with 95% intervals over tasks, for each K.
+
+    Args:
+        results: shots -> {"mse": [S+1], "ci95": [S+1]}.
+        reference: shots -> gradients -> published mean, drawn as crosses.
+    """
+    figure, axes = _figure(1, 1, 5.6, 4.0)
+    axis = axes[0, 0]
+    lowest = min((float(np.nanmin(result["mse"])) for result in results.values()), default=1e-3)
+    for place, (count, result) in enumerate(results.items()):
+        mean, half = np.asarray(result["mse"], float), np.asarray(result["ci95"], float)
+        steps = np.arange(len(mean))
+        colour, marker = CYCLE[place % 6], MARKERS[place % 6]
+        axis.fill_between(steps, np.maximum(mean - half, lowest / 3), mean + half, color=colour, alpha=0.2, lw=0)
+        axis.plot(steps, mean, color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
+        if published := reference.get(count):
+            axis.plot(
+                list(published),
+                list(published.values()),
+                "x",
+                color=colour,
+                ms=9,
+                mew=2,
+                label=f"Finn et al. 2017, K = {count}",
+            )
+    axis.set(
+        yscale="log", xlabel="gradients taken on the support set", ylabel="mean squared error on query points", title=title
+    )
+    axis.grid(alpha=0.25, lw=0.5, which="both")
+    axis.legend()
+    return figure
+
+
+def latent_space(codes: np.ndarray, params: np.ndarray, param_names: Sequence[str], title: str) -> Figure:
+    """The codes' first two principal axes, coloured by what the task is: codes [T, Z], params [T, >= len(names)]."""
+    centred = codes - codes.mean(0)
+    _, singular, axes_of_variation = np.linalg.svd(centred, full_matrices=False)
+    plane = centred @ axes_of_variation[:2].T  # [T, 2]
+    share = np.square(singular) / max(float(np.square(singular).sum()), 1e-30)
+    figure, axes = _figure(1, max(1, len(param_names)), 4.6 * max(1, len(param_names)), 3.9, sharex=True, sharey=True)
+    for column, axis in enumerate(axes[0]):
+        colour = params[:, column] if column < len(param_names) else BLUE
+        dots = axis.scatter(plane[:, 0], plane[:, 1], c=colour, cmap="viridis", s=9, lw=0)
+        if column < len(param_names):
+            figure.colorbar(dots, ax=axis, label=param_names[column])
+        axis.set(xlabel=f"first axis ({share[0]:.0%} of variance)", ylabel=f"second axis ({share[1]:.0%} of variance)")
+        axis.grid(alpha=0.25, lw=0.5)
+    figure.suptitle(title)
+    return figure
