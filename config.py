@@ -51,7 +51,7 @@ class Config:
     SUPPORT_SAMPLES: int = _key(10, "K: points to adapt on while training (shots)", 1, 10**6)
     QUERY_SAMPLES: int = _key(10, "Q: points to be judged on while training", 1, 10**6)
     INNER_STEPS: int = _key(1, "S: support gradients while training; LEO's include those in z", 0, 1000)
-    INNER_LEARNING_RATE: float = _key(0.005, "inner step size; LEO learns it from here, per weight", 0.0, 1e3, above=True)
+    INNER_LEARNING_RATE: float = _key(0.004, "inner step size; LEO learns it from here, per weight", 0.0, 1e3, above=True)
     INNER_GRADIENT_CLIP: float = _key(0.0, "bound on the norm of an inner gradient; 0 = none", 0.0, 1e9)
     FIRST_ORDER: bool = _key(False, "treat inner gradients as constants (first-order MAML)")
 
@@ -161,11 +161,11 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
         numbers = [value]
     if kind == "float":
         numbers = [float(v) if type(v) is int and abs(v) < 1e300 else v for v in numbers]
-    wanted = int if kind.startswith("tuple") else {"int": int, "float": float, "bool": bool, "str": str}[kind]
+    wanted: type = int if kind.startswith("tuple") else {"int": int, "float": float, "bool": bool, "str": str}[kind]
     for number in numbers:
         if type(number) is not wanted:  # bool is a subclass of int, and true is not a count
             raise refusal
-        if wanted in (int, float) and meta["low"] is not None:
+        if isinstance(number, (int, float)) and meta["low"] is not None:
             too_low = number <= meta["low"] if meta["above"] else number < meta["low"]
             if not math.isfinite(number) or too_low or number > meta["high"]:
                 raise refusal
@@ -204,7 +204,7 @@ def load_json(path: Path) -> Any:
             raise ConfigError(f"no such file (got {path}; expected a JSON file)")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigError(
-                f"{path} is too large for a JSON settings file (got {path.stat().st_size} bytes; expected at most {MAX_JSON_BYTES})"
+                f"{path} is too large (got {path.stat().st_size} bytes; expected at most {MAX_JSON_BYTES} for settings)"
             )
         return _strict_loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class Network:
     """
 
     def __init__(self, sizes: Sequence[int], activation: Callable[[Tensor], Tensor] = torch.relu):
-        self.shapes = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.shapes = list(pairwise(sizes))
         self.activation = activation
         self.splits = [size for fan_in, fan_out in self.shapes for size in (fan_in * fan_out, fan_out)]
         self.num_weights = sum(self.splits)  # P

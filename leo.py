@@ -42,7 +42,7 @@ class LEO(MetaLearner):
     """
 
     defaults: ClassVar = {
-        "EPOCHS": 20,
+        "EPOCHS": 16,
         "INNER_STEPS": 10,
         "INNER_LEARNING_RATE": 0.01,
         "INNER_GRADIENT_CLIP": 10.0,

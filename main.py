@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 import visualization as figures
-from config import Config, ConfigError, load_settings, parse_assignment
+from config import KEYS, Config, ConfigError, load_settings, parse_assignment
 from dataset import SinusoidalTaskGenerator, Task, TaskDataset, TaskGenerator, held_out, stream
 from learner import MetaLearner
 from leo import LEO
@@ -48,9 +48,9 @@ TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid}
 PUBLISHED = {5: {1: 0.67, 5: 0.38, 10: 0.35}}
 PUBLISHED_FOR = ("INPUT_DIM", "AMPLITUDE_MIN", "AMPLITUDE_MAX", "PHASE_MIN", "PHASE_MAX", "X_MIN", "X_MAX", "NOISE_STD")
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
-MAY_CHANGE_ON_RESUME = (
-    "EPOCHS DEVICE COMPILE LOG_INTERVAL VALIDATION_INTERVAL CHECKPOINT_INTERVAL EVAL_TASKS EVAL_QUERY_SAMPLES EVAL_STEPS EVAL_SHOTS"
-).split()
+MAY_CHANGE_ON_RESUME = {"EPOCHS", "DEVICE", "COMPILE", "LOG_INTERVAL", "VALIDATION_INTERVAL", "CHECKPOINT_INTERVAL"} | {
+    key for key in KEYS if key.startswith("EVAL_")
+}
 
 
 # ---- command line
@@ -195,8 +195,8 @@ class Run:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"the checkpoint does not fit this run (got {error}; expected one of its own)") from None
 
-    def metrics(self, evaluation: dict[str, Any] | None) -> dict[str, Any]:
-        done = self.trainer.iteration
+    def metrics(self, done: int, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+        """The contents of metrics.json after `done` steps."""
         performance = {
             "iterations": done,
             "train_seconds": self.train_seconds,
@@ -257,8 +257,7 @@ class Run:
             arrays["test_params"], tasks = self.held_out("test", count)
             errors = self.trainer.evaluate(tasks, config.EVAL_STEPS)
             arrays[f"test_errors_{count}_shot"] = errors
-            spread = 1.96 * errors.std(0, ddof=1) / np.sqrt(len(errors))
-            shots[str(count)] = {"mse": errors.mean(0), "ci95": spread, "median": np.median(errors, 0)}
+            shots[str(count)] = figures.mean_and_interval(errors)
             diverged |= ~np.isfinite(errors).all(1) | ~(errors[:, -1] <= DIVERGED_ABOVE)
         summary = {"num_tasks": config.EVAL_TASKS, "query_samples": config.EVAL_QUERY_SAMPLES}
         return summary | {"diverged": int(diverged.sum()), "shots": shots}, arrays
@@ -269,100 +268,48 @@ def published(config: Config) -> figures.Reference:
     return PUBLISHED if all(getattr(config, key) == getattr(Config(), key) for key in PUBLISHED_FOR) else {}
 
 
-def shown_steps(last: int) -> list[int]:
-    return sorted({0, min(1, last), min(5, last), last})
-
-
-def draw(run: Run, evaluation: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Make every figure of a run, and keep the arrays behind them."""
-    config, manager, trainer = run.config, run.manager, run.trainer
-    reference = published(config)
-    title = f"{run.method.upper()}, {run.generator.name}"
-    train, validation = manager.history["train"], manager.history["validation"]
-    arrays["train_iteration"] = np.array([record["iteration"] for record in train])
-    arrays["train_query_mse"] = np.array([record["query_mse"] for record in train], float)
-    arrays["validation_iteration"] = np.array([record["iteration"] for record in validation])
-    arrays["validation_mse"] = np.array([record["mse"] for record in validation], float)
-    curves = figures.training_curves(
-        {"iteration": arrays["train_iteration"], "query_mse": arrays["train_query_mse"]},
-        {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]},
-        f"{title}: learning to learn",
-    )
-    manager.save_figure("training_curves", curves, trainer.iteration)
-    shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]
-    by_shots = {count: arrays[f"test_errors_{count}_shot"] for count in config.EVAL_SHOTS}
-    last_errors = {count: errors[:, -1] for count, errors in by_shots.items()}
-    names = run.generator.param_names
-    subtitle = f"{title}: {config.EVAL_TASKS} test tasks after {config.EVAL_STEPS} gradients"
-    performance = figures.performance_over_tasks(last_errors, arrays["test_params"], names, shots, reference, subtitle)
-    manager.save_figure("performance", performance, trainer.iteration)
-    results = {int(count): result for count, result in evaluation["shots"].items()}
-    manager.save_figure(
-        "adaptive_learning", figures.adaptive_learning(results, reference, f"{title}: adapting"), trainer.iteration
-    )
-
+def add_figure_arrays(run: Run, arrays: dict[str, np.ndarray], shots: int) -> None:
+    """Complete the test errors in `arrays` to all that the figures show: README's table of data.npz."""
+    config, history = run.config, run.manager.history
+    arrays["train_iteration"] = np.array([record["iteration"] for record in history["train"]], np.int64)
+    arrays["train_query_mse"] = np.array([record["query_mse"] for record in history["train"]], float)
+    arrays["validation_iteration"] = np.array([record["iteration"] for record in history["validation"]], np.int64)
+    arrays["validation_mse"] = np.array([record["mse"] for record in history["validation"]], float)
     if config.INPUT_DIM == 1:
         rng = stream(0, "figures")
         params = run.generator.draw(6, rng)
         support = run.generator.points(params, shots, rng)
         grid = np.linspace(config.X_MIN, config.X_MAX, 201, dtype=np.float32)
-        x = np.broadcast_to(grid[None, :, None], (6, 201, 1)).copy()
-        predictions, _ = trainer.predict(support, x, config.EVAL_STEPS)
-        steps = shown_steps(config.EVAL_STEPS)
-        arrays |= {"grid": grid, "grid_truth": run.generator.curve(params, x)[..., 0], "grid_predictions": predictions}
-        arrays |= {"grid_support_x": support.x[..., 0], "grid_support_y": support.y[..., 0]}
-        tasks = figures.task_predictions(
-            grid,
-            arrays["grid_truth"],
-            arrays["grid_support_x"],
-            arrays["grid_support_y"],
-            predictions[:, steps],
-            steps,
-            f"{title}: six test functions, {shots} support points",
-        )
-        manager.save_figure("task_predictions", tasks, trainer.iteration)
-
-    test_params, tasks_seen = run.held_out("test", shots)
-    _, codes = trainer.predict(tasks_seen.support, tasks_seen.query.x[:, :1], 0)
+        x = np.repeat(grid[None, :, None], len(params), axis=0)
+        arrays["grid"], arrays["grid_truth"] = grid, run.generator.curve(params, x)[..., 0]
+        arrays["grid_support_x"], arrays["grid_support_y"] = support.x[..., 0], support.y[..., 0]
+        arrays["grid_predictions"] = run.trainer.predict(support, x, config.EVAL_STEPS)[0]
+    _, tasks = run.held_out("test", shots)
+    codes = run.trainer.predict(tasks.support, tasks.query.x[:, :1], 0)[1]
     if codes.shape[1] >= 2:
         arrays["codes"] = codes
-        latent = figures.latent_space(codes, test_params, names, f"{title}: codes of {len(codes)} test tasks, K = {shots}")
-        manager.save_figure("latent_space", latent, trainer.iteration)
-    manager.save_arrays(arrays)
-
-
-def results_table(evaluation: dict[str, Any], reference: figures.Reference) -> str:
-    """Mean test error after 0, 1, 5 and the last gradient for each K, beside the published figures."""
-    first = next(iter(evaluation["shots"].values()))
-    steps = shown_steps(len(first["mse"]) - 1)
-    lines = [f"mean squared error on {evaluation['num_tasks']} test tasks, with 95% interval, by gradients taken:"]
-    lines.append("  K        " + "".join(f"{step:<20}" for step in steps).rstrip())
-    for count, result in evaluation["shots"].items():
-        cells = [f"{result['mse'][step]:.4g} +- {result['ci95'][step]:.2g}" for step in steps]
-        lines.append(f"  {count:<9}" + "".join(f"{cell:<20}" for cell in cells).rstrip())
-        if known := reference.get(int(count)):
-            cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]
-            lines.append("    paper  " + "".join(f"{cell:<20}" for cell in cells).rstrip())
-    if evaluation["diverged"]:
-        lines.append(f"  {evaluation['diverged']} test tasks diverged (error above {DIVERGED_ABOVE:g}, or not finite)")
-    return "\n".join(lines)
 
 
 def finish(run: Run) -> None:
     """Evaluate the best checkpoint, draw, record and report."""
-    best = run.manager.directory / "checkpoints" / "best.pt"
+    manager, config, done = run.manager, run.config, run.trainer.iteration
+    best = manager.directory / "checkpoints" / "best.pt"
     if best.exists():
         run.trainer.load(read_checkpoint(best))
     evaluation, arrays = run.evaluate()
-    trained = run.manager.history["train"][-1]["iteration"] if run.manager.history["train"] else run.trainer.iteration
-    run.trainer.iteration = trained
-    draw(run, evaluation, arrays)
-    metrics = run.metrics(evaluation)
-    run.manager.log_evaluation(evaluation["shots"], run.config.to_dict(), metrics["performance"])
-    run.manager.save_json("metrics.json", metrics)
-    say(results_table(evaluation, published(run.config)))
-    for line in results_table(evaluation, published(run.config)).splitlines():
-        run.manager.log(line)
+    shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]
+    add_figure_arrays(run, arrays, shots)
+    title = f"{run.method.upper()}, {run.generator.name}"
+    for name, figure in figures.run_figures(arrays, shots, run.generator.param_names, published(config), title).items():
+        manager.save_figure(name, figure, done)
+    manager.save_arrays(arrays)
+    metrics = run.metrics(done, evaluation)
+    manager.log_evaluation(evaluation["shots"], config.to_dict(), metrics["performance"])
+    manager.save_json("metrics.json", metrics)
+    table = figures.results_table(evaluation, published(config))
+    say(table)
+    for line in table.splitlines():
+        manager.log(line)
     report(run, "complete", {"results": evaluation, "timing": metrics["performance"]})
 
 
@@ -413,9 +360,8 @@ def train(args: argparse.Namespace) -> int:
         run.manager.open_tensorboard(run.trainer.iteration + 1)
     else:
         run = start(args)
-    say(
-        f"{run.method} on {run.tasks}, {run.config.iterations} steps of {run.config.META_BATCH_SIZE} tasks: {run.manager.directory}"
-    )
+    steps = f"{run.config.iterations} steps of {run.config.META_BATCH_SIZE} tasks"
+    say(f"{run.method} on {run.tasks}, {steps}: {run.manager.directory}")
     if run.trainer.compiled:
         say("compiling the meta-step (10 to 90 s the first time, a few from the cache) ...")
     note = run.trainer.prepare()
@@ -425,12 +371,12 @@ def train(args: argparse.Namespace) -> int:
         run.train(signals)
     except Diverged as error:
         last = run.manager.directory / "checkpoints" / "last.pt"
-        run.manager.save_json("metrics.json", run.metrics(None))
+        run.manager.save_json("metrics.json", run.metrics(run.trainer.iteration, None))
         report(run, "diverged", {"reason": str(error)})
         kept = f"; the last good checkpoint is {last}" if last.exists() else ""
         raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
     if signals.stop:
-        run.manager.save_json("metrics.json", run.metrics(None))
+        run.manager.save_json("metrics.json", run.metrics(run.trainer.iteration, None))
         report(run, "interrupted", {"reason": signal.Signals(signals.stop).name, "iteration": run.trainer.iteration})
         return 128 + signals.stop
     finish(run)

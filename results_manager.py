@@ -6,6 +6,7 @@ This file refuses to know any method by name, learners and training: it is hande
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -280,7 +281,7 @@ class ExperimentManager:
             stamp = {"CreationDate": None} if suffix == "pdf" else {}  # without a date, equal figures are equal files
             figure.savefig(buffer, format=suffix, metadata=stamp)
             path = self.directory / "plots" / f"{name}.{suffix}"
-            self._attempt(f"plots/{path.name}", lambda path=path, data=buffer.getvalue(): write_atomically(path, data))
+            self._attempt(f"plots/{path.name}", functools.partial(write_atomically, path, buffer.getvalue()))
             if suffix == "png":
                 self._write("add_image", f"figures/{name}", _pixels(buffer.getvalue()), iteration, dataformats="HWC")
 

@@ -79,7 +79,8 @@ class Trainer:
         self._groups = [self._group(number) for number in self._my_groups()]
         self._alone = self.world == 1 and self._total_groups == 1
         self._eager_step: Callable[[Task, Tensor], Tensor] = self._whole_step if self._alone else self._split_step
-        self._step, self._gradient_of_group = self._eager_step, self._gradient
+        self._step: Callable[[Task, Tensor], Tensor] = self._eager_step
+        self._gradient_of_group: Callable[[Task, Tensor, Tensor], Tensor] = self._gradient
         if self.compiled and self._alone:
             self._step = _compiled(self._whole_step)
         elif self.compiled:
@@ -171,9 +172,12 @@ class Trainer:
         before = [tensor.clone() for tensor in state]
         # the functional form of torch.optim.Adam: unlike the class it compiles into the graph of the gradient
         adam(
-            *([tensor] for tensor in (self.flat, gradient, self.exp_avg, self.exp_avg_sq)),
-            [],
-            [self.adam_step],
+            [self.flat],
+            [gradient],
+            [self.exp_avg],
+            [self.exp_avg_sq],
+            max_exp_avg_sqs=[],
+            state_steps=[self.adam_step],
             foreach=False,
             capturable=torch.compiler.is_compiling() or self.device.type == "cuda",
             amsgrad=False,
@@ -248,6 +252,7 @@ class Trainer:
         """
         if self.device.type == "cpu" and (self.chunk or self._work() < SMALL_WORK):
             torch.set_num_threads(1)  # threads that wait for each other cost more than layers this small take
+        torch.set_flush_denormal(True)  # second derivatives of dead units are full of denormals, each 100 times slower
         if not self.compiled:
             return f"eager meta-step: {self.compile_note}"
         started = time.perf_counter()

@@ -11,7 +11,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in this order also by lightness
@@ -19,7 +18,7 @@ BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#000000", "#0072B2", "#D55
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
-STYLE = {
+STYLE: Any = {
     "pdf.fonttype": 42,  # text in a PDF stays text
     "font.size": 9,
     "axes.titlesize": 9,
@@ -30,6 +29,7 @@ STYLE = {
     "figure.dpi": 110,
 }
 
+Arrays = Mapping[str, np.ndarray]
 Reference = Mapping[int, Mapping[int, float]]  # published mean squared errors: shots -> gradients -> value
 
 
@@ -60,7 +60,7 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
     left, right = axes[0]
     if len(train["iteration"]):
         left.plot(train["iteration"], train["query_mse"], color=SKY, lw=0.6, alpha=0.7, label="one meta-batch")
-        smooth = smoothed(train["query_mse"], max(1, len(train["iteration"]) // 30))
+        smooth = smoothed(train["query_mse"], max(5, len(train["iteration"]) // 30))
         left.plot(train["iteration"], smooth, color=BLUE, lw=1.8, label="running mean")
     left.set(xlabel="outer step", ylabel="mean squared error", yscale="log", title="training: query points")
     if len(validation["iteration"]):
@@ -72,7 +72,7 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
     for axis in (left, right):
         axis.grid(alpha=0.25, lw=0.5)
         if axis.lines:
-            axis.legend()
+            axis.legend(loc="upper right", frameon=False)
     figure.suptitle(title)
     return figure
 
@@ -118,7 +118,7 @@ def task_predictions(
     for axis in axes[:, 0]:
         axis.set_ylabel("output y")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.suptitle(title)
     return figure
 
@@ -158,7 +158,7 @@ def performance_over_tasks(
         ylabel="share of tasks below",
         title="all test tasks (marker: mean)",
     )
-    left.legend(loc="upper left", fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     values = errors[shots]
     shown = np.isfinite(values)
     for column, name in enumerate(param_names):
@@ -169,7 +169,7 @@ def performance_over_tasks(
         axis.set(
             yscale="log", xlabel=name, ylabel="mean squared error", title=f"K = {shots}: error against {name.split(' (')[0]}"
         )
-        axis.legend(loc="lower right")
+        axis.legend(loc="lower right", frameon=False)
     for axis in axes.flat:
         axis.grid(alpha=0.25, lw=0.5)
     figure.suptitle(title)
@@ -216,7 +216,7 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
         yscale="log", xlabel="gradients taken on the support set", ylabel="mean squared error on query points", title=title
     )
     axis.grid(alpha=0.25, lw=0.5, which="both")
-    axis.legend()
+    axis.legend(frameon=False)
     return figure
 
 
@@ -236,3 +236,83 @@ def latent_space(codes: np.ndarray, params: np.ndarray, param_names: Sequence[st
         axis.grid(alpha=0.25, lw=0.5)
     figure.suptitle(title)
     return figure
+
+
+def shown_steps(last: int) -> list[int]:
+    """The numbers of gradients that tables and figures show: 0, 1, 5 and the last."""
+    return sorted({0, min(1, last), min(5, last), last})
+
+
+def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], reference: Reference, title: str) -> dict[str, Figure]:
+    """Every figure of a run, by file name, from the arrays of plots/data.npz.
+
+    Args:
+        arrays: the README's table of data.npz says what they hold; codes and grid_* may be missing.
+        shots: the K of the detailed figures.
+        param_names: of the first columns of "test_params".
+        reference: published means to mark.
+    """
+    names = [name for name in arrays if name.startswith("test_errors_")]
+    errors = {int(name.split("_")[2]): arrays[name] for name in names}  # shots -> [T, S+1]
+    last = next(iter(errors.values())).shape[1] - 1
+    after = f"{len(arrays['test_params'])} test tasks after {last} gradients"
+    train = {"iteration": arrays["train_iteration"], "query_mse": arrays["train_query_mse"]}
+    validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
+    result = {
+        "training_curves": training_curves(train, validation, f"{title}: learning to learn"),
+        "performance": performance_over_tasks(
+            {count: values[:, -1] for count, values in errors.items()},
+            arrays["test_params"],
+            param_names,
+            shots,
+            reference,
+            f"{title}: {after}",
+        ),
+        "adaptive_learning": adaptive_learning(
+            {count: mean_and_interval(values) for count, values in errors.items()}, reference, f"{title}: adapting"
+        ),
+    }
+    if "grid" in arrays:
+        steps = shown_steps(last)
+        result["task_predictions"] = task_predictions(
+            arrays["grid"],
+            arrays["grid_truth"],
+            arrays["grid_support_x"],
+            arrays["grid_support_y"],
+            arrays["grid_predictions"][:, steps],
+            steps,
+            f"{title}: test functions, {shots} support points",
+        )
+    if "codes" in arrays:
+        codes = f"{title}: codes of {len(arrays['codes'])} test tasks, K = {shots}"
+        result["latent_space"] = latent_space(arrays["codes"], arrays["test_params"], param_names, codes)
+    return result
+
+
+def mean_and_interval(errors: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean, 95% half-width (1.96 standard errors) and median over tasks: [T, S+1] -> [S+1] each."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
+        spread = 1.96 * errors.std(0, ddof=1) / np.sqrt(len(errors))
+        return {"mse": errors.mean(0), "ci95": spread, "median": np.median(errors, 0)}
+
+
+def results_table(evaluation: Mapping[str, Any], reference: Reference) -> str:
+    """Mean test error after 0, 1, 5 and the last gradient for each K, beside the published figures, as text.
+
+    Args:
+        evaluation: the "evaluation" record of metrics.json.
+    """
+    steps = shown_steps(len(next(iter(evaluation["shots"].values()))["mse"]) - 1)
+    lines = [
+        f"mean squared error on {evaluation['num_tasks']} test tasks (95% interval), after this many gradients:",
+        "   K      " + "".join(f"{step:<20}" for step in steps).rstrip(),
+    ]
+    for count, result in evaluation["shots"].items():
+        cells = [f"{result['mse'][step]:.4g} +- {result['ci95'][step]:.2g}" for step in steps]
+        lines.append(f"{count:>4}      " + "".join(f"{cell:<20}" for cell in cells).rstrip())
+        if known := reference.get(int(count)):
+            cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]
+            lines.append("   paper  " + "".join(f"{cell:<20}" for cell in cells).rstrip())
+    if evaluation["diverged"]:
+        lines.append(f"{evaluation['diverged']} test tasks diverged")
+    return "\n".join(lines)

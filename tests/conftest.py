@@ -1,0 +1,29 @@
+"""What every test shares: one thread, restored signal handlers, a small generator of tasks."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from dataset import SinusoidalTaskGenerator
+
+torch.set_num_threads(1)  # the networks are small: threads would only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def original_signal_handlers() -> Iterator[None]:
+    """A test that runs the command line in process leaves the signal handlers as they were."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def sinusoids() -> SinusoidalTaskGenerator:
+    """The paper's tasks: amplitude in [0.1, 5], phase in [0, pi], x in [-5, 5], no noise."""
+    return SinusoidalTaskGenerator()

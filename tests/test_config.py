@@ -1,0 +1,402 @@
+"""Settings: defaults, refusals, layers, and strict JSON files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import KEYS, MAX_JSON_BYTES, Config, ConfigError, load_json, load_settings, parse_assignment
+
+NUMBERS = [name for name, field in KEYS.items() if field.type in ("int", "float")]
+WHOLE = [name for name, field in KEYS.items() if field.type == "int"]
+REAL = [name for name, field in KEYS.items() if field.type == "float"]
+FLAGS = [name for name, field in KEYS.items() if field.type == "bool"]
+CHOICES = [name for name, field in KEYS.items() if "choices" in field.metadata]
+
+
+def refusal(**settings: Any) -> str:
+    """The message with which these settings are refused."""
+    with pytest.raises(ConfigError) as caught:
+        Config(**settings)
+    return str(caught.value)
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings.json"
+
+
+# ---- defaults
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RANDOM_SEED", 0),
+        ("META_BATCH_SIZE", 25),
+        ("SUPPORT_SAMPLES", 10),
+        ("QUERY_SAMPLES", 10),
+        ("INNER_STEPS", 1),
+        ("META_LEARNING_RATE", 0.001),
+        ("INPUT_DIM", 1),
+        ("HIDDEN_DIM", 40),
+        ("AMPLITUDE_MIN", 0.1),
+        ("AMPLITUDE_MAX", 5.0),
+        ("PHASE_MIN", 0.0),
+        ("PHASE_MAX", math.pi),
+        ("X_MIN", -5.0),
+        ("X_MAX", 5.0),
+        ("NOISE_STD", 0.0),
+        ("FIRST_ORDER", False),
+        ("EVAL_SHOTS", (5, 10, 20)),
+        ("EVAL_STEPS", 10),
+    ],
+)
+def test_defaults_are_the_papers_experiment(name: str, value: Any) -> None:
+    assert getattr(Config(), name) == value
+
+
+def test_the_clients_keys_exist_under_their_names() -> None:
+    wanted = (
+        "RANDOM_SEED EPOCHS META_BATCH_SIZE SUPPORT_SAMPLES QUERY_SAMPLES INNER_STEPS META_LEARNING_RATE "
+        "INNER_LEARNING_RATE INPUT_DIM HIDDEN_DIM NUM_TASKS"
+    ).split()
+    assert set(wanted) <= set(KEYS)
+
+
+def test_the_default_run_is_the_papers_70000_iterations() -> None:
+    assert Config().iterations == 70_000
+
+
+def test_a_last_partial_meta_batch_counts_as_an_iteration() -> None:
+    assert Config(EPOCHS=2, NUM_TASKS=5, META_BATCH_SIZE=4).iterations == 3
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().EPOCHS = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_key_says_what_it_means(name: str) -> None:
+    assert KEYS[name].metadata["doc"]
+
+
+# ---- values that can't be used
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["0.1", True, None, [1], {}], ids=repr)
+def test_a_number_of_another_type_is_refused(name: str, value: Any) -> None:
+    assert name in refusal(**{name: value})
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_number_written_as_a_fraction_is_refused(name: str) -> None:
+    assert f"{name} can't be used (got 2.0; expected a whole number" in refusal(**{name: 2.0})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e400], ids=["nan", "inf", "-inf", "1e400"])
+def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    assert name in refusal(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["10^400", "-10^400"])
+def test_a_whole_number_beyond_any_float_is_refused(name: str, value: int) -> None:
+    assert name in refusal(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_below_its_range_is_refused(name: str) -> None:
+    low, above = KEYS[name].metadata["low"], KEYS[name].metadata["above"]
+    value = low if above else low - 1
+    assert f"{name} can't be used (got {value}; expected" in refusal(**{name: value})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_above_its_range_is_refused(name: str) -> None:
+    value = KEYS[name].metadata["high"] * 2
+    assert f"{name} can't be used (got {value}; expected" in refusal(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "name",
+    "EPOCHS NUM_TASKS META_BATCH_SIZE SUPPORT_SAMPLES QUERY_SAMPLES INPUT_DIM HIDDEN_DIM LEO_LATENT_DIM LOG_INTERVAL "
+    "CHECKPOINT_INTERVAL VALIDATION_INTERVAL META_LEARNING_RATE INNER_LEARNING_RATE LEO_LATENT_LEARNING_RATE".split(),
+)
+def test_zero_is_refused_where_it_makes_no_sense(name: str) -> None:
+    assert name in refusal(**{name: 0})
+
+
+@pytest.mark.parametrize("name", "INNER_STEPS EVAL_STEPS NOISE_STD META_GRADIENT_CLIP TASK_CHUNK LEO_KL_WEIGHT".split())
+def test_zero_is_accepted_where_it_means_none(name: str) -> None:
+    assert getattr(Config(**{name: 0}), name) == 0
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_whole_number_is_accepted_as_a_real_one_and_becomes_one(name: str) -> None:
+    value = {"AMPLITUDE_MAX": 6, "PHASE_MAX": 6, "X_MIN": -6, "X_MAX": 6}.get(name, 0 if name.endswith("_MIN") else 1)
+    assert type(getattr(Config(**{name: value}), name)) is float
+
+
+@pytest.mark.parametrize("name", ["AMPLITUDE", "PHASE", "X"])
+@pytest.mark.parametrize("high", [1.0, 2.0], ids=["upside down", "empty"])
+def test_a_range_without_width_is_refused(name: str, high: float) -> None:
+    message = refusal(**{f"{name}_MIN": 2.0, f"{name}_MAX": high})
+    assert f"{name}_MIN must be below {name}_MAX (got 2.0; expected below {high})" in message
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("value", [1, 0, "true", None], ids=repr)
+def test_a_flag_that_is_not_true_or_false_is_refused(name: str, value: Any) -> None:
+    assert "expected true or false" in refusal(**{name: value})
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("value", ["sometimes", 1, None, ["auto"]], ids=repr)
+def test_a_choice_that_is_not_offered_is_refused_with_the_offers(name: str, value: Any) -> None:
+    assert f"expected {' or '.join(KEYS[name].metadata['choices'])}" in refusal(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["gpu", "", "cuda:", "cuda:-1", "cuda:x", "cuda:1000", "cpu:0", "CUDA", 0, None], ids=repr)
+def test_a_device_that_is_not_one_is_refused(value: Any) -> None:
+    assert "DEVICE can't be used" in refusal(DEVICE=value)
+
+
+@pytest.mark.parametrize("value", ["auto", "cpu", "cuda", "cuda:0", "cuda:7"])
+def test_a_device_may_be_named_before_it_is_looked_for(value: str) -> None:
+    assert value == Config(DEVICE=value).DEVICE
+
+
+@pytest.mark.parametrize(
+    "value", [[], (), 5, "5", [5, 5], [0], [-5], [5.0], [True], [math.nan], [None], [[5]], {"5": 1}, [10**9], [10**400]],
+    ids=lambda value: repr(value)[:20],
+)
+def test_shots_that_are_no_list_of_distinct_counts_are_refused(value: Any) -> None:
+    assert "EVAL_SHOTS can't be used" in refusal(EVAL_SHOTS=value)
+
+
+def test_a_long_value_is_cut_short_in_the_message() -> None:
+    assert len(refusal(COMPILE="x" * 10_000)) < 200
+
+
+def test_a_value_with_line_breaks_stays_on_one_line_of_the_message() -> None:
+    assert "\n" not in refusal(COMPILE="a\nb")
+
+
+# ---- layers
+
+
+def test_a_later_layer_wins_over_an_earlier_one() -> None:
+    assert Config.resolve({"EPOCHS": 1}, {"EPOCHS": 2}, {"EPOCHS": 3}).EPOCHS == 3
+
+
+def test_a_layer_keeps_what_a_later_one_does_not_name() -> None:
+    assert Config.resolve({"EPOCHS": 1}, {"NUM_TASKS": 2}).EPOCHS == 1
+
+
+def test_no_layers_give_the_defaults() -> None:
+    assert Config.resolve() == Config()
+
+
+def test_a_bad_value_that_a_later_layer_replaces_does_no_harm() -> None:
+    assert Config.resolve({"EPOCHS": -1}, {"EPOCHS": 2}).EPOCHS == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("EPOCH", "EPOCHS"),
+        ("epochs", "EPOCHS"),
+        ("META_LR_RATE", "META_LEARNING_RATE"),
+        ("INNER_STEP", "INNER_STEPS"),
+        ("LEO_LATENT_DIMS", "LEO_LATENT_DIM"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(name: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f'unknown key .got "{name}"; did you mean {near}'):
+        Config.resolve({name: 1})
+
+
+def test_an_unknown_key_near_nothing_is_refused_without_a_guess() -> None:
+    with pytest.raises(ConfigError, match="unknown key") as caught:
+        Config.resolve({"qqqq": 1})
+    assert "did you mean" not in str(caught.value)
+
+
+def test_a_method_specific_key_is_accepted_whatever_the_method() -> None:
+    assert Config.resolve({"LEO_LATENT_DIM": 4}).LEO_LATENT_DIM == 4
+
+
+# ---- JSON round trip
+
+
+def test_a_config_survives_json() -> None:
+    changed = Config(EPOCHS=3, EVAL_SHOTS=(1, 2), FIRST_ORDER=True, META_LEARNING_RATE=1 / 3, RANDOM_SEED=2**64 - 1)
+    assert Config.resolve(json.loads(json.dumps(changed.to_dict(), allow_nan=False))) == changed
+
+
+def test_a_written_config_keeps_the_order_of_the_keys() -> None:
+    assert list(Config().to_dict()) == list(KEYS)
+
+
+def test_a_written_config_loads_from_a_file(file: Path) -> None:
+    write(file, json.dumps(Config(EPOCHS=3).to_dict()))
+    assert Config.resolve(load_settings(file)) == Config(EPOCHS=3)
+
+
+# ---- --set KEY=VALUE
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("EPOCHS=5", 5),
+        ("META_LEARNING_RATE=1e-3", 1e-3),
+        ("META_LEARNING_RATE=.5", ".5"),
+        ("EPOCHS= 5", 5),
+        ("EPOCHS=", ""),
+        ("EPOCHS=05", "05"),
+        ("EPOCHS=NaN", "NaN"),
+        ("EPOCHS=1=2", "1=2"),
+        ("COMPILE=never", "never"),
+        ('COMPILE="never"', "never"),
+        ("DEVICE=cuda:1", "cuda:1"),
+        ("FIRST_ORDER=true", True),
+        ("FIRST_ORDER=True", True),
+        ("FIRST_ORDER=FALSE", False),
+        ("FIRST_ORDER=yes", "yes"),
+        ("EVAL_SHOTS=5,10", [5, 10]),
+        ("EVAL_SHOTS=5", [5]),
+        ("EVAL_SHOTS=[5, 10]", [5, 10]),
+        ("EVAL_SHOTS=", []),
+    ],
+)
+def test_an_assignment_is_read_as_json_where_it_is_json_and_as_text_otherwise(text: str, value: Any) -> None:
+    parsed = parse_assignment(text)[1]
+    assert (type(parsed), parsed) == (type(value), value)
+
+
+@pytest.mark.parametrize("text", ["EPOCHS", "", "=5", "=", "EPOCHS:5"])
+def test_an_assignment_without_key_and_equals_sign_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        parse_assignment(text)
+
+
+def test_an_assignment_nested_without_end_is_text_and_so_refused() -> None:
+    with pytest.raises(ConfigError, match="EPOCHS can't be used"):
+        Config.resolve(dict([parse_assignment("EPOCHS=" + "[" * 200_000)]))
+
+
+# ---- strict JSON files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "line 1 column 1"),
+        ('{\n "EPOCHS": 5,\n}', "line 3 column 1|line 2 column 13"),  # where depends on the version of Python
+        ('{"EPOCHS": 5} {}', "line 1 column 15"),
+        ("{'EPOCHS': 5}", "line 1 column 2"),
+        ('{"EPOCHS": NaN}', "NaN"),
+        ('{"EPOCHS": Infinity}', "Infinity"),
+        ('{"EPOCHS": -Infinity}', "-Infinity"),
+        ('{"EPOCHS": 5, "EPOCHS": 6}', '"EPOCHS" twice'),
+        ('{"EPOCHS": {"a": 1, "a": 1}}', '"a" twice'),
+        ("[" * 200_000, "nested too deeply"),
+        ('{"a":' * 200_000, "nested too deeply"),
+        ("[]", "holds no settings"),
+        ("5", "holds no settings"),
+        ("null", "holds no settings"),
+        ('"EPOCHS"', "holds no settings"),
+        ('{"EPOCHS": 5}'.encode("utf-16"), "not text in UTF-8"),
+        (b'{"EPOCHS": \xff}', "not text in UTF-8"),
+        (b'{"EPOCHS": 5, "\x00": 1}', "is not JSON"),
+        (b"\x00" * 100, "is not JSON"),
+    ],
+    ids=[
+        "empty",
+        "trailing comma",
+        "two objects",
+        "single quotes",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "duplicate key",
+        "duplicate key inside",
+        "200,000 lists",
+        "200,000 objects",
+        "list",
+        "number",
+        "null",
+        "text",
+        "UTF-16",
+        "Latin-1",
+        "NUL",
+        "zeros",
+    ],
+)
+def test_a_file_that_is_not_one_strict_json_object_is_refused(file: Path, content: str | bytes, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_settings(write(file, content))
+    assert str(file) in str(caught.value)
+
+
+def test_a_byte_order_mark_is_accepted(file: Path) -> None:
+    assert load_settings(write(file, b'\xef\xbb\xbf{"EPOCHS": 5}')) == {"EPOCHS": 5}
+
+
+def test_a_number_too_large_for_a_float_is_refused_by_its_key(file: Path) -> None:
+    write(file, '{"META_LEARNING_RATE": 1e400}')
+    with pytest.raises(ConfigError, match="META_LEARNING_RATE can't be used .got inf"):
+        Config.resolve(load_settings(file))
+
+
+def test_a_missing_file_is_refused(file: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_json(file)
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=str(tmp_path)):
+        load_json(tmp_path)
+
+
+def test_an_unreadable_file_is_refused_with_the_systems_reason(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(file, "{}")
+
+    def denied(path: Path) -> bytes:  # a mode of 0 would not stop root
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(ConfigError, match="can't be read .got Permission denied"):
+        load_json(file)
+
+
+def test_a_name_too_long_for_the_system_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_json(tmp_path / ("x" * 300))
+
+
+def test_a_file_of_ten_gigabytes_is_refused_unread(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(file, "wb") as sparse:
+        sparse.truncate(10 * 2**30)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the file was read"))
+    with pytest.raises(ConfigError, match="too large"):
+        load_json(file)
+
+
+def test_a_file_of_the_largest_size_is_read(file: Path) -> None:
+    assert load_settings(write(file, "{}" + " " * (MAX_JSON_BYTES - 2))) == {}

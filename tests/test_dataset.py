@@ -1,0 +1,343 @@
+"""Tasks: ranges, golden values, and streams that are pure functions of (seed, purpose, index)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from dataset import PURPOSES, SinusoidalTaskGenerator, Task, TaskDataset, held_out, stream
+
+MANY = 20_000
+
+
+def arrays(task: Task) -> list[np.ndarray]:
+    return [*task.support, *task.query]
+
+
+def visited(dataset: TaskDataset, count: int) -> np.ndarray:
+    """Indices of the first `count` functions that a dataset visits, recognised by what they are drawn from."""
+    recorded: list[np.ndarray] = []
+    tasks = dataset.generator.tasks
+
+    def record(params: np.ndarray, *args: Any) -> Task:
+        recorded.append(params.reshape(-1, params.shape[-1]))
+        return tasks(params, *args)
+
+    dataset.generator.tasks = record  # type: ignore[method-assign]
+    blocks = -(-count // (dataset.block * dataset.meta_batch))
+    for number in range(blocks):
+        dataset.draw_block(number)
+    places = {params.tobytes(): place for place, params in enumerate(dataset.functions)}
+    return np.array([places[params.tobytes()] for params in np.concatenate(recorded)[:count]])
+
+
+# ---- ranges
+
+
+@pytest.fixture(scope="module")
+def functions() -> np.ndarray:
+    return SinusoidalTaskGenerator().draw(MANY, stream(0, "functions"))
+
+
+@pytest.fixture(scope="module")
+def inputs() -> np.ndarray:
+    params = np.array([1.0, 0.0, 1.0], np.float32)
+    return SinusoidalTaskGenerator().points(params, MANY, stream(0, "points")).x
+
+
+@pytest.mark.parametrize(("column", "low", "high"), [(0, 0.1, 5.0), (1, 0.0, np.pi)], ids=["amplitude", "phase"])
+def test_parameters_stay_in_the_papers_ranges(functions: np.ndarray, column: int, low: float, high: float) -> None:
+    assert np.float32(low) <= functions[:, column].min() and functions[:, column].max() <= np.float32(high)
+
+
+@pytest.mark.parametrize(("column", "low", "high"), [(0, 0.1, 5.0), (1, 0.0, np.pi)], ids=["amplitude", "phase"])
+def test_parameters_nearly_reach_the_ends_of_the_papers_ranges(
+    functions: np.ndarray, column: int, low: float, high: float
+) -> None:
+    assert_allclose([functions[:, column].min(), functions[:, column].max()], [low, high], atol=(high - low) / 1000)
+
+
+@pytest.mark.parametrize(("column", "low", "high"), [(0, 0.1, 5.0), (1, 0.0, np.pi)], ids=["amplitude", "phase"])
+def test_parameters_are_uniform(functions: np.ndarray, column: int, low: float, high: float) -> None:
+    levels = np.linspace(0.1, 0.9, 9)
+    assert_allclose(np.quantile(functions[:, column], levels), low + levels * (high - low), atol=0.02 * (high - low))
+
+
+def test_inputs_stay_between_minus_5_and_5(inputs: np.ndarray) -> None:
+    assert -5 <= inputs.min() and inputs.max() <= 5
+
+
+def test_inputs_nearly_reach_minus_5_and_5(inputs: np.ndarray) -> None:
+    assert_allclose([inputs.min(), inputs.max()], [-5, 5], atol=0.01)
+
+
+def test_inputs_are_uniform(inputs: np.ndarray) -> None:
+    levels = np.linspace(0.1, 0.9, 9)
+    assert_allclose(np.quantile(inputs, levels), -5 + 10 * levels, atol=0.2)
+
+
+def test_other_ranges_are_honoured() -> None:
+    generator = SinusoidalTaskGenerator(1, (2.0, 3.0), 0.0, (1.0, 1.5), (-1.0, -0.5))
+    params = generator.draw(1000, stream(0, "functions"))
+    x = generator.points(params, 5, stream(0, "points")).x
+    found = [params[:, 0].min(), params[:, 0].max(), params[:, 1].min(), params[:, 1].max(), x.min(), x.max()]
+    assert_allclose(found, [1.0, 1.5, -1.0, -0.5, 2.0, 3.0], atol=0.01)
+
+
+# ---- golden values: what every published number of this code rests on
+
+
+def test_the_first_functions_of_seed_0_are_the_golden_ones(sinusoids: SinusoidalTaskGenerator) -> None:
+    functions = TaskDataset(sinusoids, 100, 4, 3, 2, seed=0).functions[:3]
+    golden = [[4.3890085, 0.64894265, 1.0], [4.1227403, 2.3162344, 1.0], [3.2194345, 0.9675836, 1.0]]
+    assert_allclose(functions, golden, rtol=1e-6)
+
+
+def test_the_first_tasks_of_seed_0_are_the_golden_ones(sinusoids: SinusoidalTaskGenerator) -> None:
+    support, query = TaskDataset(sinusoids, 100, 4, 3, 2, seed=0).draw_block(0)
+    assert_allclose(
+        support.x[0, :2, :, 0], [[4.5371113, -1.5810227, 0.4416275], [1.6973753, 3.7116356, -3.6308908]], rtol=1e-6
+    )
+    assert_allclose(support.y[0, :2, :, 0], [[0.866256, 0.284677, -3.329915], [-0.424350, 1.879709, 1.288979]], atol=1e-5)
+    assert_allclose(query.x[0, :2, :, 0], [[-2.245512, 3.3511715], [-4.9684243, 3.7310925]], rtol=1e-6)
+    assert_allclose(query.y[0, :2, :, 0], [[2.421394, 3.539563], [-1.095345, 1.871121]], atol=1e-5)
+
+
+def test_the_first_test_tasks_are_the_golden_ones(sinusoids: SinusoidalTaskGenerator) -> None:
+    params, (support, query) = held_out(sinusoids, 3, 2, 2, "test")
+    assert_allclose(params, [[0.9968864, 1.4573052, 1], [1.5419222, 2.1472723, 1], [3.1779912, 2.4766068, 1]], rtol=1e-6)
+    assert_allclose(support.x[0, :, 0], [-2.446446, 1.1324873], rtol=1e-6)
+    assert_allclose(support.y[0, :, 0], [0.688334, -0.318143], atol=1e-5)
+    assert_allclose(query.x[0, :, 0], [-1.074419, 3.074829], rtol=1e-6)
+    assert_allclose(query.y[0, :, 0], [-0.570976, 0.995798], atol=1e-5)
+
+
+# ---- the function
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_targets_are_amplitude_times_the_sine_of_the_projected_input_minus_phase(dim: int) -> None:
+    generator = SinusoidalTaskGenerator(dim)
+    params = generator.draw(7, stream(1, "functions"))
+    x, y = generator.points(params, 11, stream(1, "points"))
+    for task, point in itertools.product(range(7), range(11)):
+        amplitude, phase, *direction = params[task].astype(float)
+        expected = amplitude * np.sin(float(np.dot(direction, x[task, point].astype(float))) - phase)
+        assert y[task, point, 0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_directions_in_three_dimensions_have_length_1() -> None:
+    directions = SinusoidalTaskGenerator(3).draw(1000, stream(0, "functions"))[:, 2:]
+    assert_allclose(np.linalg.norm(directions, axis=1), 1, rtol=1e-6)
+
+
+def test_directions_in_three_dimensions_favour_none() -> None:
+    directions = SinusoidalTaskGenerator(3).draw(MANY, stream(0, "functions"))[:, 2:]
+    assert_allclose(directions.mean(0), 0, atol=0.02)
+
+
+def test_the_direction_in_one_dimension_is_always_1() -> None:
+    assert_array_equal(SinusoidalTaskGenerator(1).draw(1000, stream(0, "functions"))[:, 2:], 1)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_a_batch_of_tasks_has_the_documented_shapes(dim: int) -> None:
+    generator = SinusoidalTaskGenerator(dim)
+    task = generator.tasks(generator.draw(6, stream(0, "functions")).reshape(2, 3, -1), 4, 5, stream(0, "points"))
+    shapes = [array.shape for array in arrays(task)]
+    assert shapes == [(2, 3, 4, dim), (2, 3, 4, 1), (2, 3, 5, dim), (2, 3, 5, 1)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_every_array_is_float32(noise: float) -> None:
+    generator = SinusoidalTaskGenerator(2, noise_std=noise)
+    task = generator.tasks(generator.draw(3, stream(0, "functions")), 4, 5, stream(0, "points"))
+    assert {array.dtype for array in arrays(task)} == {np.dtype(np.float32)}
+
+
+def test_noise_has_the_standard_deviation_asked_for() -> None:
+    generator = SinusoidalTaskGenerator(noise_std=0.3)
+    params = generator.draw(100, stream(0, "functions"))
+    x, y = generator.points(params, 1000, stream(0, "points"))
+    assert (y - generator.curve(params, x)).std() == pytest.approx(0.3, rel=0.01)
+
+
+def test_noise_has_mean_zero() -> None:
+    generator = SinusoidalTaskGenerator(noise_std=0.3)
+    params = generator.draw(100, stream(0, "functions"))
+    x, y = generator.points(params, 1000, stream(0, "points"))
+    assert (y - generator.curve(params, x)).mean() == pytest.approx(0, abs=0.005)
+
+
+def test_noise_does_not_move_the_inputs(sinusoids: SinusoidalTaskGenerator) -> None:
+    params = sinusoids.draw(5, stream(0, "functions"))
+    noisy = SinusoidalTaskGenerator(noise_std=0.3).points(params, 6, stream(0, "points"))
+    assert_array_equal(noisy.x, sinusoids.points(params, 6, stream(0, "points")).x)
+
+
+# ---- floors: what a predictor that has learned nothing scores
+
+
+@pytest.mark.parametrize(
+    ("predictor", "floor"),
+    [(lambda x: np.zeros_like(x), 4.252), (lambda x: -1.623 * np.cos(x), 3.006)],
+    ids=["zero", "best single function"],
+)
+def test_a_fixed_predictor_scores_the_floor_derived_on_paper(
+    sinusoids: SinusoidalTaskGenerator, predictor: Callable[[np.ndarray], np.ndarray], floor: float
+) -> None:
+    x, y = sinusoids.points(sinusoids.draw(MANY, stream(0, "functions")), 20, stream(0, "points"))
+    errors = np.square(predictor(x) - y).mean((1, 2))
+    assert errors.mean() == pytest.approx(floor, abs=4 * errors.std() / np.sqrt(MANY))  # four standard errors
+
+
+# ---- streams
+
+
+def test_a_stream_repeats_for_the_same_seed_purpose_and_index() -> None:
+    assert_array_equal(stream(3, "points", 7).random(100), stream(3, "points", 7).random(100))
+
+
+def test_no_two_streams_begin_alike() -> None:
+    keys = itertools.product((0, 1, 2**63), PURPOSES, (0, 1, 5, 1 << 32))
+    firsts = [stream(*key).random() for key in keys]
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_the_purposes_keep_their_places() -> None:
+    published = ("weights", "functions", "order", "points", "noise", "validation", "test", "figures", "samples")
+    assert PURPOSES[: len(published)] == published
+
+
+def test_an_unknown_purpose_is_refused() -> None:
+    with pytest.raises(ValueError, match="not in tuple"):
+        stream(0, "testing")
+
+
+def test_numpys_global_state_is_neither_read_nor_changed(sinusoids: SinusoidalTaskGenerator) -> None:
+    def drawn(state: int) -> tuple[np.ndarray, np.ndarray]:
+        np.random.seed(state)  # noqa: NPY002
+        block = TaskDataset(sinusoids, 10, 2, 3, 3, seed=0).draw_block(0)
+        return block.support.y, np.random.random(3)  # noqa: NPY002
+
+    np.random.seed(1)  # noqa: NPY002
+    untouched = np.random.random(3)  # noqa: NPY002
+    (first, after), (second, _) = drawn(1), drawn(2)
+    assert_array_equal(first, second)
+    assert_array_equal(after, untouched)
+
+
+# ---- the dataset
+
+
+@pytest.mark.parametrize(("num_tasks", "meta_batch"), [(12, 4), (10, 4), (7, 3), (3, 5), (1, 4), (5, 12)])
+def test_each_function_is_visited_exactly_once_an_epoch(
+    sinusoids: SinusoidalTaskGenerator, num_tasks: int, meta_batch: int
+) -> None:
+    epochs = visited(TaskDataset(sinusoids, num_tasks, meta_batch, 2, 2, seed=0), 20 * num_tasks).reshape(20, num_tasks)
+    assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(num_tasks), (20, 1)))
+
+
+def test_the_order_is_fresh_in_every_epoch(sinusoids: SinusoidalTaskGenerator) -> None:
+    epochs = visited(TaskDataset(sinusoids, 50, 8, 2, 2, seed=0), 20 * 50).reshape(20, 50)
+    assert len({tuple(epoch) for epoch in epochs}) == 20
+
+
+def test_a_function_has_fresh_points_at_every_visit(sinusoids: SinusoidalTaskGenerator) -> None:
+    x = TaskDataset(sinusoids, 1, 1, 5, 5, seed=0).draw_block(0).support.x
+    assert len({visit.tobytes() for visit in x}) == len(x)
+
+
+def test_the_points_of_a_block_lie_on_the_functions_it_visits(sinusoids: SinusoidalTaskGenerator) -> None:
+    dataset = TaskDataset(sinusoids, 6, 4, 3, 2, seed=0)
+    order = visited(TaskDataset(SinusoidalTaskGenerator(), 6, 4, 3, 2, seed=0), dataset.block * 4)
+    block = dataset.draw_block(0)
+    params = dataset.functions[order].reshape(dataset.block, 4, -1)
+    for points in block:
+        assert_allclose(points.y, sinusoids.curve(params, points.x), atol=1e-6)
+
+
+def test_support_and_query_points_are_different_points(sinusoids: SinusoidalTaskGenerator) -> None:
+    block = TaskDataset(sinusoids, 6, 4, 5, 5, seed=0).draw_block(0)
+    assert not np.isin(block.query.x, block.support.x).any()
+
+
+def test_a_block_does_not_depend_on_what_was_drawn_before(sinusoids: SinusoidalTaskGenerator) -> None:
+    used = TaskDataset(sinusoids, 10, 3, 2, 2, seed=0)
+    for number in (0, 7, 3):
+        used.draw_block(number)
+    fresh = TaskDataset(sinusoids, 10, 3, 2, 2, seed=0)
+    for one, other in zip(arrays(used.draw_block(5)), arrays(fresh.draw_block(5)), strict=True):
+        assert_array_equal(one, other)
+
+
+def test_different_blocks_have_different_points(sinusoids: SinusoidalTaskGenerator) -> None:
+    dataset = TaskDataset(sinusoids, 10, 3, 2, 2, seed=0)
+    assert not np.isin(dataset.draw_block(1).support.x, dataset.draw_block(0).support.x).all()
+
+
+def test_different_seeds_have_different_functions(sinusoids: SinusoidalTaskGenerator) -> None:
+    one, other = (TaskDataset(sinusoids, 10, 3, 2, 2, seed=seed).functions[:, :2] for seed in (0, 1))
+    assert not np.isin(one, other).any()
+
+
+def test_a_block_of_large_meta_batches_is_small(sinusoids: SinusoidalTaskGenerator) -> None:
+    assert TaskDataset(sinusoids, 10, 10_000, 10, 10, seed=0).block == 1
+
+
+# ---- validation and test tasks
+
+
+def test_held_out_tasks_repeat(sinusoids: SinusoidalTaskGenerator) -> None:
+    (params, task), (again, same) = (held_out(sinusoids, 4, 5, 6, "test") for _ in range(2))
+    for one, other in zip([params, *arrays(task)], [again, *arrays(same)], strict=True):
+        assert_array_equal(one, other)
+
+
+def test_held_out_tasks_do_not_depend_on_the_training_that_went_before(sinusoids: SinusoidalTaskGenerator) -> None:
+    before = held_out(sinusoids, 4, 5, 6, "test")[1].support.x
+    TaskDataset(sinusoids, 10, 3, 2, 2, seed=17).draw_block(0)
+    assert_array_equal(before, held_out(sinusoids, 4, 5, 6, "test")[1].support.x)
+
+
+def test_held_out_functions_are_the_same_for_each_number_of_shots(sinusoids: SinusoidalTaskGenerator) -> None:
+    assert_array_equal(held_out(sinusoids, 4, 5, 6, "test")[0], held_out(sinusoids, 4, 20, 6, "test")[0])
+
+
+def test_held_out_query_points_are_the_same_for_each_number_of_shots(sinusoids: SinusoidalTaskGenerator) -> None:
+    few, many = (held_out(sinusoids, 4, shots, 6, "test")[1].query for shots in (5, 20))
+    assert_array_equal(few, many)
+
+
+def test_held_out_support_points_differ_between_numbers_of_shots(sinusoids: SinusoidalTaskGenerator) -> None:
+    few, many = (held_out(sinusoids, 4, shots, 6, "test")[1].support.x for shots in (5, 20))
+    assert not np.isin(few, many).any()
+
+
+def test_validation_and_test_functions_are_different(sinusoids: SinusoidalTaskGenerator) -> None:
+    one, other = (held_out(sinusoids, 50, 5, 6, purpose)[0][:, :2] for purpose in ("validation", "test"))
+    assert not np.isin(one, other).any()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_test_functions_are_not_training_functions(sinusoids: SinusoidalTaskGenerator, seed: int) -> None:
+    trained = TaskDataset(sinusoids, 1000, 25, 10, 10, seed=seed).functions[:, 0]
+    tested = held_out(sinusoids, 1000, 5, 1, "test")[0][:, 0]
+    assert np.isin(tested, trained).mean() < 0.01  # float32 amplitudes may coincide once in a while
+
+
+def test_held_out_support_points_are_noisy_where_the_tasks_are() -> None:
+    generator = SinusoidalTaskGenerator(noise_std=0.3)
+    params, task = held_out(generator, 50, 20, 6, "test")
+    assert (task.support.y - generator.curve(params, task.support.x)).std() == pytest.approx(0.3, rel=0.1)
+
+
+def test_held_out_query_points_are_free_of_noise() -> None:
+    generator = SinusoidalTaskGenerator(noise_std=0.3)
+    params, task = held_out(generator, 50, 20, 6, "test")
+    assert_array_equal(task.query.y, generator.curve(params, task.query.x))

@@ -1,0 +1,198 @@
+"""The training loop: the same result however it is computed, and no bad number ever reaches the weights."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from config import Config
+from dataset import SinusoidalTaskGenerator, Task, TaskDataset, held_out, stream
+from learner import Points
+from trainer import Diverged, Trainer
+
+TINY = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 5, "LEO_DECODER_DIM": 6}
+METHODS = sorted(main.METHODS)
+
+
+def make(method="maml", iterations=12, tasks=5, dataset=None, **options):
+    config = Config.resolve(main.METHODS[method].defaults, TINY)
+    learner = main.METHODS[method].from_config(config, stream(0, "weights"))
+    dataset = dataset or TaskDataset(SinusoidalTaskGenerator(), 40, tasks, 6, 7, 0)
+    return Trainer(learner, dataset, iterations=iterations, meta_lr=1e-3, clip=1.0, **options)
+
+
+def run(trainer, steps=None):
+    for iteration, _ in trainer.train():
+        if iteration == steps:
+            break
+    return trainer.state()
+
+
+def assert_same_bits(left, right):
+    assert left["iteration"] == right["iteration"]
+    for part in ("meta_parameters", "adam"):
+        for name, tensor in left[part].items():
+            assert torch.equal(tensor, right[part][name]), f"{part} {name}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_twice_gives_the_same_bits(method):
+    assert_same_bits(run(make(method)), run(make(method)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_lowers_the_error_on_held_out_tasks(method):
+    trainer = make(method, iterations=150, tasks=10)
+    tasks = held_out(SinusoidalTaskGenerator(), 100, 6, 20, "validation")[1]
+    before = trainer.evaluate(tasks, 3).mean(0)
+    run(trainer)
+    assert trainer.evaluate(tasks, 3).mean(0)[3] < before[3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resuming_at_every_step_gives_the_same_bits(method):
+    whole = run(make(method))
+    for stop in range(1, 12):
+        middle = run(make(method), stop)
+        resumed = make(method)
+        resumed.load(middle)
+        assert_same_bits(run(resumed), whole)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_step_equals_eager_step_to_rounding(method):
+    eager, compiled = make(method, iterations=3), make(method, iterations=3, compile_mode="always")
+    assert compiled.prepare().startswith("compiled")
+    for (_, one), (_, other) in zip(eager.train(), compiled.train(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(eager.flat, compiled.flat, rtol=1e-4, atol=1e-5)
+
+
+def test_preparing_changes_no_state():
+    trainer = make(compile_mode="always")
+    before = trainer.state()
+    trainer.prepare()
+    assert_same_bits(trainer.state(), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_chunks_of_tasks_give_the_whole_batch_gradient(method, chunk):
+    whole, chunked = make(method, iterations=1), make(method, iterations=1, chunk=chunk)
+    (_, one), (_, other) = next(whole.train()), next(chunked.train())
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_adam_and_clipping_equal_torch_optim():
+    trainer = make(iterations=5)
+    reference = torch.nn.Parameter(trainer.flat.clone())
+    optimiser = torch.optim.Adam([reference], lr=1e-3)
+    for iteration in range(5):
+        task, noise = trainer._block(0)
+        here = Task(*(Points(points.x[iteration], points.y[iteration]) for points in task))
+        trainer.flat.copy_(reference.detach())
+        reference.grad = trainer._gradient(here, noise[iteration], trainer._groups[0][1])[: len(reference)]
+        torch.nn.utils.clip_grad_norm_([reference], 1.0)
+        optimiser.param_groups[0]["lr"] = trainer.learning_rate(iteration)
+        optimiser.step()
+    torch.testing.assert_close(run(make(iterations=5))["meta_parameters"]["theta"], reference.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_cosine_schedule_starts_at_the_rate_and_ends_at_zero():
+    trainer = make(iterations=100)
+    assert trainer.learning_rate(0) == 1e-3
+    assert trainer.learning_rate(50) == pytest.approx(5e-4)
+    assert trainer.learning_rate(100) == pytest.approx(0, abs=1e-12)
+    assert make(schedule="constant").learning_rate(11) == 1e-3
+
+
+class Poisoned(TaskDataset):
+    """A dataset in which one number of one meta-batch is not finite."""
+
+    def __init__(self, bad_iteration, value, part):
+        super().__init__(SinusoidalTaskGenerator(), 40, 5, 6, 7, 0)
+        self.bad_iteration, self.value, self.part = bad_iteration, value, part
+
+    def draw_block(self, number):
+        task = super().draw_block(number)
+        if number == self.bad_iteration // self.block:
+            getattr(task, self.part).y[self.bad_iteration % self.block, 0, 0] = self.value
+        return task
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "part"),
+    list(itertools.product([0, 3, 7, 11], [math.nan, math.inf], ["support", "query"])),
+)
+def test_a_number_that_is_not_finite_never_reaches_the_weights(step, value, part):
+    trainer = make(dataset=Poisoned(step, value, part))
+    with pytest.raises(Diverged) as caught:
+        run(trainer)
+    assert caught.value.iteration == step + 1
+    assert caught.value.quantity in ("meta_loss", "query_mse", "grad_norm")
+    clean = make()
+    expected = run(clean, step)["meta_parameters"]["theta"] if step else clean.flat
+    assert torch.equal(trainer.flat, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_of_a_task_does_not_depend_on_its_company(method):
+    trainer = make(method)
+    tasks = held_out(SinusoidalTaskGenerator(), 7, 5, 9, "test")[1]
+    single = Task(*(Points(points.x[2:3], points.y[2:3]) for points in tasks))
+    np.testing.assert_allclose(trainer.evaluate(single, 3)[0], trainer.evaluate(tasks, 3)[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_is_the_query_error_of_the_adapted_networks(method):
+    trainer = make(method)
+    tasks = held_out(SinusoidalTaskGenerator(), 2, 5, 9, "test")[1]
+    support = Points(*(torch.from_numpy(values[1]) for values in tasks.support))
+    with torch.no_grad():
+        path = trainer.learner.adapt(support, torch.zeros(trainer.learner.noise_dim), 4).path
+        errors = [((trainer.learner.network(w, torch.from_numpy(tasks.query.x[1])).numpy() - tasks.query.y[1]) ** 2).mean() for w in path]
+    np.testing.assert_allclose(trainer.evaluate(tasks, 4)[1], errors, rtol=1e-4)
+
+
+def test_a_state_of_another_shape_is_refused_by_name():
+    with pytest.raises(ValueError, match="meta-parameter theta does not fit"):
+        state = make().state()
+        state["meta_parameters"]["theta"] = torch.zeros(3)
+        make().load(state)
+
+
+def test_a_state_with_nan_is_refused():
+    state = make().state()
+    state["adam"]["exp_avg"][0] = math.nan
+    with pytest.raises(ValueError, match="finite"):
+        make().load(state)
+
+
+def test_short_runs_are_not_compiled_and_say_so():
+    assert "too few" in make(iterations=10, compile_mode="auto").prepare()
+
+
+def test_without_a_compiler_the_step_is_eager_and_says_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no C++ compiler" in make(iterations=10**6, compile_mode="auto").prepare()
+
+
+def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the compiler is broken\nand more")
+
+    trainer = make(compile_mode="always")
+    trainer._step = broken
+    assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken"
+    assert_same_bits(run(trainer), run(make()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("method", METHODS)
+def test_cuda_equals_cpu_for_twenty_steps(method):
+    cpu, cuda = run(make(method, iterations=20)), run(make(method, iterations=20, device="cuda"))
+    for name, tensor in cpu["meta_parameters"].items():
+        torch.testing.assert_close(tensor, cuda["meta_parameters"][name], rtol=1e-4, atol=1e-5)
