@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         raise RunError(f"{message} (expected the arguments that --help lists)")
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
+def build_parser() -> Parser:
     parser = Parser(prog="main.py", description="Meta-learning for few-shot regression: MAML and LEO.", allow_abbrev=False)
     parser.add_argument("--method", choices=sorted(METHODS), help="default: maml")
     parser.add_argument("--tasks", choices=sorted(TASKS), help="task family; default: sinusoid")
@@ -74,7 +74,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--resume", metavar="RUN", help="continue a run: its directory, or latest")
     action.add_argument("--evaluate", metavar="RUN", help="evaluate and draw a run's best.pt again")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    args = build_parser().parse_args(argv)
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", args.name):
         raise RunError(
             f"--name can't be used (got {args.name[:60]!r}; expected letters, digits, '.', '_' and '-', at most 100)"

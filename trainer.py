@@ -267,8 +267,7 @@ class Trainer:
                     self._split_gradients(here, noise[0])
         except Exception as error:
             self._step, self._gradient_of_group, self.compiled = self._eager_step, self._gradient, False
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            self.compile_note = f"compiling failed: {reason[0][:120]}"
+            self.compile_note = f"compiling failed: {' '.join((str(error) or type(error).__name__).split())[:200]}"
             return f"eager meta-step: {self.compile_note}"
         finally:
             self.alive.fill_(True)

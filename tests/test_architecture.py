@@ -204,7 +204,18 @@ def test_requirements_list_exactly_the_packages_agreed_on() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "main.py config.py maml.py leo.py dataset.py visualization.py results_manager.py requirements.txt experiments tests".split(),
+    [
+        "main.py",
+        "config.py",
+        "maml.py",
+        "leo.py",
+        "dataset.py",
+        "visualization.py",
+        "results_manager.py",
+        "requirements.txt",
+        "experiments",
+        "tests",
+    ],
 )
 def test_what_the_client_fixed_is_at_the_top_level(name: str) -> None:
     assert (ROOT / name).exists()

@@ -69,7 +69,7 @@ def test_parameters_are_uniform(functions: np.ndarray, column: int, low: float, 
 
 
 def test_inputs_stay_between_minus_5_and_5(inputs: np.ndarray) -> None:
-    assert -5 <= inputs.min() and inputs.max() <= 5
+    assert inputs.min() >= -5 and inputs.max() <= 5
 
 
 def test_inputs_nearly_reach_minus_5_and_5(inputs: np.ndarray) -> None:
@@ -100,9 +100,7 @@ def test_the_first_functions_of_seed_0_are_the_golden_ones(sinusoids: Sinusoidal
 
 def test_the_first_tasks_of_seed_0_are_the_golden_ones(sinusoids: SinusoidalTaskGenerator) -> None:
     support, query = TaskDataset(sinusoids, 100, 4, 3, 2, seed=0).draw_block(0)
-    assert_allclose(
-        support.x[0, :2, :, 0], [[4.5371113, -1.5810227, 0.4416275], [1.6973753, 3.7116356, -3.6308908]], rtol=1e-6
-    )
+    assert_allclose(support.x[0, :2, :, 0], [[4.5371113, -1.5810227, 0.4416275], [1.6973753, 3.7116356, -3.6308908]], rtol=1e-6)
     assert_allclose(support.y[0, :2, :, 0], [[0.866256, 0.284677, -3.329915], [-0.424350, 1.879709, 1.288979]], atol=1e-5)
     assert_allclose(query.x[0, :2, :, 0], [[-2.245512, 3.3511715], [-4.9684243, 3.7310925]], rtol=1e-6)
     assert_allclose(query.y[0, :2, :, 0], [[2.421394, 3.539563], [-1.095345, 1.871121]], atol=1e-5)

@@ -550,6 +550,7 @@ def test_closing_a_log_on_a_full_disk_is_a_warning(tmp_path: Path) -> None:
         manager._log_file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
         manager.log("a line that stays in the buffer")
         manager.close()
+    assert len(manager.warnings) >= 1
 
 
 def test_a_tensorboard_that_cannot_be_imported_is_a_warning(
@@ -681,8 +682,7 @@ def test_tensorboard_has_one_run(events: Any) -> None:
 
 
 def test_tensorboard_has_the_table_of_hyperparameters(events: Any) -> None:
-    plugins = {name for tag in ("_hparams_/experiment", "_hparams_/session_start_info") for name in [tag]}
-    assert plugins <= set(events.summary_metadata)
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.summary_metadata)
 
 
 def test_tensorboard_has_the_custom_layout(events: Any) -> None:
@@ -717,9 +717,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
         manager.save_checkpoint({"iteration": 1}, best=True)
         manager.save_figure("curve", a_figure(), 1)
         manager.save_arrays({"x": np.zeros(2)})
-        manager.log_validation(1, [1.0])
         manager.log("a line")
         manager.save_json("metrics.json", {})
+        manager.log_validation(1, [1.0])
         manager.save_report("complete", {"results": {"mse": np.array([1.0, np.nan])}})
     return directory, strict((directory / "full_report.json").read_bytes())
 
@@ -737,6 +737,18 @@ def test_the_reports_digests_are_those_of_the_files_that_the_run_left(report: Re
     directory, contents = report
     found = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in contents["files"]}
     assert contents["files"] == found
+
+
+def test_the_reports_digests_wait_for_what_is_still_on_its_way_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results_manager, "system_report", dict)
+    with managed(tmp_path / "run") as manager:
+        manager.open_tensorboard(0)
+        manager.log_validation(1, [1.0] * 500)  # more than the writer's queue holds
+        manager.save_report("complete", {})
+    listed = strict((manager.directory / "full_report.json").read_bytes())["files"]
+    assert listed == {name: hashlib.sha256((manager.directory / name).read_bytes()).hexdigest() for name in listed}
 
 
 @pytest.mark.parametrize(

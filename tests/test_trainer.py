@@ -182,11 +182,11 @@ def test_without_a_compiler_the_step_is_eager_and_says_so(monkeypatch):
 
 def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
     def broken(*_):
-        raise RuntimeError("the compiler is broken\nand more")
+        raise RuntimeError("the compiler is broken\nbeyond repair")
 
     trainer = make(compile_mode="always")
     trainer._step = broken
-    assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken"
+    assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken beyond repair"
     assert_same_bits(run(trainer), run(make()))
 
 

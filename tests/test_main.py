@@ -1,0 +1,243 @@
+"""The command line end to end, in process, with tiny settings: what a run leaves behind, and going on with it."""
+
+import json
+import math
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from config import Config
+from results_manager import read_checkpoint
+
+ROOT = Path(main.__file__).parent
+METHODS = sorted(main.METHODS)
+TINY = {
+    "EPOCHS": 2,
+    "NUM_TASKS": 30,
+    "META_BATCH_SIZE": 4,
+    "SUPPORT_SAMPLES": 5,
+    "QUERY_SAMPLES": 5,
+    "HIDDEN_DIM": 6,
+    "LEO_LATENT_DIM": 3,
+    "LEO_ENCODER_DIM": 4,
+    "LEO_RELATION_DIM": 4,
+    "LEO_DECODER_DIM": 4,
+    "EVAL_TASKS": 12,
+    "EVAL_QUERY_SAMPLES": 8,
+    "EVAL_STEPS": 6,
+    "EVAL_SHOTS": [5, 10],
+    "VALIDATION_TASKS": 4,
+    "LOG_INTERVAL": 2,
+    "VALIDATION_INTERVAL": 5,
+    "CHECKPOINT_INTERVAL": 4,
+}
+
+
+def command(output, *arguments, **settings):
+    chosen = [f"{key}={json.dumps(value)}" for key, value in (TINY | settings).items()]
+    return ["--output", str(output), *arguments, *(word for item in chosen for word in ("--set", item))]
+
+
+def only_run(output):
+    (directory,) = output.iterdir()
+    return directory
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request, tmp_path_factory):
+    """A finished tiny run of each method: (method, run directory)."""
+    output = tmp_path_factory.mktemp(request.param)
+    assert main.main(command(output, "--method", request.param)) == 0
+    return request.param, only_run(output)
+
+
+def test_a_run_leaves_every_file_of_the_contract(finished):
+    method, directory = finished
+    assert re.fullmatch(rf"{method.upper()}_Sinusoidal_\d{{8}}-\d{{6}}", directory.name)
+    names = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+    figures = ["training_curves", "task_predictions", "performance", "adaptive_learning"]
+    figures += ["latent_space"] if method == "leo" else []
+    wanted = {f"plots/{name}.{suffix}" for name in figures for suffix in ("png", "pdf")} | {"plots/data.npz"}
+    wanted |= {f"checkpoints/{name}.pt" for name in ("last", "best", "previous")}
+    wanted |= {"config.json", "metrics.json", "full_report.json", "train.log"}
+    assert wanted <= names
+    assert any(name.startswith("tensorboard/events") for name in names)
+
+
+def test_metrics_follow_the_schema(finished):
+    method, directory = finished
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert (metrics["schema_version"], metrics["method"]) == (1, method)
+    assert [record["iteration"] for record in metrics["train"]] == [2, 4, 6, 8, 10, 12, 14, 15]
+    assert [record["epoch"] for record in metrics["train"]] == [1, 1, 1, 2, 2, 2, 2, 2]
+    shared = {"iteration", "epoch", "meta_loss", "query_mse", "grad_norm", "learning_rate"}
+    assert shared <= set(metrics["train"][0])
+    assert [record["iteration"] for record in metrics["validation"]] == [5, 10, 15]
+    assert all(len(record["mse"]) == 7 for record in metrics["validation"])
+    evaluation = metrics["evaluation"]
+    assert (evaluation["num_tasks"], evaluation["query_samples"], list(evaluation["shots"])) == (12, 8, ["5", "10"])
+    assert all(len(values) == 7 for shots in evaluation["shots"].values() for values in shots.values())
+    assert metrics["performance"]["iterations"] == 15
+
+
+def test_evaluation_record_agrees_with_the_arrays_behind_the_figures(finished):
+    _, directory = finished
+    evaluation = json.loads((directory / "metrics.json").read_text())["evaluation"]
+    with np.load(directory / "plots" / "data.npz") as arrays:
+        errors = arrays["test_errors_10_shot"]
+    assert errors.shape == (12, 7)
+    np.testing.assert_allclose(evaluation["shots"]["10"]["mse"], errors.mean(0))
+    np.testing.assert_allclose(evaluation["shots"]["10"]["ci95"], 1.96 * errors.std(0, ddof=1) / math.sqrt(12))
+
+
+def test_best_checkpoint_is_that_of_the_lowest_validation_error(finished):
+    _, directory = finished
+    validation = json.loads((directory / "metrics.json").read_text())["validation"]
+    lowest = min(validation, key=lambda record: record["mse"][-1])
+    best = read_checkpoint(directory / "checkpoints" / "best.pt")
+    assert (best["iteration"], best["best"]) == (lowest["iteration"], lowest["mse"][-1])
+
+
+def test_checkpoints_load_with_plain_torch(finished):
+    _, directory = finished
+    state = torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
+    assert state["iteration"] == 15
+
+
+def test_saved_configuration_starts_the_same_run(finished, tmp_path):
+    method, directory = finished
+    assert main.main(["--method", method, "--config", str(directory / "config.json"), "--output", str(tmp_path)]) == 0
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in (directory, only_run(tmp_path)))
+    for part in ("train", "validation", "evaluation"):
+        assert first[part] == second[part], part
+
+
+def test_report_names_status_machine_and_results(finished):
+    _, directory = finished
+    report = json.loads((directory / "full_report.json").read_text())
+    assert report["status"] == "complete"
+    assert report["config"] == Config(**json.loads((directory / "config.json").read_text())).to_dict()
+    assert report["environment"]["libraries"]["torch"] == torch.__version__
+    assert report["warnings"] == []
+    assert set(report["git"]) == {"commit", "dirty"}
+
+
+def test_evaluating_again_gives_the_same_figures(finished, capsys):
+    _, directory = finished
+    before = json.loads((directory / "metrics.json").read_text())
+    assert main.main(["--evaluate", str(directory)]) == 0
+    assert json.loads((directory / "metrics.json").read_text())["evaluation"] == before["evaluation"]
+    assert "mean squared error on 12 test tasks" in capsys.readouterr().out
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+    _, directory = finished
+    before = (directory / "metrics.json").read_bytes()
+    assert main.main(["--resume", str(directory)]) == 0
+    assert "already complete" in capsys.readouterr().out
+    assert (directory / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_path, monkeypatch):
+    assert main.main(command(tmp_path / "whole", "--method", method)) == 0
+    signals = main.Signals()
+    signals.stop = 15  # SIGTERM, as if it had come before the first step
+    monkeypatch.setattr(main, "Signals", lambda: signals)
+    assert main.main(command(tmp_path / "parts", "--method", method)) == 143
+    directory = only_run(tmp_path / "parts")
+    assert json.loads((directory / "full_report.json").read_text())["status"] == "interrupted"
+    for _ in range(5):  # one step at a time, then to the end
+        assert main.main(["--output", str(tmp_path / "parts"), "--resume", "latest"]) == 143
+    signals.stop = 0
+    assert main.main(["--resume", str(directory)]) == 0
+    whole, parts = (json.loads((run / "metrics.json").read_text()) for run in (only_run(tmp_path / "whole"), directory))
+    for part in ("train", "validation", "evaluation"):
+        assert whole[part] == parts[part], part
+    ends = [read_checkpoint(run / "checkpoints" / "last.pt") for run in (only_run(tmp_path / "whole"), directory)]
+    for name, tensor in ends[0]["meta_parameters"].items():
+        assert torch.equal(tensor, ends[1]["meta_parameters"][name])
+
+
+def test_a_finished_run_goes_on_with_more_epochs(tmp_path):
+    assert main.main(command(tmp_path)) == 0
+    assert main.main(["--output", str(tmp_path), "--resume", "latest", "--set", "EPOCHS=3"]) == 0
+    metrics = json.loads((only_run(tmp_path) / "metrics.json").read_text())
+    assert metrics["performance"]["iterations"] == 23
+    assert metrics["train"][-1]["iteration"] == 23
+
+
+def test_resuming_with_another_network_is_refused_by_name(tmp_path, capsys):
+    assert main.main(command(tmp_path)) == 0
+    assert main.main(["--output", str(tmp_path), "--resume", "latest", "--set", "HIDDEN_DIM=7"]) == 2
+    assert "HIDDEN_DIM can't change" in capsys.readouterr().err
+
+
+def test_divergence_exits_with_3_and_keeps_the_last_checkpoint(tmp_path, capsys):
+    settings = {"META_LEARNING_RATE": 10.0, "INNER_LEARNING_RATE": 1000.0, "INNER_STEPS": 20, "META_SCHEDULE": "constant"}
+    assert main.main(command(tmp_path, **settings)) == 3
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"error: training diverged at iteration \d+ \(got \w+ = (nan|inf)", error)
+    report = json.loads((only_run(tmp_path) / "full_report.json").read_text())
+    assert report["status"] == "diverged"
+
+
+def test_command_line_beats_file_beats_method_defaults(tmp_path):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(TINY | {"INNER_STEPS": 3, "LEO_LATENT_STEPS": 1}))
+    arguments = ["--method", "leo", "--config", str(settings), "--set", "INNER_STEPS=2", "--seed", "9"]
+    assert main.main([*arguments, "--output", str(tmp_path / "out"), "--name", "mine"]) == 0
+    config = json.loads((tmp_path / "out" / "LEO_Sinusoidal_mine" / "config.json").read_text())
+    assert (config["INNER_STEPS"], config["LEO_LATENT_STEPS"], config["RANDOM_SEED"]) == (2, 1, 9)
+    assert config["INNER_GRADIENT_CLIP"] == main.METHODS["leo"].defaults["INNER_GRADIENT_CLIP"]
+
+
+def test_inputs_of_several_dimensions_run_to_the_end(tmp_path):
+    assert main.main(command(tmp_path, INPUT_DIM=3)) == 0
+    names = {path.name for path in (only_run(tmp_path) / "plots").iterdir()}
+    assert "performance.png" in names and "task_predictions.png" not in names
+
+
+def readme_code(heading):
+    """The first Python block under a heading of the README."""
+    text = (ROOT / "README.md").read_text()
+    section = text[text.index(f"# {heading}\n") :]
+    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+
+
+def test_the_readme_algorithm_trains(tmp_path, monkeypatch):
+    module = types.ModuleType("meta_sgd")
+    exec(readme_code("Add a meta-learning algorithm"), module.__dict__)
+    monkeypatch.setitem(main.METHODS, "meta-sgd", module.MetaSGD)
+    assert main.main(command(tmp_path, "--method", "meta-sgd", EPOCHS=20)) == 0
+    state = read_checkpoint(only_run(tmp_path) / "checkpoints" / "last.pt")
+    assert state["meta_parameters"]["lr"].std() > 0  # the step sizes have been learned, each on its own
+
+
+def test_the_readme_task_family_trains(tmp_path, monkeypatch):
+    module = types.ModuleType("steps")
+    monkeypatch.setitem(sys.modules, "steps", module)
+    exec(readme_code("Add a task family"), module.__dict__)
+    monkeypatch.setitem(main.TASKS, "steps", lambda config: module.StepTaskGenerator())
+    assert main.main(command(tmp_path, "--tasks", "steps")) == 0
+    assert only_run(tmp_path).name.startswith("MAML_Steps_")
+
+
+def test_the_readme_lists_every_key_with_its_default():
+    text = (ROOT / "README.md").read_text()
+    for key, value in Config().to_dict().items():
+        shown = json.dumps(value) if not isinstance(value, float) else f"{value:.4g}"
+        assert re.search(rf"^\| `{key}` \| {re.escape(shown)} \|", text, re.MULTILINE), f"{key} = {shown}"
+
+
+def test_the_readme_lists_every_flag():
+    text = (ROOT / "README.md").read_text()
+    for flag in main.build_parser()._option_string_actions:
+        if flag.startswith("--"):
+            assert f"`{flag}" in text, flag

@@ -1,0 +1,428 @@
+"""Figures: arrays in, labelled figures out, whatever the arrays hold."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.testing import assert_allclose
+
+import visualization
+from visualization import (
+    adaptive_learning,
+    binned_median,
+    latent_space,
+    mean_and_interval,
+    performance_over_tasks,
+    results_table,
+    run_figures,
+    shown_steps,
+    smoothed,
+    task_predictions,
+    training_curves,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("amplitude", "phase (rad)")
+PUBLISHED = {5: {1: 0.67, 5: 0.38, 10: 0.35}}
+GRID = np.linspace(-5, 5, 21)
+STEPS = [0, 1, 5, 10]
+
+
+def drawn(figure: Figure, layout: bool = False) -> Figure:
+    """The figure, after every part of it was drawn: where most faults of a figure show. Laying it out is slow."""
+    figure.set_dpi(30)
+    if not layout:
+        figure.set_layout_engine("none")
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def numbers(*shape: int) -> np.ndarray:
+    """Positive numbers of a fixed seed."""
+    return np.random.default_rng(0).uniform(0.1, 2.0, shape)
+
+
+def curves(train: int = 30, validation: int = 4, steps: int = 10) -> Figure:
+    return training_curves(
+        {"iteration": np.arange(train) * 100, "query_mse": numbers(train)},
+        {"iteration": np.arange(validation) * 1000, "mse": numbers(validation, steps + 1)},
+        "a title",
+    )
+
+
+def predictions(tasks: int = 6, steps: list[int] = STEPS) -> Figure:
+    shape = (tasks, len(GRID))
+    points = numbers(tasks, 5)
+    return task_predictions(GRID, numbers(*shape), points, points, numbers(tasks, len(steps), len(GRID)), steps, "a title")
+
+
+def performance(tasks: int = 40, reference: visualization.Reference = PUBLISHED) -> Figure:
+    errors = {count: numbers(tasks) / count for count in (5, 10)}
+    return performance_over_tasks(errors, numbers(tasks, 3), NAMES, 10, reference, "a title")
+
+
+def adapting(steps: int = 10, reference: visualization.Reference = PUBLISHED) -> Figure:
+    results = {count: {"mse": numbers(steps + 1), "ci95": numbers(steps + 1) / 10} for count in (5, 10)}
+    return adaptive_learning(results, reference, "a title")
+
+
+def latent(tasks: int = 40, size: int = 4) -> Figure:
+    return latent_space(numbers(tasks, size), numbers(tasks, 3), NAMES, "a title")
+
+
+FIGURES: dict[str, Callable[..., Figure]] = {
+    "training_curves": curves,
+    "task_predictions": predictions,
+    "performance_over_tasks": performance,
+    "adaptive_learning": adapting,
+    "latent_space": latent,
+}
+
+
+@functools.cache
+def usual(name: str) -> Figure:
+    """A figure of ordinary arrays, drawn with its layout: made once, for the tests that only look at it."""
+    return drawn(FIGURES[name](), layout=True)
+
+
+def shown(figure: Figure) -> list[Axes]:
+    return [axis for axis in figure.axes if axis.get_visible()]
+
+
+def outer(figure: Figure, side: str) -> list[Axes]:
+    """The axes at the bottom or at the left of a figure: those that carry the labels of all."""
+    found = []
+    for axis in shown(figure):
+        place = axis.get_subplotspec()
+        if place is not None and (place.is_last_row() if side == "bottom" else place.is_first_col()):
+            found.append(axis)
+    return found
+
+
+# ---- every figure
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_a_figure_and_can_be_drawn(name: str) -> None:
+    assert isinstance(usual(name), Figure)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_axes_at_the_bottom_say_what_runs_along_them(name: str) -> None:
+    assert all(axis.get_xlabel() for axis in outer(usual(name), "bottom"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_axes_at_the_left_say_what_they_measure(name: str) -> None:
+    assert all(axis.get_ylabel() for axis in outer(usual(name), "left"))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_has_the_title_that_it_was_given(name: str) -> None:
+    figure = usual(name)
+    assert "a title" in [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
+
+
+@pytest.mark.parametrize("name", ["performance_over_tasks", "latent_space"])
+def test_the_phase_has_its_unit_beside_it(name: str) -> None:
+    labels = {label for axis in usual(name).axes for label in (axis.get_xlabel(), axis.get_ylabel())}
+    assert "phase (rad)" in labels
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_changes_no_setting_of_matplotlib(name: str) -> None:
+    before = dict(matplotlib.rcParams)
+    FIGURES[name]()
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_drawing_does_not_import_pyplot() -> None:
+    program = (
+        "import io, sys, numpy as np, visualization as v\n"
+        "x = np.ones(3)\n"
+        "v.adaptive_learning({5: {'mse': x, 'ci95': x / 9}}, {}, 't').savefig(io.BytesIO(), format='pdf')\n"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# ---- little to show
+
+
+@pytest.mark.parametrize("name", ["task_predictions", "performance_over_tasks", "latent_space"])
+def test_one_task_is_enough_for_a_figure(name: str) -> None:
+    drawn(FIGURES[name](tasks=1))
+
+
+def test_two_tasks_are_enough_for_a_latent_space() -> None:
+    drawn(latent(tasks=2))
+
+
+@pytest.mark.parametrize(("train", "validation"), [(0, 0), (0, 3), (3, 0), (1, 1)])
+def test_a_short_or_empty_history_can_be_drawn(train: int, validation: int) -> None:
+    drawn(curves(train, validation))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_few_gradients_at_evaluation_can_be_drawn(steps: int) -> None:
+    for figure in (curves(steps=steps), adapting(steps=steps), predictions(tasks=2, steps=shown_steps(steps))):
+        drawn(figure)
+
+
+@pytest.mark.parametrize("draw", [performance, adapting])
+@pytest.mark.parametrize("reference", [{}, {20: {10: 0.1}}, {5: {}}], ids=["none", "another K", "no values"])
+def test_a_number_of_shots_without_published_figures_is_drawn_without_them(
+    draw: Callable[..., Figure], reference: visualization.Reference
+) -> None:
+    labels = {text for axis in drawn(draw(reference=reference)).axes for text in axis.get_legend_handles_labels()[1]}
+    assert {"K = 5", "K = 10"} <= labels and not any("Finn" in label for label in labels)
+
+
+@pytest.mark.parametrize("draw", [performance, adapting])
+def test_published_figures_are_marked_for_the_shots_that_have_them(draw: Callable[..., Figure]) -> None:
+    labels = {text for axis in draw().axes for text in axis.get_legend_handles_labels()[1]}
+    assert [label for label in labels if "Finn" in label and "K = 5" in label] and not any(
+        "Finn" in label and "K = 10" in label for label in labels
+    )
+
+
+def test_codes_of_equal_tasks_can_be_drawn() -> None:
+    drawn(latent_space(np.ones((10, 4)), numbers(10, 3), NAMES, "a title"))
+
+
+def test_a_family_without_named_parameters_can_be_drawn() -> None:
+    drawn(latent_space(numbers(10, 4), numbers(10, 3), (), "a title"))
+    drawn(performance_over_tasks({5: numbers(10)}, numbers(10, 3), (), 5, {}, "a title"))
+
+
+# ---- values that are not finite, and values far off
+
+
+BAD = [np.nan, np.inf, 1e77]  # the last is about the square of the largest float32
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("where", [slice(3, 4), slice(None)], ids=["one value", "every value"])
+def test_training_curves_show_what_is_left_of_a_diverged_run(bad: float, where: slice) -> None:
+    losses, errors = numbers(30), numbers(5, 11)
+    losses[where] = errors[where] = bad
+    drawn(
+        training_curves(
+            {"iteration": np.arange(30), "query_mse": losses}, {"iteration": np.arange(5), "mse": errors}, "a title"
+        )
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_task_predictions_show_what_is_left_of_a_diverged_task(bad: float) -> None:
+    values = numbers(6, 4, 21).astype(np.float32)
+    values[1, 2:], values[3] = bad, bad
+    points = numbers(6, 5)
+    drawn(task_predictions(GRID, numbers(6, 21).astype(np.float32), points, points, values, STEPS, "a title"))
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("where", [slice(3, 4), slice(None)], ids=["one task", "every task"])
+def test_performance_shows_what_is_left_where_tasks_diverged(bad: float, where: slice) -> None:
+    errors = {5: numbers(40), 10: numbers(40)}
+    errors[10][where] = bad
+    drawn(performance_over_tasks(errors, numbers(40, 3), NAMES, 10, PUBLISHED, "a title"))
+
+
+def test_a_diverged_task_counts_among_all_in_the_distribution() -> None:
+    errors = np.array([1.0, 2.0, np.inf, np.nan])
+    left = performance_over_tasks({5: errors}, numbers(4, 3), NAMES, 5, {}, "a title").axes[0]
+    assert_allclose(left.lines[0].get_ydata(), [0.25, 0.5])
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("where", [slice(6, None), slice(None)], ids=["late steps", "every step"])
+@pytest.mark.parametrize("key", ["mse", "ci95"])
+def test_adaptive_learning_shows_what_is_left_of_a_diverged_curve(bad: float, where: slice, key: str) -> None:
+    result = {"mse": numbers(11), "ci95": numbers(11) / 10}
+    result[key][where] = bad
+    drawn(adaptive_learning({5: result, 10: {"mse": numbers(11), "ci95": numbers(11) / 10}}, PUBLISHED, "a title"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_latent_space_shows_the_codes_that_are_finite(bad: float) -> None:
+    codes = numbers(40, 4)
+    codes[3, 1] = bad
+    dots = drawn(latent_space(codes, numbers(40, 3), NAMES, "a title")).axes[0].collections[0]
+    assert np.isfinite(np.ma.filled(dots.get_offsets(), np.nan)).all(1).sum() == 39
+
+
+# ---- what the figures compute
+
+
+@pytest.mark.parametrize("width", [1, 3, 5, 99])
+def test_smoothing_is_the_geometric_mean_of_the_window(width: int) -> None:
+    values, half = numbers(12), width // 2
+    expected = [np.exp(np.log(values[max(0, i - half) : i + half + 1]).mean()) for i in range(12)]
+    assert_allclose(smoothed(values, width), expected)
+
+
+def test_smoothing_nothing_gives_nothing() -> None:
+    assert len(smoothed(np.empty(0), 5)) == 0
+
+
+def test_smoothing_survives_an_error_of_zero() -> None:
+    assert np.isfinite(smoothed(np.array([1.0, 0.0, 1.0]), 3)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_spoils_only_the_windows_around_it(bad: float) -> None:
+    values = np.ones(12)
+    values[3] = bad
+    assert_allclose(smoothed(values, 3)[5:], 1)
+
+
+@pytest.mark.parametrize("bins", [1, 4, 12])
+def test_binned_medians_are_the_medians_of_the_bins(bins: int) -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.uniform(0, 1, 200), rng.standard_normal(200)
+    edges = np.linspace(x.min(), x.max(), bins + 1)
+    members = [(x >= low) & (x < high) for low, high in itertools.pairwise(edges)]
+    members[-1] |= x == x.max()
+    centres, medians = binned_median(x, y, bins)
+    assert_allclose(centres, (edges[:-1] + edges[1:]) / 2)
+    assert_allclose(medians, [np.median(y[member]) for member in members])
+
+
+def test_empty_bins_are_left_out() -> None:
+    centres, medians = binned_median(np.array([0.0, 0.1, 1.0]), np.array([1.0, 3.0, 5.0]), 4)
+    assert_allclose([centres, medians], [[0.125, 0.875], [2.0, 5.0]])
+
+
+def test_no_points_have_no_medians() -> None:
+    assert [len(part) for part in binned_median(np.empty(0), np.empty(0), 4)] == [0, 0]
+
+
+def test_equal_inputs_have_one_median() -> None:
+    centres, medians = binned_median(np.full(3, 2.0), np.array([1.0, 2.0, 9.0]), 4)
+    assert (centres.tolist(), medians.tolist()) == ([2.0], [2.0])
+
+
+@pytest.mark.parametrize(("last", "steps"), [(0, [0]), (1, [0, 1]), (3, [0, 1, 3]), (5, [0, 1, 5]), (10, [0, 1, 5, 10])])
+def test_the_steps_shown_are_0_1_5_and_the_last(last: int, steps: list[int]) -> None:
+    assert shown_steps(last) == steps
+
+
+def test_the_interval_is_196_standard_errors_over_tasks() -> None:
+    errors = numbers(50, 3)
+    deviation = np.sqrt(np.square(errors - errors.mean(0)).sum(0) / 49)
+    assert_allclose(mean_and_interval(errors)["ci95"], 1.96 * deviation / np.sqrt(50))
+
+
+def test_mean_and_median_are_taken_over_tasks() -> None:
+    result = mean_and_interval(np.array([[1.0, 10.0], [2.0, 20.0], [6.0, 90.0]]))
+    assert_allclose([result["mse"], result["median"]], [[3, 40], [2, 20]])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_diverged_task_shows_in_the_mean(bad: float) -> None:
+    assert not np.isfinite(mean_and_interval(np.array([[1.0], [bad], [2.0]]))["mse"]).any()
+
+
+def test_a_diverged_task_leaves_the_median_of_the_others() -> None:
+    assert mean_and_interval(np.array([[1.0], [np.inf], [2.0]]))["median"] == [2.0]
+
+
+# ---- all figures of a run
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    """What plots/data.npz holds, for a run with everything in it."""
+    return {
+        "test_params": numbers(30, 3),
+        "test_errors_5_shot": numbers(30, 11),
+        "test_errors_20_shot": numbers(30, 11),
+        "train_iteration": np.arange(10),
+        "train_query_mse": numbers(10),
+        "validation_iteration": np.arange(2),
+        "validation_mse": numbers(2, 11),
+        "grid": GRID,
+        "grid_truth": numbers(6, 21),
+        "grid_support_x": numbers(6, 5),
+        "grid_support_y": numbers(6, 5),
+        "grid_predictions": numbers(6, 11, 21),
+        "codes": numbers(30, 4),
+    }
+
+
+def names(arrays: dict[str, np.ndarray]) -> set[str]:
+    return set(run_figures(arrays, 5, NAMES, PUBLISHED, "a run"))
+
+
+COMMON = {"training_curves", "performance", "adaptive_learning"}
+
+
+def test_a_run_with_everything_has_five_figures(arrays: dict[str, np.ndarray]) -> None:
+    assert names(arrays) == COMMON | {"task_predictions", "latent_space"}
+
+
+def test_a_run_without_codes_has_no_latent_space(arrays: dict[str, np.ndarray]) -> None:
+    del arrays["codes"]
+    assert names(arrays) == COMMON | {"task_predictions"}
+
+
+def test_a_run_with_many_input_dimensions_has_no_predictions_to_draw(arrays: dict[str, np.ndarray]) -> None:
+    assert names({name: array for name, array in arrays.items() if "grid" not in name}) == COMMON | {"latent_space"}
+
+
+def test_the_figures_of_a_run_can_be_drawn_from_its_stored_arrays(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "data.npz", **arrays)
+    with np.load(tmp_path / "data.npz", allow_pickle=False) as stored:
+        for figure in run_figures(dict(stored), 5, NAMES, {}, "a run").values():
+            drawn(figure)
+
+
+def test_drawing_leaves_the_arrays_as_they_were(arrays: dict[str, np.ndarray]) -> None:
+    before = {name: array.copy() for name, array in arrays.items()}
+    run_figures(arrays, 5, NAMES, PUBLISHED, "a run")
+    assert all(np.array_equal(array, before[name]) for name, array in arrays.items())
+
+
+# ---- the table
+
+
+def evaluation(mse: list[Any], diverged: int = 0) -> dict[str, Any]:
+    """The record of metrics.json, for 5 shots."""
+    result = {"mse": mse, "ci95": [0.01] * len(mse), "median": mse}
+    return {"num_tasks": 1000, "query_samples": 100, "diverged": diverged, "shots": {"5": result}}
+
+
+def test_the_table_shows_the_error_after_0_1_5_and_10_gradients() -> None:
+    table = results_table(evaluation([float(step) / 8 for step in range(11)]), {})
+    assert " ".join(table.splitlines()[-1].split()) == "5 0 +- 0.01 0.125 +- 0.01 0.625 +- 0.01 1.25 +- 0.01"
+
+
+def test_the_table_puts_published_figures_below_ours() -> None:
+    assert results_table(evaluation([1.0] * 11), PUBLISHED).splitlines()[-1].split() == ["paper", "-", "0.67", "0.38", "0.35"]
+
+
+def test_the_table_has_no_published_figures_where_there_are_none() -> None:
+    assert "paper" not in results_table(evaluation([1.0] * 11), {10: {1: 0.5}})
+
+
+def test_the_table_counts_diverged_tasks() -> None:
+    assert "3 test tasks diverged" in results_table(evaluation([1.0] * 11, diverged=3), {})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, None], ids=repr)
+def test_the_table_shows_an_error_that_is_not_finite(bad: Any) -> None:
+    assert "1 +- 0.01" in results_table(evaluation([1.0, *[bad] * 10]), {})  # null is how JSON writes it
