@@ -124,6 +124,11 @@ class MetaLearner(nn.Module, ABC):
     def from_config(cls, config: Any, rng: np.random.Generator) -> MetaLearner:
         """Build the learner from a Config, with initial weights drawn from `rng`."""
 
+    @classmethod
+    def numbers_per_weight(cls, config: Any) -> int:
+        """Meta-parameters for each weight of the network, about: what its size costs, before anything is made."""
+        return 1
+
     @abstractmethod
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
         """Adapt to one task: a pure function of the meta-parameters and its arguments.

@@ -101,6 +101,10 @@ class LEO(MetaLearner):
             orthogonality=config.LEO_ORTHOGONALITY,
         )
 
+    @classmethod
+    def numbers_per_weight(cls, config: Config) -> int:
+        return 2 * (config.LEO_DECODER_DIM + 1)
+
     @property
     def noise_dim(self) -> int:  # type: ignore[override]
         return self.latent_dim + self.network.num_weights

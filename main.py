@@ -7,28 +7,23 @@ python main.py --method leo --set SUPPORT_SAMPLES=5
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-import psutil
 import torch
-from tqdm import tqdm
 
-import visualization as figures
 from config import KEYS, Config, ConfigError, load_settings, parse_assignment
-from dataset import SinusoidalTaskGenerator, Task, TaskDataset, TaskGenerator, held_out, stream
+from dataset import SinusoidalTaskGenerator, TaskGenerator
+from experiment import Experiment, Signals, say
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
 from results_manager import ExperimentManager, RunError, find_run, read_checkpoint
-from trainer import Diverged, Trainer
+from trainer import Diverged
 
 
 def sinusoid(config: Config) -> TaskGenerator:
@@ -44,10 +39,6 @@ def sinusoid(config: Config) -> TaskGenerator:
 METHODS: dict[str, type[MetaLearner]] = {"maml": MAML, "leo": LEO}
 TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid}
 
-# Finn et al. 2017, appendix C.1: shots -> gradients -> mean squared error of MAML, on the default sinusoids
-PUBLISHED = {5: {1: 0.67, 5: 0.38, 10: 0.35}}
-PUBLISHED_FOR = ("INPUT_DIM", "AMPLITUDE_MIN", "AMPLITUDE_MAX", "PHASE_MIN", "PHASE_MAX", "X_MIN", "X_MAX", "NOISE_STD")
-DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
 MAY_CHANGE_ON_RESUME = {"EPOCHS", "DEVICE", "COMPILE", "LOG_INTERVAL", "VALIDATION_INTERVAL", "CHECKPOINT_INTERVAL"} | {
     key for key in KEYS if key.startswith("EVAL_")
 }
@@ -83,7 +74,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         raise RunError(
             f"--name can't be used (got {args.name[:60]!r}; expected letters, digits, '.', '_' and '-', at most 100)"
         )
-    if (args.resume or args.evaluate) and (args.name or args.config):
+    if (args.resume, args.evaluate) != (None, None) and (args.name or args.config):
         raise RunError("a run that exists has its name and settings (got --name or --config; expected neither)")
     return args
 
@@ -98,245 +89,27 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     return named | dict(parse_assignment(text) for text in args.set)
 
 
-def resolve_device(name: str) -> torch.device:
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    index = int(name.partition(":")[2] or 0)
-    if name != "cpu" and index >= available:
-        raise ConfigError(f"DEVICE can't be used (got {name}; expected cpu, or one of {available} CUDA devices)")
-    return torch.device(name)
+# ---- what can be done
 
 
-def check_memory(config: Config) -> None:
-    """Refuse settings whose tensors can't fit this machine, before they take it down. A lower bound."""
-    hidden, points = config.HIDDEN_DIM, config.SUPPORT_SAMPLES + config.QUERY_SAMPLES
-    weights = (config.INPUT_DIM + hidden + 3) * hidden
-    at_once = min(config.TASK_CHUNK or config.META_BATCH_SIZE, config.META_BATCH_SIZE)
-    numbers = weights * (6 + at_once) + at_once * points * hidden * (2 + config.INNER_STEPS)
-    numbers += config.META_BATCH_SIZE * points * (config.INPUT_DIM + 1) * 2 + config.NUM_TASKS * 8
-    total = psutil.virtual_memory().total
-    if 4 * numbers > total:
-        raise ConfigError(
-            f"these settings do not fit in memory (got HIDDEN_DIM={hidden}, META_BATCH_SIZE={config.META_BATCH_SIZE}, "
-            f"{4 * numbers / 2**30:.0f} GiB or more; expected at most {total / 2**30:.0f} GiB)"
-        )
+def build(method: str, tasks: str, config: Config) -> Experiment:
+    return Experiment(method, METHODS[method], tasks, TASKS[tasks](config), config)
 
 
-def say(text: str) -> None:
-    """Print a line; a reader that has left (`| head -1`) does not end the run."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-# ---- a run
-
-
-class Signals:
-    """SIGINT and SIGTERM ask the loop to save and leave at the next step; a second SIGINT quits at once."""
-
-    def __init__(self) -> None:
-        self.stop = 0  # number of the signal that asked to stop
-        self.save = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask_to_stop)
-        signal.signal(signal.SIGUSR1, self._ask_to_save)
-
-    def _ask_to_stop(self, number: int, _: Any) -> None:
-        if self.stop and number == signal.SIGINT:
-            os._exit(130)
-        self.stop = number
-
-    def _ask_to_save(self, _number: int, _: Any) -> None:
-        self.save = True
-
-
-class Run:
-    """One training run: what is trained, where it is recorded, and how far it is."""
-
-    def __init__(self, method: str, tasks: str, config: Config):
-        self.method, self.tasks, self.config = method, tasks, config
-        self.generator = TASKS[tasks](config)
-        device = resolve_device(config.DEVICE)
-        check_memory(config)
-        seed = config.RANDOM_SEED
-        self.dataset = TaskDataset(
-            self.generator, config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES, seed
-        )
-        self.trainer = Trainer(
-            METHODS[method].from_config(config, stream(seed, "weights")),
-            self.dataset,
-            iterations=config.iterations,
-            meta_lr=config.META_LEARNING_RATE,
-            schedule=config.META_SCHEDULE,
-            clip=config.META_GRADIENT_CLIP,
-            chunk=config.TASK_CHUNK,
-            device=device,
-            compile_mode=config.COMPILE,
-        )
-        self.best = float("inf")  # lowest validation error after the last gradient
-        self.train_seconds = 0.0
-        self.manager: ExperimentManager
-
-    def held_out(self, purpose: str, shots: int) -> tuple[np.ndarray, Task]:
-        config = self.config
-        count = config.VALIDATION_TASKS if purpose == "validation" else config.EVAL_TASKS
-        return held_out(self.generator, count, shots, config.EVAL_QUERY_SAMPLES, purpose)
-
-    # ---- saving and loading
-
-    def save(self, best: bool = False) -> None:
-        state = {"tasks": self.tasks, "config": self.config.to_dict(), "best": self.best, "train_seconds": self.train_seconds}
-        self.manager.save_checkpoint(self.trainer.state() | state, best=best)
-
-    def load(self, state: dict[str, Any]) -> None:
-        try:
-            self.trainer.load(state)
-            self.best, self.train_seconds = float(state["best"]), float(state["train_seconds"])
-            self.manager.history = {name: list(state["history"][name]) for name in ("train", "validation")}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunError(f"the checkpoint does not fit this run (got {error}; expected one of its own)") from None
-
-    def metrics(self, done: int, evaluation: dict[str, Any] | None) -> dict[str, Any]:
-        """The contents of metrics.json after `done` steps."""
-        performance = {
-            "iterations": done,
-            "train_seconds": self.train_seconds,
-            "ms_per_iteration": 1000 * self.train_seconds / max(done, 1),
-            "compile_seconds": self.trainer.compile_seconds,
-        }
-        record = {"schema_version": 1, "method": self.method} | self.manager.history
-        return record | {"evaluation": evaluation, "performance": performance}
-
-    # ---- training
-
-    def train(self, signals: Signals) -> None:
-        """Train to the end or to a signal; log, validate and checkpoint on the way."""
-        config, trainer, manager = self.config, self.trainer, self.manager
-        total, validation = config.iterations, self.held_out("validation", config.SUPPORT_SAMPLES)[1]
-        bar = tqdm(total=total, initial=trainer.iteration, unit="step", disable=None, dynamic_ncols=True)
-        began = last_line = time.perf_counter()
-        before, first, error = self.train_seconds, trainer.iteration, float("nan")
-        try:
-            for iteration, metrics in trainer.train():
-                last = iteration == total
-                if iteration % config.LOG_INTERVAL == 0 or last:
-                    values = dict(zip(trainer.names, metrics.tolist(), strict=True))  # waits for the device
-                    now = time.perf_counter()
-                    speed = (iteration - first) * config.META_BATCH_SIZE / (now - began)
-                    epoch = -(-iteration * config.META_BATCH_SIZE // config.NUM_TASKS)
-                    manager.log_training(iteration, epoch, values, trainer.learning_rate(iteration - 1), speed)
-                    shown = f"loss {values['meta_loss']:.4f}, validation {error:.4f}, {speed:,.0f} tasks/s"
-                    bar.set_postfix_str(shown, refresh=False)
-                    bar.update(iteration - bar.n)
-                    if now - last_line > 5 or last:
-                        last_line = now
-                        manager.log(f"step {iteration} of {total}: {shown}")
-                        if bar.disable:
-                            say(f"step {iteration} of {total}: {shown}")
-                improved = False
-                if iteration % config.VALIDATION_INTERVAL == 0 or last:
-                    errors = trainer.evaluate(validation, config.EVAL_STEPS).mean(0).tolist()
-                    manager.log_validation(iteration, errors)
-                    error = errors[-1]
-                    improved = error < self.best
-                    self.best = min(self.best, error)
-                self.train_seconds = before + time.perf_counter() - began
-                if improved or last or iteration % config.CHECKPOINT_INTERVAL == 0 or signals.stop or signals.save:
-                    signals.save = False
-                    self.save(best=improved)
-                if signals.stop:
-                    return
-        finally:
-            bar.close()
-
-    def evaluate(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Judge the best checkpoint on the test tasks: the record for metrics.json, and arrays for figures."""
-        config = self.config
-        arrays: dict[str, np.ndarray] = {}
-        shots, diverged = {}, np.zeros(config.EVAL_TASKS, bool)
-        for count in config.EVAL_SHOTS:
-            arrays["test_params"], tasks = self.held_out("test", count)
-            errors = self.trainer.evaluate(tasks, config.EVAL_STEPS)
-            arrays[f"test_errors_{count}_shot"] = errors
-            shots[str(count)] = figures.mean_and_interval(errors)
-            diverged |= ~np.isfinite(errors).all(1) | ~(errors[:, -1] <= DIVERGED_ABOVE)
-        summary = {"num_tasks": config.EVAL_TASKS, "query_samples": config.EVAL_QUERY_SAMPLES}
-        return summary | {"diverged": int(diverged.sum()), "shots": shots}, arrays
-
-
-def published(config: Config) -> figures.Reference:
-    """Published figures, where the tasks are those they were measured on."""
-    return PUBLISHED if all(getattr(config, key) == getattr(Config(), key) for key in PUBLISHED_FOR) else {}
-
-
-def add_figure_arrays(run: Run, arrays: dict[str, np.ndarray], shots: int) -> None:
-    """Complete the test errors in `arrays` to all that the figures show: README's table of data.npz."""
-    config, history = run.config, run.manager.history
-    arrays["train_iteration"] = np.array([record["iteration"] for record in history["train"]], np.int64)
-    arrays["train_query_mse"] = np.array([record["query_mse"] for record in history["train"]], float)
-    arrays["validation_iteration"] = np.array([record["iteration"] for record in history["validation"]], np.int64)
-    arrays["validation_mse"] = np.array([record["mse"] for record in history["validation"]], float)
-    if config.INPUT_DIM == 1:
-        rng = stream(0, "figures")
-        params = run.generator.draw(6, rng)
-        support = run.generator.points(params, shots, rng)
-        grid = np.linspace(config.X_MIN, config.X_MAX, 201, dtype=np.float32)
-        x = np.repeat(grid[None, :, None], len(params), axis=0)
-        arrays["grid"], arrays["grid_truth"] = grid, run.generator.curve(params, x)[..., 0]
-        arrays["grid_support_x"], arrays["grid_support_y"] = support.x[..., 0], support.y[..., 0]
-        arrays["grid_predictions"] = run.trainer.predict(support, x, config.EVAL_STEPS)[0]
-    _, tasks = run.held_out("test", shots)
-    codes = run.trainer.predict(tasks.support, tasks.query.x[:, :1], 0)[1]
-    if codes.shape[1] >= 2:
-        arrays["codes"] = codes
-
-
-def finish(run: Run) -> None:
-    """Evaluate the best checkpoint, draw, record and report."""
-    manager, config, done = run.manager, run.config, run.trainer.iteration
-    best = manager.directory / "checkpoints" / "best.pt"
-    if best.exists():
-        run.trainer.load(read_checkpoint(best))
-    evaluation, arrays = run.evaluate()
-    shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]
-    add_figure_arrays(run, arrays, shots)
-    title = f"{run.method.upper()}, {run.generator.name}"
-    for name, figure in figures.run_figures(arrays, shots, run.generator.param_names, published(config), title).items():
-        manager.save_figure(name, figure, done)
-    manager.save_arrays(arrays)
-    metrics = run.metrics(done, evaluation)
-    manager.log_evaluation(evaluation["shots"], config.to_dict(), metrics["performance"])
-    manager.save_json("metrics.json", metrics)
-    table = figures.results_table(evaluation, published(config))
-    say(table)
-    for line in table.splitlines():
-        manager.log(line)
-    report(run, "complete", {"results": evaluation, "timing": metrics["performance"]})
-
-
-def report(run: Run, status: str, contents: dict[str, Any]) -> None:
-    contents = {"config": run.config.to_dict(), "tasks": run.tasks, "compilation": run.trainer.compile_note} | contents
-    run.manager.save_report(status, contents)
-    run.manager.close()
-    say(f"{status}: {run.manager.directory}")
-
-
-def start(args: argparse.Namespace) -> Run:
-    """A new run in a directory of its own, with settings found good before the directory is made."""
+def start(args: argparse.Namespace) -> Experiment:
+    """A new experiment in a directory of its own, with settings found good before the directory is made."""
     method, tasks = args.method or "maml", args.tasks or "sinusoid"
     given = load_settings(args.config) if args.config else {}
-    run = Run(method, tasks, Config.resolve(METHODS[method].defaults, given, overrides(args)))
-    run.manager = ExperimentManager.create(args.output, method, run.generator.name, args.name, sys.argv)
-    run.manager.save_json("config.json", run.config.to_dict())
-    run.manager.open_tensorboard(0)
-    return run
+    experiment = build(method, tasks, Config.resolve(METHODS[method].defaults, given, overrides(args)))
+    manager = ExperimentManager.create(args.output, method, experiment.generator.name, args.name, sys.argv)
+    experiment.manager = manager
+    manager.save_json("config.json", experiment.config.to_dict())
+    manager.open_tensorboard(0)
+    return experiment
 
 
-def reopen(args: argparse.Namespace, text: str) -> tuple[Run, dict[str, Any]]:
-    """The run of --resume or --evaluate, and the checkpoint to go on from."""
+def reopen(args: argparse.Namespace, text: str) -> Experiment:
+    """The experiment of --resume or --evaluate, as its last checkpoint left it."""
     directory = find_run(text, args.output)
     state = read_checkpoint(directory / "checkpoints" / "last.pt")
     if (args.method or state["method"]) != state["method"] or (args.tasks or state["tasks"]) != state["tasks"]:
@@ -347,66 +120,64 @@ def reopen(args: argparse.Namespace, text: str) -> tuple[Run, dict[str, Any]]:
     for key, value in changes.items():
         if key not in MAY_CHANGE_ON_RESUME and state["config"].get(key) != value:
             raise ConfigError(f"{key} can't change in a run that exists (got {value}; expected {state['config'].get(key)})")
-    run = Run(state["method"], state["tasks"], Config.resolve(state["config"], changes))
-    run.manager = ExperimentManager(directory, state["method"], sys.argv)
-    return run, state
+    experiment = build(state["method"], state["tasks"], Config.resolve(state["config"], changes))
+    experiment.manager = ExperimentManager(directory, state["method"], sys.argv)
+    experiment.load(state)
+    return experiment
 
 
 def train(args: argparse.Namespace) -> int:
     signals = Signals()
-    if args.resume:
-        run, state = reopen(args, args.resume)
-        run.load(state)
-        if run.trainer.iteration >= run.config.iterations:
-            say(f"already complete: {run.manager.directory} (raise EPOCHS to go on)")
-            return 0
-        run.manager.save_json("config.json", run.config.to_dict())
-        run.manager.open_tensorboard(run.trainer.iteration + 1)
-    else:
-        run = start(args)
-    steps = f"{run.config.iterations} steps of {run.config.META_BATCH_SIZE} tasks"
-    say(f"{run.method} on {run.tasks}, {steps}: {run.manager.directory}")
-    if run.trainer.compiled:
-        say("compiling the meta-step (10 to 90 s the first time, a few from the cache) ...")
-    note = run.trainer.prepare()
-    say(note)
-    run.manager.log(note)
+    experiment = start(args) if args.resume is None else reopen(args, args.resume)
+    config, manager, trainer = experiment.config, experiment.manager, experiment.trainer
     try:
-        run.train(signals)
-    except Diverged as error:
-        last = run.manager.directory / "checkpoints" / "last.pt"
-        run.manager.save_json("metrics.json", run.metrics(run.trainer.iteration, None))
-        report(run, "diverged", {"reason": str(error)})
-        kept = f"; the last good checkpoint is {last}" if last.exists() else ""
-        raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
-    if signals.stop:
-        run.manager.save_json("metrics.json", run.metrics(run.trainer.iteration, None))
-        report(run, "interrupted", {"reason": signal.Signals(signals.stop).name, "iteration": run.trainer.iteration})
-        return 128 + signals.stop
-    finish(run)
-    return 0
+        if args.resume is not None:
+            if trainer.iteration >= config.iterations:
+                say(f"already complete: {manager.directory} (raise EPOCHS to go on)")
+                return 0
+            manager.save_json("config.json", config.to_dict())
+            manager.open_tensorboard(trainer.iteration + 1)
+        steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
+        say(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.directory}")
+        experiment.prepare()
+        try:
+            experiment.train(signals)
+        except Diverged as error:
+            last = manager.directory / "checkpoints" / "last.pt"
+            experiment.stop_early("diverged", str(error))
+            kept = f"; the last good checkpoint is {last}" if last.exists() else ""
+            raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
+        if signals.stop:
+            experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
+            return 128 + signals.stop
+        experiment.finish()
+        return 0
+    finally:
+        manager.close()
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    run, state = reopen(args, args.evaluate)
-    run.load(state)
-    run.trainer.prepare()
-    run.manager.open_tensorboard(0)
-    finish(run)
-    return 0
+    experiment = reopen(args, args.evaluate)
+    try:
+        experiment.manager.open_tensorboard(0)
+        experiment.finish()
+        return 0
+    finally:
+        experiment.manager.close()
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code. Errors become one line on stderr."""
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
-        return evaluate(args) if args.evaluate else train(args)
+        return train(args) if args.evaluate is None else evaluate(args)
     except ConfigError as error:
         message, code = str(error), 2
     except RunError as error:
         message, code = str(error), error.code
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
-        message, code = f"out of memory (got {str(error).splitlines()[0][:200]}; expected smaller settings)", 1
+        got = " ".join(str(error).split())[:200] or type(error).__name__
+        message, code = f"out of memory (got {got}; expected smaller settings)", 1
     except OSError as error:
         message, code = f"{error.strerror or error} (got {error.filename}; expected a disk that can be written)", 1
     print("error: " + " ".join(message.split()), file=sys.stderr)

@@ -118,7 +118,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a stranger's file can raise anything, and none of it matters to the user
         raise RunError(f"{path} is no checkpoint (got {type(error).__name__}; expected plain tensors and numbers)") from None
     version = state.get("schema_version") if isinstance(state, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise RunError(f"{path} has another schema version (got {version!r}; expected {SCHEMA_VERSION})")
     return state
 
@@ -166,9 +166,9 @@ class ExperimentManager:
                     return cls(directory, method, command)
                 except FileExistsError:
                     continue
-        except FileExistsError:
-            raise RunError(f"the run can't be made (got {output}, --name {name}, which exists; expected a new one)") from None
         except OSError as error:
+            if name is not None and (output / (stem + name)).exists():
+                raise RunError(f"{output / (stem + name)} exists (got --name {name}; expected a new name)") from None
             raise RunError(
                 f"the run directory can't be made in {output} (got {error.strerror}; expected a writable folder)", 1
             ) from None
@@ -202,7 +202,7 @@ class ExperimentManager:
         if self._writer is not None:
             self._attempt("tensorboard", self._writer.close)
         if self._log_file is not None:
-            self._log_file.close()
+            self._attempt("train.log", self._log_file.close)
         self._lock.close()
 
     # ---- what is logged while training
@@ -215,14 +215,15 @@ class ExperimentManager:
 
     def open_tensorboard(self, first_step: int) -> None:
         """Start the event stream; entries from `first_step` on, of a run that is resumed, are dropped."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
-            from torch.utils.tensorboard import SummaryWriter
 
-        purge = first_step if first_step else None
-        self._writer = self._attempt(
-            "tensorboard", lambda: SummaryWriter(str(self.directory / "tensorboard"), purge_step=purge, flush_secs=10)
-        )
+        def writer() -> Any:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
+                from torch.utils.tensorboard import SummaryWriter
+            purge = first_step if first_step else None
+            return SummaryWriter(str(self.directory / "tensorboard"), purge_step=purge, flush_secs=10)
+
+        self._writer = self._attempt("tensorboard", writer)
         layout = {"adaptation": {"validation error": ["Multiline", [r"validation/mse_after_.*"]]}}
         self._write("add_custom_scalars", layout)
 
@@ -276,14 +277,17 @@ class ExperimentManager:
 
     def save_figure(self, name: str, figure: Any, iteration: int) -> None:
         """Save a matplotlib figure as PNG and PDF, and show it in TensorBoard."""
-        for suffix in ("png", "pdf"):
+
+        def save(suffix: str) -> None:
             buffer = io.BytesIO()
             stamp = {"CreationDate": None} if suffix == "pdf" else {}  # without a date, equal figures are equal files
             figure.savefig(buffer, format=suffix, metadata=stamp)
-            path = self.directory / "plots" / f"{name}.{suffix}"
-            self._attempt(f"plots/{path.name}", functools.partial(write_atomically, path, buffer.getvalue()))
+            write_atomically(self.directory / "plots" / f"{name}.{suffix}", buffer.getvalue())
             if suffix == "png":
                 self._write("add_image", f"figures/{name}", _pixels(buffer.getvalue()), iteration, dataformats="HWC")
+
+        for suffix in ("png", "pdf"):
+            self._attempt(f"plots/{name}.{suffix}", functools.partial(save, suffix))
 
     def log_evaluation(
         self, shots: dict[str, dict[str, list[Any]]], config: dict[str, Any], performance: dict[str, float]
@@ -300,6 +304,8 @@ class ExperimentManager:
 
     def save_report(self, status: str, contents: dict[str, Any]) -> None:
         """full_report.json: `contents`, what the run ran on, and the SHA-256 of every file that it left."""
+        if self._writer is not None:
+            self._attempt("tensorboard", self._writer.close)  # all its events are in the file before it is hashed
         files = {}
         for path in sorted(self.directory.rglob("*")):
             name = str(path.relative_to(self.directory))

@@ -6,6 +6,7 @@ about torch, models and the disk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,12 +42,14 @@ def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any)
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
-    """Running geometric mean over `width` entries, shorter at the ends: [N] -> [N]."""
-    logs = np.log(np.maximum(values, 1e-30))
+    """Running geometric mean over `width` entries, shorter at the ends, NaN where one is not finite: [N] -> [N]."""
+    known = np.isfinite(values)
+    logs = np.log(np.maximum(np.where(known, values, 1.0), 1e-30))
     sums = np.concatenate([[0.0], np.cumsum(logs)])
+    unknown = np.concatenate([[0], np.cumsum(~known)])
     places = np.arange(len(values))
     low, high = np.maximum(places - width // 2, 0), np.minimum(places + width // 2 + 1, len(values))
-    return np.exp((sums[high] - sums[low]) / (high - low))
+    return np.where(unknown[high] > unknown[low], np.nan, np.exp((sums[high] - sums[low]) / (high - low)))
 
 
 def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray], title: str) -> Figure:
@@ -107,7 +110,7 @@ def task_predictions(
             label = f"{step} gradient{'' if step == 1 else 's'}"
             axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=label)
         axis.plot(support_x[task], support_y[task], "o", color=VERMILION, ms=4, mec="white", mew=0.5, label="support points")
-        errors = np.square(predictions[task, [0, -1]] - truth[task]).mean(-1)
+        errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
         axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g} after {steps[-1]} gradients")
         axis.grid(alpha=0.25, lw=0.5)
     low, high = truth.min(), truth.max()
@@ -195,7 +198,7 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
     """
     figure, axes = _figure(1, 1, 5.6, 4.0)
     axis = axes[0, 0]
-    lowest = min((float(np.nanmin(result["mse"])) for result in results.values()), default=1e-3)
+    lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
     for place, (count, result) in enumerate(results.items()):
         mean, half = np.asarray(result["mse"], float), np.asarray(result["ci95"], float)
         steps = np.arange(len(mean))
@@ -222,14 +225,16 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
 
 def latent_space(codes: np.ndarray, params: np.ndarray, param_names: Sequence[str], title: str) -> Figure:
     """The codes' first two principal axes, coloured by what the task is: codes [T, Z], params [T, >= len(names)]."""
-    centred = codes - codes.mean(0)
-    _, singular, axes_of_variation = np.linalg.svd(centred, full_matrices=False)
+    known = np.isfinite(codes).all(1)
+    codes, params = codes[known], params[known]
+    centred = codes - codes.mean(0) if len(codes) else codes
+    _, singular, axes_of_variation = np.linalg.svd(np.vstack([centred, np.zeros((2, codes.shape[1]))]), full_matrices=False)
     plane = centred @ axes_of_variation[:2].T  # [T, 2]
     share = np.square(singular) / max(float(np.square(singular).sum()), 1e-30)
     figure, axes = _figure(1, max(1, len(param_names)), 4.6 * max(1, len(param_names)), 3.9, sharex=True, sharey=True)
     for column, axis in enumerate(axes[0]):
-        colour = params[:, column] if column < len(param_names) else BLUE
-        dots = axis.scatter(plane[:, 0], plane[:, 1], c=colour, cmap="viridis", s=9, lw=0)
+        colour = {"c": params[:, column], "cmap": "viridis"} if column < len(param_names) else {"color": BLUE}
+        dots = axis.scatter(plane[:, 0], plane[:, 1], s=9, lw=0, **colour)
         if column < len(param_names):
             figure.colorbar(dots, ax=axis, label=param_names[column])
         axis.set(xlabel=f"first axis ({share[0]:.0%} of variance)", ylabel=f"second axis ({share[1]:.0%} of variance)")
@@ -308,7 +313,8 @@ def results_table(evaluation: Mapping[str, Any], reference: Reference) -> str:
         "   K      " + "".join(f"{step:<20}" for step in steps).rstrip(),
     ]
     for count, result in evaluation["shots"].items():
-        cells = [f"{result['mse'][step]:.4g} +- {result['ci95'][step]:.2g}" for step in steps]
+        numbers = {name: [math.nan if v is None else v for v in result[name]] for name in ("mse", "ci95")}  # null in JSON
+        cells = [f"{numbers['mse'][step]:.4g} +- {numbers['ci95'][step]:.2g}" for step in steps]
         lines.append(f"{count:>4}      " + "".join(f"{cell:<20}" for cell in cells).rstrip())
         if known := reference.get(int(count)):
             cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]

@@ -24,6 +24,7 @@ OURS = {
     "leo": {"config", "dataset", "learner"},
     "trainer": {"dataset", "learner"},
 }
+OURS["experiment"] = set(OURS) - METHODS
 OURS["main"] = set(OURS)
 
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
@@ -38,10 +39,11 @@ REFUSED = {  # imports that a module must not have, however deep inside a functi
     "trainer": {*FILES, *PLOTS, *TENSORBOARD},
     "visualization": {"torch", "os", *FILES, "matplotlib.pyplot", "pylab"},
     "results_manager": {"matplotlib.pyplot"},
+    "experiment": {"matplotlib", *TENSORBOARD},
     "main": {"matplotlib"},
 }
 NO_DISK = ("dataset", "learner", "maml", "leo", "trainer", "visualization")
-METHOD_FREE = ("trainer", "results_manager", "visualization", "dataset", "learner")
+METHOD_FREE = ("experiment", "trainer", "results_manager", "visualization", "dataset", "learner")
 
 
 def source(module: str) -> str:

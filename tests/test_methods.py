@@ -134,7 +134,13 @@ def test_maml_meta_gradient_matches_finite_differences(steps):
 
 def test_leo_meta_gradient_matches_finite_differences():
     # the encoder penalty holds back a gradient on purpose, so finite differences can't see what grad computes there
-    settings = {"INNER_STEPS": 4, "LEO_LATENT_STEPS": 2, "LEO_ENCODER_PENALTY": 0.0, "LEO_ORTHOGONALITY": 0.1, "LEO_KL_WEIGHT": 0.1}
+    settings = {
+        "INNER_STEPS": 4,
+        "LEO_LATENT_STEPS": 2,
+        "LEO_ENCODER_PENALTY": 0.0,
+        "LEO_ORTHOGONALITY": 0.1,
+        "LEO_KL_WEIGHT": 0.1,
+    }
     learner, task = make("leo", **settings), one(make_task())
     assert relative_error_of_finite_differences(learner, task, noise_for(learner)) < 1e-6
 

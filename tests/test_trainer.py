@@ -153,7 +153,10 @@ def test_evaluation_is_the_query_error_of_the_adapted_networks(method):
     support = Points(*(torch.from_numpy(values[1]) for values in tasks.support))
     with torch.no_grad():
         path = trainer.learner.adapt(support, torch.zeros(trainer.learner.noise_dim), 4).path
-        errors = [((trainer.learner.network(w, torch.from_numpy(tasks.query.x[1])).numpy() - tasks.query.y[1]) ** 2).mean() for w in path]
+        errors = [
+            ((trainer.learner.network(w, torch.from_numpy(tasks.query.x[1])).numpy() - tasks.query.y[1]) ** 2).mean()
+            for w in path
+        ]
     np.testing.assert_allclose(trainer.evaluate(tasks, 4)[1], errors, rtol=1e-4)
 
 
