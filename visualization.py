@@ -75,7 +75,7 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
     for axis in (left, right):
         axis.grid(alpha=0.25, lw=0.5)
         if axis.lines:
-            axis.legend(loc="upper right", frameon=False)
+            axis.legend(loc="best", frameon=False)
     figure.suptitle(title)
     return figure
 
@@ -318,7 +318,7 @@ def results_table(evaluation: Mapping[str, Any], reference: Reference) -> str:
         lines.append(f"{count:>4}      " + "".join(f"{cell:<20}" for cell in cells).rstrip())
         if known := reference.get(int(count)):
             cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]
-            lines.append("   paper  " + "".join(f"{cell:<20}" for cell in cells).rstrip())
+            lines.append(" Finn+17  " + "".join(f"{cell:<20}" for cell in cells).rstrip())
     if evaluation["diverged"]:
         lines.append(f"{evaluation['diverged']} test tasks diverged")
     return "\n".join(lines)

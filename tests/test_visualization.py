@@ -412,11 +412,11 @@ def test_the_table_shows_the_error_after_0_1_5_and_10_gradients() -> None:
 
 
 def test_the_table_puts_published_figures_below_ours() -> None:
-    assert results_table(evaluation([1.0] * 11), PUBLISHED).splitlines()[-1].split() == ["paper", "-", "0.67", "0.38", "0.35"]
+    assert results_table(evaluation([1.0] * 11), PUBLISHED).splitlines()[-1].split() == ["Finn+17", "-", "0.67", "0.38", "0.35"]
 
 
 def test_the_table_has_no_published_figures_where_there_are_none() -> None:
-    assert "paper" not in results_table(evaluation([1.0] * 11), {10: {1: 0.5}})
+    assert "Finn" not in results_table(evaluation([1.0] * 11), {10: {1: 0.5}})
 
 
 def test_the_table_counts_diverged_tasks() -> None:
