@@ -265,7 +265,7 @@ class Experiment:
     def report(self, status: str, contents: dict[str, Any]) -> None:
         basis = {"config": self.config.to_dict(), "tasks": self.tasks, "compilation": self.trainer.compile_note}
         self.manager.save_report(status, basis | contents)
-        say(f"{status}: {os.path.relpath(self.manager.directory)}")
+        say(f"{status}: {self.manager.shown}")
 
 
 def published(config: Config) -> figures.Reference:

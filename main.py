@@ -133,12 +133,12 @@ def train(args: argparse.Namespace) -> int:
     try:
         if args.resume is not None:
             if trainer.iteration >= config.iterations:
-                say(f"already complete: {manager.directory} (raise EPOCHS to go on)")
+                say(f"already complete: {manager.shown} (raise EPOCHS to go on)")
                 return 0
             manager.save_json("config.json", config.to_dict())
             manager.open_tensorboard(trainer.iteration + 1)
         steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
-        say(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.directory}")
+        say(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.shown}")
         experiment.prepare()
         try:
             experiment.train(signals)

@@ -197,6 +197,11 @@ class ExperimentManager:
                 print(f"warning: {message}", file=sys.stderr)
             return None
 
+    @property
+    def shown(self) -> str:
+        """The directory as a person wants to read it: relative where that is shorter."""
+        return min(str(self.directory), os.path.relpath(self.directory), key=len)
+
     def close(self) -> None:
         """Close the event stream and the log, and let the run go."""
         if self._writer is not None:

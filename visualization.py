@@ -111,7 +111,7 @@ def task_predictions(
             axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=label)
         axis.plot(support_x[task], support_y[task], "o", color=VERMILION, ms=4, mec="white", mew=0.5, label="support points")
         errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
-        axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g} after {steps[-1]} gradients")
+        axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
         axis.grid(alpha=0.25, lw=0.5)
     low, high = truth.min(), truth.max()
     margin = 0.35 * (high - low)
@@ -196,7 +196,7 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
         results: shots -> {"mse": [S+1], "ci95": [S+1]}.
         reference: shots -> gradients -> published mean, drawn as crosses.
     """
-    figure, axes = _figure(1, 1, 5.6, 4.0)
+    figure, axes = _figure(1, 1, 5.6, 4.6)
     axis = axes[0, 0]
     lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
     for place, (count, result) in enumerate(results.items()):
@@ -219,7 +219,7 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
         yscale="log", xlabel="gradients taken on the support set", ylabel="mean squared error on query points", title=title
     )
     axis.grid(alpha=0.25, lw=0.5, which="both")
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -286,7 +286,7 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
             arrays["grid_support_y"],
             arrays["grid_predictions"][:, steps],
             steps,
-            f"{title}: test functions, {shots} support points",
+            f"{title}: test functions, {shots} support points, error before → after {last} gradients",
         )
     if "codes" in arrays:
         codes = f"{title}: codes of {len(arrays['codes'])} test tasks, K = {shots}"
@@ -310,15 +310,15 @@ def results_table(evaluation: Mapping[str, Any], reference: Reference) -> str:
     steps = shown_steps(len(next(iter(evaluation["shots"].values()))["mse"]) - 1)
     lines = [
         f"mean squared error on {evaluation['num_tasks']} test tasks (95% interval), after this many gradients:",
-        "   K      " + "".join(f"{step:<20}" for step in steps).rstrip(),
+        "   K      " + "".join(f"{step:<22}" for step in steps).rstrip(),
     ]
     for count, result in evaluation["shots"].items():
         numbers = {name: [math.nan if v is None else v for v in result[name]] for name in ("mse", "ci95")}  # null in JSON
         cells = [f"{numbers['mse'][step]:.4g} +- {numbers['ci95'][step]:.2g}" for step in steps]
-        lines.append(f"{count:>4}      " + "".join(f"{cell:<20}" for cell in cells).rstrip())
+        lines.append(f"{count:>4}      " + "".join(f"{cell:<22}" for cell in cells).rstrip())
         if known := reference.get(int(count)):
             cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]
-            lines.append(" Finn+17  " + "".join(f"{cell:<20}" for cell in cells).rstrip())
+            lines.append(" Finn+17  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
     if evaluation["diverged"]:
         lines.append(f"{evaluation['diverged']} test tasks diverged")
     return "\n".join(lines)
