@@ -59,8 +59,10 @@ class Network:
 
 def affine(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """x [N, in] times matrix [in, out] plus bias [out] -> [N, out]."""
-    if matrix.shape[0] == 1:  # an outer product: multiplying is faster than a matrix product of contracted size 1
+    if matrix.shape[0] == 1:  # an outer product, and below a product with a vector: for both, multiplying is faster
         return x * matrix + bias
+    if matrix.shape[1] == 1:
+        return (x * matrix.T).sum(1, keepdim=True) + bias
     return x @ matrix + bias
 
 

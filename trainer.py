@@ -8,12 +8,10 @@ method by name, and to write files, plots or logs: `train` yields after each ste
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
-import types
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +20,10 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.optim.adam import adam
 
+from compilation import WILL_COMPILE, compile_note, compiled
 from dataset import Points, Task, TaskDataset, stream
 from learner import MetaLearner, mse
 
-COMPILE_FROM = 2000  # iterations from which compiling pays: it costs 10 to 90 s once, and a step gets 5 to 9 times faster
-WILL_COMPILE = "worth it for "
 SMALL_WORK = 10**8  # points x weights below which one thread beats several
 EVAL_CHUNK = 250  # tasks adapted at a time at evaluation: bounds memory
 
@@ -74,8 +71,10 @@ class Trainer:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0
-        self.compile_note = _compile_note(compile_mode, iterations, self.device)
+        self.compile_note = compile_note(compile_mode, iterations, self.device)
         self.compiled = self.compile_note.startswith(WILL_COMPILE)
+        self._drawing = ThreadPoolExecutor(1)
+        self._ahead: dict[int, Future[tuple[Task, np.ndarray]]] = {}  # at most the next block
         self._gather_meta_parameters()
         self._groups = [self._group(number) for number in self._my_groups()]
         self._alone = self.world == 1 and self._total_groups == 1
@@ -83,9 +82,9 @@ class Trainer:
         self._step: Callable[[Task, Tensor], Tensor] = self._eager_step
         self._gradient_of_group: Callable[[Task, Tensor, Tensor], Tensor] = self._gradient
         if self.compiled and self._alone:
-            self._step = _compiled(self._whole_step)
+            self._step = compiled(self._whole_step, self.device)
         elif self.compiled:
-            self._gradient_of_group = _compiled(self._gradient)
+            self._gradient_of_group = compiled(self._gradient, self.device)
 
     # ---- state
 
@@ -257,15 +256,14 @@ class Trainer:
         if not self.compiled:
             return f"eager meta-step: {self.compile_note}"
         started = time.perf_counter()
-        task, noise = self._block(self.iteration // self.dataset.block)
-        here = Task(*(Points(points.x[0], points.y[0]) for points in task))
+        task, noise = self._meta_batches(self.iteration // self.dataset.block)[0]
         self.alive.fill_(False)  # a dead step computes everything and changes nothing
         try:
             with torch.no_grad():
                 if self._alone:
-                    self._step(here, noise[0])
+                    self._step(task, noise)
                 else:
-                    self._split_gradients(here, noise[0])
+                    self._split_gradients(task, noise)
         except Exception as error:
             self._step, self._gradient_of_group, self.compiled = self._eager_step, self._gradient, False
             self.compile_note = f"compiling failed: {' '.join((str(error) or type(error).__name__).split())[:200]}"
@@ -287,22 +285,29 @@ class Trainer:
         """
         while self.iteration < self.iterations:
             number, first = divmod(self.iteration, self.dataset.block)
-            task, noise = self._block(number)
-            for place in range(first, min(self.dataset.block, first + self.iterations - self.iteration)):
+            for task, noise in self._meta_batches(number)[first : first + self.iterations - self.iteration]:
                 self.lr.fill_(self.learning_rate(self.iteration))
-                here = Task(*(Points(points.x[place], points.y[place]) for points in task))
                 with torch.no_grad():
-                    metrics = self._step(here, noise[place])
+                    metrics = self._step(task, noise)
                 self.iteration += 1
                 yield self.iteration, metrics
             self.check()  # the only synchronisation of the loop: once a block
 
-    def _block(self, number: int) -> tuple[Task, Tensor]:
-        """Many meta-batches at once: tasks [B, T, ...] and noise [B, T, noise_dim], on the device."""
-        arrays = self.dataset.draw_block(number)
+    def _meta_batches(self, number: int) -> list[tuple[Task, Tensor]]:
+        """A block of meta-batches, drawn and sent to the device at once: tasks [T, ...] and noise [T, noise_dim]."""
+        arrays = self._ahead.pop(number, None) or self._drawing.submit(self._draw, number)
+        self._ahead.clear()  # what was drawn for a state before `load`
+        if (number + 1) * self.dataset.block < self.iterations:  # another core draws the next one meanwhile
+            self._ahead[number + 1] = self._drawing.submit(self._draw, number + 1)
+        (support, query), noise = on_device(arrays.result(), self.device)
+        parts = (tensor.unbind() for tensor in (*support, *query, noise))
+        return [(Task(Points(a, b), Points(c, d)), e) for a, b, c, d, e in zip(*parts, strict=True)]
+
+    def _draw(self, number: int) -> tuple[Task, np.ndarray]:
+        """Tasks [B, T, ...] and noise [B, T, noise_dim] of a block."""
         shape = (self.dataset.block, self.dataset.meta_batch, self.learner.noise_dim)
         noise = stream(self.dataset.seed, "noise", number).standard_normal(shape, dtype=np.float32)
-        return on_device(arrays, self.device), torch.from_numpy(noise).to(self.device)
+        return self.dataset.draw_block(number), noise
 
     def check(self) -> None:
         """Raise `Diverged` if a step was refused; waits for the device."""
@@ -357,31 +362,3 @@ def on_device(arrays: Any, device: torch.device) -> Any:
         return torch.from_numpy(arrays).to(device)
     parts = [on_device(part, device) for part in arrays]
     return type(arrays)(*parts) if hasattr(arrays, "_fields") else tuple(parts)
-
-
-def _compile_note(mode: str, iterations: int, device: torch.device) -> str:
-    """What was decided about compiling, and why. It depends on the length of the whole run only, never on a
-    measured time: a resumed or repeated run must decide the same, or its last bits would differ."""
-    if mode == "never":
-        return "COMPILE=never"
-    compiler = os.environ.get("CXX") or "g++"
-    if device.type == "cpu" and shutil.which(compiler) is None:
-        return f"no C++ compiler ({compiler}) was found"
-    if mode == "auto" and iterations < COMPILE_FROM:
-        return f"{iterations} iterations are too few to pay for compiling (from {COMPILE_FROM} on)"
-    return f"{WILL_COMPILE}{iterations} iterations"
-
-
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    # Every call has the shapes and dtypes of the first (groups are padded), so the guards that would check this
-    # again at each step are dropped: they cost as much as a tenth of a small step.
-    # The compiler finds its work again by code object: without guards a second trainer in this process would run the
-    # first one's graph, so each has a code object of its own.
-    original = cast(Any, function).__func__
-    own = types.FunctionType(original.__code__.replace(), original.__globals__, original.__name__)
-    return torch.compile(
-        types.MethodType(own, cast(Any, function).__self__),
-        fullgraph=True,
-        dynamic=False,
-        options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
-    )

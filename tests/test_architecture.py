@@ -22,7 +22,8 @@ OURS = {
     "learner": {"dataset"},
     "maml": {"config", "dataset", "learner"},
     "leo": {"config", "dataset", "learner"},
-    "trainer": {"dataset", "learner"},
+    "compilation": set(),
+    "trainer": {"compilation", "dataset", "learner"},
 }
 OURS["experiment"] = set(OURS) - METHODS
 OURS["main"] = set(OURS)
@@ -43,7 +44,7 @@ REFUSED = {  # imports that a module must not have, however deep inside a functi
     "main": {"matplotlib"},
 }
 NO_DISK = ("dataset", "learner", "maml", "leo", "trainer", "visualization")
-METHOD_FREE = ("experiment", "trainer", "results_manager", "visualization", "dataset", "learner")
+METHOD_FREE = ("compilation", "experiment", "trainer", "results_manager", "visualization", "dataset", "learner")
 
 
 def source(module: str) -> str:

@@ -91,10 +91,9 @@ def test_adam_and_clipping_equal_torch_optim():
     reference = torch.nn.Parameter(trainer.flat.clone())
     optimiser = torch.optim.Adam([reference], lr=1e-3)
     for iteration in range(5):
-        task, noise = trainer._block(0)
-        here = Task(*(Points(points.x[iteration], points.y[iteration]) for points in task))
+        task, noise = trainer._meta_batches(0)[iteration]
         trainer.flat.copy_(reference.detach())
-        reference.grad = trainer._gradient(here, noise[iteration], trainer._groups[0][1])[: len(reference)]
+        reference.grad = trainer._gradient(task, noise, trainer._groups[0][1])[: len(reference)]
         torch.nn.utils.clip_grad_norm_([reference], 1.0)
         optimiser.param_groups[0]["lr"] = trainer.learning_rate(iteration)
         optimiser.step()

@@ -1,0 +1,180 @@
+"""One point of the scaling measurements: a trainer with some settings, timed, and its memory and arithmetic counted.
+
+Meant for a process of its own, so that the peak memory is this point's. This file knows how to measure a point;
+it refuses to know which points there are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from work import Case, Project, Unfit, Work
+
+REPEATS = 5  # times that a piece of work is timed; the median counts
+PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
+
+
+def measure(case: Case, tasks: int, device: str, compile_mode: str, seconds: float, threads: int) -> dict[str, Any]:
+    """Time and peak memory of a meta-step, and the operations in it.
+
+    Args:
+        seconds: about how long to time; at least one iteration is.
+        threads: the most that the trainer may use.
+
+    Returns:
+        ms: of an iteration, with tasks drawn and the optimiser; median of up to `REPEATS` stretches.
+        peak_mib: memory that one step adds at its highest point to what the process holds between steps.
+        process_mib: the most that the process held at any time, torch itself and the compiler included
+            (on CUDA: the most that was allocated on the device).
+        flops, bytes: of the matrix products in an iteration, see `count`.
+        threads: the number that the trainer decided on.
+        start_seconds: building, compiling and the first step.
+    """
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    work = Work(case, tasks, device)
+    project = Project(work, compile_mode)
+    project.meta_gradient()
+    start_seconds = time.perf_counter() - started
+    times = stretches(project, seconds)
+    peak, process = peak_memory(project, device)
+    flops, moved = count(case, tasks)
+    return {
+        "ms": 1000 * statistics.median(times),
+        "range_ms": [1000 * min(times), 1000 * max(times)],
+        "peak_mib": peak / 2**20,
+        "process_mib": process / 2**20,
+        "flops": flops,
+        "bytes": moved,
+        "threads": project.threads,
+        "start_seconds": start_seconds,
+    }
+
+
+def stretches(project: Project, seconds: float) -> list[float]:
+    """Seconds an iteration in each of some stretches of equal length."""
+
+    def run(iterations: int) -> float:
+        started = time.perf_counter()
+        project.run(iterations)
+        return (time.perf_counter() - started) / iterations
+
+    pace = run(1)
+    if REPEATS * pace > seconds:  # slow: every iteration is a stretch
+        return [pace, *(run(1) for _ in range(int(seconds / pace)))]
+    pace = run(max(1, int(seconds / 10 / pace)))
+    return [run(max(1, round(seconds / REPEATS / pace))) for _ in range(REPEATS)]
+
+
+# ---- memory
+
+
+def peak_memory(project: Project, device: str) -> tuple[float, float]:
+    """Bytes that one step adds at its peak, and the most that this process ever held."""
+    if device != "cpu":
+        before = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        resting = torch.cuda.memory_allocated(device)
+        project.run(1)
+        peak = torch.cuda.max_memory_allocated(device)
+        return peak - resting, max(before, peak)
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():  # not Linux: there is no second peak to be had, and what came before hides the step's
+        return float("nan"), highest
+    _trim()  # freed memory that the process keeps would hide what the step takes
+    resting = _status_bytes(status, "VmRSS")
+    reset.write_text("5")  # lowers the recorded peak to what is held now
+    project.run(1)
+    return _status_bytes(status, "VmHWM") - resting, highest
+
+
+def _trim() -> None:
+    """Give freed memory back to the system, where the C library can."""
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
+
+
+def _status_bytes(status: Path, key: str) -> int:
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+# ---- arithmetic
+
+
+class Traffic(TorchDispatchMode):
+    """Counts bytes of matrix products: each operand read once, each result written once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in PRODUCTS:
+            for tensor in (leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)):
+                # an expanded tensor has more numbers than memory
+                self.bytes += min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())
+        return result
+
+
+def count(case: Case, tasks: int) -> tuple[int, int]:
+    """Floating-point operations and bytes of the matrix products in one iteration of `tasks` tasks.
+
+    Counted with one and two tasks, and continued along the straight line through them: counting runs the step
+    eagerly, which at many tasks takes more memory than the compiled step that is measured. A product with one
+    contracted number is a multiplication by elements and does not count: a few hundredths of the arithmetic.
+    """
+    counts = []
+    for few in (1, 2):
+        trainer = Work(case, few, "cpu").trainer("never")
+        steps = trainer.train()
+        with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+            next(steps)
+        counts.append((flops.get_total_flops(), traffic.bytes))
+    (flops_1, bytes_1), (flops_2, bytes_2) = counts
+    return flops_1 + (flops_2 - flops_1) * (tasks - 1), bytes_1 + (bytes_2 - bytes_1) * (tasks - 1)
+
+
+def machine_rates(device: str, threads: int, quick: bool) -> dict[str, float]:
+    """What the machine can do with `threads` threads, best of several: flop/s of a matrix product, bytes/s of a copy."""
+    torch.set_num_threads(threads)
+    large = device != "cpu"
+    size = 256 if quick else 8192 if large else 1024
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    out = torch.empty_like(a)
+    source = torch.ones((1 if quick else 256 if large else 64) * 2**18, device=device)  # beyond every cache
+    target = torch.empty_like(source)
+    product = _best_seconds(lambda: torch.mm(a, b, out=out), device)
+    copy = _best_seconds(lambda: target.copy_(source), device)
+    return {"flops_per_second": 2 * size**3 / product, "bytes_per_second": 2 * source.nbytes / copy}
+
+
+def _best_seconds(action: Any, device: str) -> float:
+    times = []
+    for _ in range(12):
+        started = time.perf_counter()
+        action()
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times[2:])
+
+
+def in_process(connection: Any, function: str, arguments: tuple[Any, ...]) -> None:
+    """Answer with (True, result) or (False, reason); what a child process runs."""
+    functions: dict[str, Any] = {"measure": measure, "rates": machine_rates}
+    try:
+        connection.send((True, functions[function](*arguments)))
+    except (Unfit, RuntimeError, MemoryError) as error:
+        connection.send((False, " ".join((str(error) or type(error).__name__).split())[:200]))
