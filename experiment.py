@@ -7,7 +7,6 @@ name, and the command line: `main.py` hands it both.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from typing import Any
@@ -21,7 +20,8 @@ import visualization as figures
 from config import Config, ConfigError
 from dataset import Task, TaskDataset, TaskGenerator, held_out, stream
 from learner import MetaLearner
-from results_manager import ExperimentManager, RunError, read_checkpoint
+from processes import Signals, agreed, rank, wait_until_ready
+from results_manager import RunError, Spectator, read_checkpoint
 from trainer import Trainer
 
 # Finn et al. 2017, appendix C.1: shots -> gradients -> mean squared error of their method, on the default sinusoids
@@ -58,30 +58,13 @@ def check_memory(config: Config, learner: type[MetaLearner]) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line; a reader that has left (`| head -1`) does not end the run."""
+    """Print a line, in one process of a run; a reader that has left (`| head -1`) does not end the run."""
+    if rank():
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class Signals:
-    """SIGINT and SIGTERM ask the loop to save and leave at the next step; a second SIGINT quits at once."""
-
-    def __init__(self) -> None:
-        self.stop = 0  # number of the signal that asked to stop
-        self.save = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask_to_stop)
-        signal.signal(signal.SIGUSR1, self._ask_to_save)
-
-    def _ask_to_stop(self, number: int, _: Any) -> None:
-        if self.stop and number == signal.SIGINT:
-            os._exit(130)
-        self.stop = number
-
-    def _ask_to_save(self, _number: int, _: Any) -> None:
-        self.save = True
 
 
 class Experiment:
@@ -91,8 +74,6 @@ class Experiment:
         method, tasks: names, for the record.
         learner: the method's class; generator: the task family.
     """
-
-    manager: ExperimentManager  # set once the run has a directory
 
     def __init__(self, method: str, learner: type[MetaLearner], tasks: str, generator: TaskGenerator, config: Config):
         self.method, self.tasks, self.generator, self.config = method, tasks, generator, config
@@ -113,6 +94,8 @@ class Experiment:
             device=device,
             compile_mode=config.COMPILE,
         )
+        self.manager: Any = Spectator()  # an ExperimentManager in the one process that writes
+        self.complete = False  # trained to its end, evaluated and reported
         self.best = float("inf")  # lowest validation error after the last gradient
         self.train_seconds = 0.0
 
@@ -124,6 +107,8 @@ class Experiment:
     # ---- saving and loading
 
     def save(self, best: bool = False) -> None:
+        if rank():
+            return
         state = {"tasks": self.tasks, "config": self.config.to_dict(), "best": self.best, "train_seconds": self.train_seconds}
         self.manager.save_checkpoint(self.trainer.state() | state, best=best)
 
@@ -155,6 +140,7 @@ class Experiment:
         note = self.trainer.prepare()
         say(note)
         self.manager.log(note)
+        wait_until_ready()
 
     def train(self, signals: Signals) -> None:
         """Train to the end or to a signal; log, validate and checkpoint on the way."""
@@ -181,17 +167,19 @@ class Experiment:
                         if bar.disable:
                             say(f"step {iteration} of {total}: {shown}")
                 improved = False
-                if iteration % config.VALIDATION_INTERVAL == 0 or last:
+                if (iteration % config.VALIDATION_INTERVAL == 0 or last) and not rank():
                     errors = trainer.evaluate(validation, config.EVAL_STEPS).mean(0).tolist()
                     manager.log_validation(iteration, errors)
                     error = errors[-1]
                     improved = error < self.best
                     self.best = min(self.best, error)
                 self.train_seconds = before + time.perf_counter() - began
-                if improved or last or iteration % config.CHECKPOINT_INTERVAL == 0 or signals.stop or signals.save:
-                    signals.save = False
+                stop, save = agreed([signals.stop, signals.save])
+                if improved or last or iteration % config.CHECKPOINT_INTERVAL == 0 or stop or save:
+                    signals.save = 0
                     self.save(best=improved)
-                if signals.stop:
+                if stop:
+                    signals.stop = stop
                     return
         finally:
             bar.close()
@@ -263,8 +251,8 @@ class Experiment:
         self.report(status, {"reason": reason, "timing": metrics["performance"]})
 
     def report(self, status: str, contents: dict[str, Any]) -> None:
-        basis = {"config": self.config.to_dict(), "tasks": self.tasks, "compilation": self.trainer.compile_note}
-        self.manager.save_report(status, basis | contents)
+        basis = {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.world}
+        self.manager.save_report(status, basis | {"compilation": self.trainer.compile_note} | contents)
         say(f"{status}: {self.manager.shown}")
 
 

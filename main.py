@@ -11,18 +11,21 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
+import processes
 from config import KEYS, Config, ConfigError, load_settings, parse_assignment
 from dataset import SinusoidalTaskGenerator, TaskGenerator
-from experiment import Experiment, Signals, say
+from experiment import Experiment, say
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
-from results_manager import ExperimentManager, RunError, find_run, read_checkpoint
+from processes import Interrupted, PeerLost, Signals
+from results_manager import ExperimentManager, RunError, find_launched, find_run, read_checkpoint, read_newest
 from trainer import Diverged
 
 
@@ -96,68 +99,134 @@ def build(method: str, tasks: str, config: Config) -> Experiment:
     return Experiment(method, METHODS[method], tasks, TASKS[tasks](config), config)
 
 
-def start(args: argparse.Namespace) -> Experiment:
-    """A new experiment in a directory of its own, with settings found good before the directory is made."""
+def start(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any] | None]:
+    """A new experiment in a directory of its own, with settings found good before the directory is made.
+
+    Where torchrun starts the same command again, it is the experiment that was started first, and its state.
+    """
+    launch = processes.launch()
+    earlier = launch and find_launched(args.output, lambda other: processes.same_launch(launch, other))
+    if earlier and (earlier / "checkpoints" / "last.pt").exists():
+        return reopen(args, str(earlier))
     method, tasks = args.method or "maml", args.tasks or "sinusoid"
     given = load_settings(args.config) if args.config else {}
     experiment = build(method, tasks, Config.resolve(METHODS[method].defaults, given, overrides(args)))
-    manager = ExperimentManager.create(args.output, method, experiment.generator.name, args.name, sys.argv)
+    if earlier:
+        manager = ExperimentManager(earlier, method, sys.argv)
+    else:
+        manager = ExperimentManager.create(args.output, method, experiment.generator.name, args.name, sys.argv)
+    if launch:
+        manager.save_json(".launch", launch)
     experiment.manager = manager
     manager.save_json("config.json", experiment.config.to_dict())
+    experiment.save()  # from the first moment on there is something to resume
     manager.open_tensorboard(0)
-    return experiment
+    return experiment, None
 
 
-def reopen(args: argparse.Namespace, text: str) -> Experiment:
-    """The experiment of --resume or --evaluate, as its last checkpoint left it."""
+def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment of --resume or --evaluate, as its last checkpoint left it, and that checkpoint."""
     directory = find_run(text, args.output)
-    state = read_checkpoint(directory / "checkpoints" / "last.pt")
-    if (args.method or state["method"]) != state["method"] or (args.tasks or state["tasks"]) != state["tasks"]:
-        raise RunError(
-            f"{directory} is another kind of run (got --method or --tasks; expected {state['method']}, {state['tasks']})"
-        )
+    state, warning = (read_checkpoint(Path(text)), "") if Path(text).is_file() else read_newest(directory)
+    method, tasks, settings = (state.get(name) for name in ("method", "tasks", "config"))
+    if method not in METHODS or tasks not in TASKS or not isinstance(settings, dict):
+        raise RunError(f"{directory} can't be continued (got method {method!r}, tasks {tasks!r}; expected known ones)")
+    if (args.method or method) != method or (args.tasks or tasks) != tasks:
+        raise RunError(f"{directory} is another kind of run (got --method or --tasks; expected {method}, {tasks})")
     changes = overrides(args)
     for key, value in changes.items():
-        if key not in MAY_CHANGE_ON_RESUME and state["config"].get(key) != value:
-            raise ConfigError(f"{key} can't change in a run that exists (got {value}; expected {state['config'].get(key)})")
-    experiment = build(state["method"], state["tasks"], Config.resolve(state["config"], changes))
-    experiment.manager = ExperimentManager(directory, state["method"], sys.argv)
-    experiment.load(state)
+        if key not in MAY_CHANGE_ON_RESUME and settings.get(key) != value:
+            raise ConfigError(f"{key} can't change in a run that exists (got {value}; expected {settings.get(key)})")
+    experiment = build(method, tasks, Config.resolve(settings, changes))
+    experiment.manager = manager = ExperimentManager(directory, method, sys.argv)
+    if warning:
+        manager.warn(warning)
+    try:
+        experiment.load(state)
+    except RunError:
+        manager.close()
+        raise
+    experiment.complete = experiment.trainer.iteration >= experiment.config.iterations and manager.status() == "complete"
+    return experiment, state
+
+
+def opened(args: argparse.Namespace) -> Experiment:
+    """The experiment, in every process: the first one makes or finds the run, the others are told."""
+    if processes.rank():
+        told = processes.from_first(None)
+        if isinstance(told, int):
+            raise RunError("process 0 has said why", told)
+        method, tasks, settings, state, complete = told
+        experiment = build(method, tasks, Config(**settings))
+        if state is not None:
+            experiment.load(state)
+        experiment.complete = complete
+        return experiment
+    try:
+        experiment, state = start(args) if args.resume is None else reopen(args, args.resume)
+    except BaseException as error:
+        processes.from_first(error.code if isinstance(error, RunError) else 2 if isinstance(error, ConfigError) else 1)
+        raise
+    processes.from_first((experiment.method, experiment.tasks, experiment.config.to_dict(), state, experiment.complete))
+    if state is not None and not experiment.complete:
+        experiment.manager.save_json("config.json", experiment.config.to_dict())
+        experiment.manager.open_tensorboard(experiment.trainer.iteration + 1)
     return experiment
 
 
 def train(args: argparse.Namespace) -> int:
-    signals = Signals()
-    experiment = start(args) if args.resume is None else reopen(args, args.resume)
-    config, manager, trainer = experiment.config, experiment.manager, experiment.trainer
+    signals, experiment = Signals(), None
     try:
-        if args.resume is not None:
-            if trainer.iteration >= config.iterations:
-                say(f"already complete: {manager.shown} (raise EPOCHS to go on)")
-                return 0
-            manager.save_json("config.json", config.to_dict())
-            manager.open_tensorboard(trainer.iteration + 1)
-        steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
-        say(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.shown}")
-        experiment.prepare()
-        try:
-            experiment.train(signals)
-        except Diverged as error:
-            last = manager.directory / "checkpoints" / "last.pt"
-            experiment.stop_early("diverged", str(error))
-            kept = f"; the last good checkpoint is {last}" if last.exists() else ""
-            raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
-        if signals.stop:
-            experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
-            return 128 + signals.stop
-        experiment.finish()
-        return 0
+        processes.join()
+        experiment = opened(args)
+        return run(experiment, signals)
+    except Interrupted as stop:
+        if experiment:
+            experiment.stop_early("interrupted", signal.Signals(stop.number).name)
+        return 128 + stop.number
+    except PeerLost as error:
+        if experiment:
+            experiment.save()  # a step is whole or not done, in this process too
+            experiment.stop_early("failed", str(error))
+        raise RunError(str(error), 1) from None
+    except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        if experiment:
+            with suppress(OSError):
+                experiment.stop_early("failed", str(error))
+        raise
     finally:
-        manager.close()
+        if experiment:
+            experiment.manager.close()
+
+
+def run(experiment: Experiment, signals: Signals) -> int:
+    """Train from where the experiment is, then evaluate and report; returns the exit code."""
+    config, manager = experiment.config, experiment.manager
+    if experiment.complete:
+        say(f"already complete: {manager.shown} (raise EPOCHS to go on)")
+        return 0
+    steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
+    say(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.shown}")
+    experiment.prepare()
+    signals.at_once = False
+    try:
+        experiment.train(signals)
+    except Diverged as error:
+        experiment.stop_early("diverged", str(error))
+        kept = f"; the last good checkpoint is {manager.shown}/checkpoints/last.pt"
+        raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
+    processes.leave()
+    if signals.stop:
+        experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
+        return 128 + signals.stop
+    signals.at_once = True
+    if not processes.rank():
+        experiment.finish()
+    return 0
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    experiment = reopen(args, args.evaluate)
+    experiment, _ = reopen(args, args.evaluate)
     try:
         experiment.manager.open_tensorboard(0)
         experiment.finish()
@@ -178,9 +247,12 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         got = " ".join(str(error).split())[:200] or type(error).__name__
         message, code = f"out of memory (got {got}; expected smaller settings)", 1
+    except PeerLost as error:
+        message, code = str(error), 1
     except OSError as error:
         message, code = f"{error.strerror or error} (got {error.filename}; expected a disk that can be written)", 1
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    if not processes.rank():  # one line, however many processes
+        print("error: " + " ".join(message.split()), file=sys.stderr)
     return code
 
 

@@ -5,6 +5,7 @@ This file refuses to know any method by name, learners and training: it is hande
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -147,6 +148,8 @@ class ExperimentManager:
         self._log_file = self._attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1))  # noqa: SIM115
         for name in ("checkpoints", "plots", "tensorboard"):
             (directory / name).mkdir(exist_ok=True)
+        for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:  # of a process that was killed
+            leftover.unlink(missing_ok=True)
 
     @classmethod
     def create(cls, output: Path, method: str, family: str, name: str | None, command: list[str]) -> ExperimentManager:
@@ -191,16 +194,26 @@ class ExperimentManager:
         try:
             return action()
         except Exception as error:
-            message = f"{what} could not be written: {error}"
-            if message not in self.warnings:
-                self.warnings.append(message)
-                print(f"warning: {message}", file=sys.stderr)
+            self.warn(f"{what} could not be written: {error}")
             return None
+
+    def warn(self, message: str) -> None:
+        """Say once what went wrong without ending the run, and keep it for the report."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+            print(f"warning: {message}", file=sys.stderr)
 
     @property
     def shown(self) -> str:
         """The directory as a person wants to read it: relative where that is shorter."""
         return min(str(self.directory), os.path.relpath(self.directory), key=len)
+
+    def status(self) -> str:
+        """How the run ended, by its report; "" where there is none."""
+        try:
+            return str(json.loads((self.directory / "full_report.json").read_text())["status"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
     def close(self) -> None:
         """Close the event stream and the log, and let the run go."""
@@ -322,6 +335,16 @@ class ExperimentManager:
         self.save_json("full_report.json", report)
 
 
+class Spectator:
+    """Stands in for the manager in a process that does not write: whatever it is told, it does nothing."""
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[Any]] = {"train": [], "validation": []}
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
 def _pixels(png: bytes) -> np.ndarray:
     from matplotlib.image import imread
 
@@ -329,16 +352,37 @@ def _pixels(png: bytes) -> np.ndarray:
 
 
 def find_run(text: str, output: Path) -> Path:
-    """The directory of RUN: a path, a name under `output`, or `latest`. Raises `RunError`."""
+    """The directory of RUN: a path, one of its checkpoints, a name under `output`, or `latest`. Raises `RunError`."""
     if text == "latest":
         runs = [path for path in output.glob("*") if (path / "config.json").is_file()]
         if not runs:
             raise RunError(f"there is no run yet (got latest in {output}; expected at least one run)")
         return max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns)
-    for path in (Path(text), output / text):
-        if (path / "config.json").is_file():
+    for path in (Path(text), output / text, Path(text).parent.parent):
+        if (path / "config.json").is_file() and (path.is_dir() or Path(text).is_file()):
             return path
-    raise RunError(f"no such run (got {text}; expected a run directory with a config.json, or latest)")
+    raise RunError(f"no such run (got {text}; expected a run directory with a config.json, a checkpoint in one, or latest)")
+
+
+def find_launched(output: Path, same: Callable[[Any], bool]) -> Path | None:
+    """The newest run under `output` whose launch record is the `same`, if there is one."""
+    for path in sorted(output.glob("*/.launch"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not one of ours
+            if same(json.loads(path.read_text())):
+                return path.parent
+    return None
+
+
+def read_newest(directory: Path) -> tuple[dict[str, Any], str]:
+    """A run's last checkpoint, or the one before where it is damaged; and then a warning that says so."""
+    folder = directory / "checkpoints"
+    try:
+        return read_checkpoint(folder / "last.pt"), ""
+    except RunError as error:
+        if not (folder / "previous.pt").exists():
+            raise
+        state = read_checkpoint(folder / "previous.pt")
+        return state, f"{error}; going on from the one before it, previous.pt"
 
 
 # ---- where and on what

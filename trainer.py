@@ -23,6 +23,7 @@ from torch.optim.adam import adam
 from compilation import WILL_COMPILE, compile_note, compiled
 from dataset import Points, Task, TaskDataset, stream
 from learner import MetaLearner, mse
+from processes import peers, world
 
 SMALL_WORK = 10**8  # points x weights below which one thread beats several
 EVAL_CHUNK = 250  # tasks adapted at a time at evaluation: bounds memory
@@ -68,7 +69,7 @@ class Trainer:
         self.learner, self.dataset, self.iterations = learner, dataset, iterations
         self.meta_lr, self.schedule, self.clip, self.chunk = meta_lr, schedule, clip, chunk
         self.device = torch.device(device)
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.rank, self.world = world()
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0
         self.compile_note = compile_note(compile_mode, iterations, self.device)
@@ -230,10 +231,12 @@ class Trainer:
         if self.world == 1:
             return self._update(rows.sum(0))
         if not self.chunk:
-            dist.all_reduce(rows)
+            with peers():
+                dist.all_reduce(rows)
             return self._update(rows[0])
         everyone = [torch.empty_like(rows) for _ in range(self.world)]
-        dist.all_gather(everyone, rows)
+        with peers():
+            dist.all_gather(everyone, rows)
         in_order = torch.stack(everyone, 1).flatten(0, 1)  # row r of rank k is group r * world + k
         return self._update(in_order[: self._total_groups].sum(0))
 

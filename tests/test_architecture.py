@@ -23,7 +23,8 @@ OURS = {
     "maml": {"config", "dataset", "learner"},
     "leo": {"config", "dataset", "learner"},
     "compilation": set(),
-    "trainer": {"compilation", "dataset", "learner"},
+    "processes": set(),
+    "trainer": {"compilation", "dataset", "learner", "processes"},
 }
 OURS["experiment"] = set(OURS) - METHODS
 OURS["main"] = set(OURS)
@@ -44,7 +45,7 @@ REFUSED = {  # imports that a module must not have, however deep inside a functi
     "main": {"matplotlib"},
 }
 NO_DISK = ("dataset", "learner", "maml", "leo", "trainer", "visualization")
-METHOD_FREE = ("compilation", "experiment", "trainer", "results_manager", "visualization", "dataset", "learner")
+METHOD_FREE = ("compilation", "processes", "experiment", "trainer", "results_manager", "visualization", "dataset", "learner")
 
 
 def source(module: str) -> str:

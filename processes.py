@@ -1,0 +1,167 @@
+"""What reaches a run from outside its process: signals, and the other processes of the same run.
+
+What concerns the others does nothing where a run has a single process. This file knows `torch.distributed` and the
+variables that torchrun sets; it refuses to know what is trained, and where it is recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+PEER_TIMEOUT = timedelta(seconds=45)  # longest wait for a peer that still has its connection; a closed one is noticed at once
+READY_TIMEOUT = timedelta(minutes=15)  # longest wait for a peer that compiles
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Interrupted(BaseException):
+    """A signal asked to stop while there was nothing to save; not an Exception, so that nothing takes it for a failure."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """SIGINT and SIGTERM ask to save and leave, SIGUSR1 to save and go on; a second SIGINT quits at once.
+
+    In training a handler only sets a flag, on which the loop acts after the step. `at_once` is for the time around it,
+    when a step may be a minute away and there is nothing to lose: `Interrupted` is raised.
+    """
+
+    AGAIN = 1.0  # under torchrun, Ctrl-C arrives twice: from the terminal, and at once again from torchrun
+
+    def __init__(self) -> None:
+        self.stop = 0  # number of the signal that asked to stop
+        self.save = 0
+        self.at_once = True
+        self._first = 0.0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._ask_to_stop)
+        signal.signal(signal.SIGUSR1, self._ask_to_save)
+
+    def _ask_to_stop(self, number: int, _: Any) -> None:
+        if self.stop:
+            twice = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < self.AGAIN
+            if number == signal.SIGINT and not twice:
+                os._exit(128 + number)
+            return
+        self.stop, self._first = number, time.monotonic()
+        if self.at_once:
+            raise Interrupted(number)
+
+    def _ask_to_save(self, _number: int, _: Any) -> None:
+        self.save = 1
+
+
+class PeerLost(RuntimeError):
+    """A process of this run is gone, or does not answer."""
+
+
+@contextmanager
+def peers() -> Iterator[None]:
+    """Communication inside turns its errors into `PeerLost`: there are many kinds, and they mean the same."""
+    try:
+        yield
+    except RuntimeError as error:
+        got = " ".join(str(error).split())[:160]
+        raise PeerLost(f"another process of this run is gone (got {got}; expected {dist.get_world_size()} processes)") from None
+
+
+def rank() -> int:
+    """This process's number in the run; 0 writes. Known before `join`, so that one error is printed once."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0
+
+
+def join() -> None:
+    """Meet the other processes, if torchrun (or whoever set its variables) started several.
+
+    Raises `PeerLost` for variables that make no sense, and where somebody does not come.
+    """
+    given = [name for name in VARIABLES if name in os.environ]
+    if "RANK" not in given and "WORLD_SIZE" not in given:
+        return
+    for name in VARIABLES:
+        if name not in given:
+            raise PeerLost(
+                f"{name} is not set (got {', '.join(given)}; expected all of {', '.join(VARIABLES)}, as torchrun does)"
+            )
+    texts = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if not all(text.isdecimal() for text in texts) or not int(texts[0]) < int(texts[1]):
+        raise PeerLost(f"RANK and WORLD_SIZE do not fit (got {' and '.join(texts)}; expected 0 <= RANK < WORLD_SIZE)")
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PEER_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        got = " ".join(str(error).split())[:160]
+        raise PeerLost(f"the processes of this run do not meet (got {got}; expected {texts[1]} processes)") from None
+
+
+def leave() -> None:
+    """Say goodbye; the process goes on alone."""
+    if dist.is_initialized():
+        with suppress(RuntimeError):  # somebody who is gone already
+            dist.barrier()
+        dist.destroy_process_group()
+
+
+def world() -> tuple[int, int]:
+    """Rank and number of processes of the run."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def wait_until_ready() -> None:
+    """Wait for the processes that still compile."""
+    if world()[1] > 1:
+        with peers():
+            dist.monitored_barrier(timeout=READY_TIMEOUT)
+
+
+def agreed(flags: list[int]) -> list[int]:
+    """The largest of each flag over all processes: what one was asked, all do, in the same step."""
+    if world()[1] == 1:
+        return flags
+    tensor = torch.tensor(flags)
+    with peers():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def from_first(value: Any) -> Any:
+    """Process 0's `value`, in all processes."""
+    if world()[1] == 1:
+        return value
+    values = [value]
+    with peers():
+        dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]
+
+
+def launch() -> dict[str, str] | None:
+    """What identifies the launch that this process belongs to, however often torchrun starts it again; None without torchrun.
+
+    A run id alone does not: unless the user gives one, it is "none" or made up anew on each machine.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None:
+        return None
+    agent = psutil.Process(os.getppid())
+    return {"id": run_id, "agent": f"{socket.gethostname()} {agent.pid} {agent.create_time():.2f}"}
+
+
+def same_launch(one: dict[str, str], other: dict[str, str]) -> bool:
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return one["agent"] == other["agent"] or (restarted and one["id"] == other["id"] != "none")
