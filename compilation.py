@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch._inductor.custom_graph_pass import CustomGraphPass
 
 COMPILE_FROM = 2000  # iterations from which compiling pays: it costs 10 to 90 s once, and a step gets 5 to 9 times faster
 WILL_COMPILE = "worth it for "
+NARROW = 32  # columns of a batched product from which on both orders are about as fast
 
 
 def compile_note(mode: str, iterations: int, device: torch.device) -> str:
@@ -36,47 +36,100 @@ def compile_note(mode: str, iterations: int, device: torch.device) -> str:
 
 
 def compiled(method: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """The bound `method`, compiled into one graph at its first call; later calls must have the same shapes."""
-    # The compiler finds its work again by code object: without guards a second trainer in this process would run the
-    # first one's graph, so each has a code object of its own.
-    original = cast(Any, method).__func__
-    own = types.FunctionType(original.__code__.replace(), original.__globals__, original.__name__)
-    # Every call has the shapes and dtypes of the first (groups are padded), so the guards that would check this
-    # again at each step are dropped: they cost as much as a tenth of a small step.
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    if device.type == "cpu":
-        # Calling the kernels from C++ instead of Python saves a tenth of a small step, the pass another tenth.
-        options |= {"cpp_wrapper": True, "post_grad_custom_post_pass": NarrowProducts()}
-    return torch.compile(types.MethodType(own, cast(Any, method).__self__), fullgraph=True, dynamic=False, options=options)
+    """The bound `method`, compiled into one graph at its first call; later calls must have the same shapes.
+
+    What it reads of its object has to be the same tensors in every call.
+    """
+    return _Graph(method, device)
 
 
-class NarrowProducts(CustomGraphPass):
-    """Computes a batched product A B with a narrow result as the transpose of B' A', which is wide.
+class _Graph:
+    """A compiled method that is called without its Python: a tenth to a sixth of a small step.
+
+    The first call goes through `torch.compile`, and tells which inputs of the graph are arguments; all others are
+    tensors of the object, the same for good. So later calls need no guards and no bytecode, only the graph.
+    """
+
+    def __init__(self, method: Callable[..., Tensor], device: torch.device):
+        # The compiler finds its work again by code object: each trainer in this process has one of its own.
+        original = cast(Any, method).__func__
+        own = types.FunctionType(original.__code__.replace(), original.__globals__, original.__name__)
+        bound = types.MethodType(own, cast(Any, method).__self__)
+        self.device = device
+        self.first = torch.compile(bound, fullgraph=True, dynamic=False, backend=cast(Any, self._compile))
+        self.places: list[tuple[int, int]] = []  # input of the graph, and the argument that it is
+        self.ready = False
+
+    def _compile(self, module: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
+        from torch._inductor.compile_fx import compile_fx  # takes a second: only for those who compile
+
+        self.graph: Any = compile_fx(module, cast(Any, examples), config_patches=_compiler_options(self.device))
+
+        def run(*inputs: Tensor) -> Any:
+            self.inputs: list[Any] = list(inputs)
+            self.outputs = self.graph(*inputs)
+            return self.outputs
+
+        return run
+
+    def __call__(self, *args: Any) -> Tensor:
+        leaves = _leaves(args)
+        if self.ready:
+            inputs = self.inputs.copy()
+            for place, leaf in self.places:
+                inputs[place] = leaves[leaf]
+            return self.graph(*inputs)[0]
+        result = self.first(*args)
+        assert result is self.outputs[0], "the graph's first output is the method's result"
+        numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
+        self.places = [(place, numbers[id(given)]) for place, given in enumerate(self.inputs) if id(given) in numbers]
+        for place, _ in self.places:
+            self.inputs[place] = None  # not to be kept alive
+        del self.outputs
+        self.ready = True
+        return result
+
+
+def _leaves(values: Any) -> list[Tensor]:
+    return [leaf for value in values for leaf in (_leaves(value) if isinstance(value, tuple) else (value,))]
+
+
+def widen_products(graph: torch.fx.Graph) -> None:
+    """Compute a batched product A B with a narrow result as the transpose of B' A', which is wide.
 
     The second derivative of a layer with few points contains [T, 40, 40] @ [T, 40, 10]: there the CPU library is
     three times slower than at [T, 10, 40] @ [T, 40, 40], the same numbers transposed. A transpose costs nothing here.
     """
+    bmm, permute = torch.ops.aten.bmm.default, torch.ops.aten.permute.default
 
-    NARROW = 32  # columns of a result from which on both are about as fast
+    def insert(operator: Callable[..., Any], *args: Any) -> torch.fx.Node:
+        node = graph.call_function(operator, args)
+        node.meta["val"] = operator(*(arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in args))
+        return node
 
-    def __call__(self, graph: torch.fx.Graph) -> None:
-        bmm, permute = torch.ops.aten.bmm.default, torch.ops.aten.permute.default
+    for node in graph.find_nodes(op="call_function", target=bmm):
+        _, rows, columns = node.meta["val"].shape
+        if columns >= min(rows, NARROW):
+            continue
+        left, right = node.args
+        with graph.inserting_before(node):
+            product = insert(bmm, insert(permute, right, [0, 2, 1]), insert(permute, left, [0, 2, 1]))
+            node.replace_all_uses_with(insert(permute, product, [0, 2, 1]))
+        graph.erase_node(node)
 
-        def insert(operator: Callable[..., Any], *args: Any) -> torch.fx.Node:
-            node = graph.call_function(operator, args)
-            node.meta["val"] = operator(*(arg.meta["val"] if isinstance(arg, torch.fx.Node) else arg for arg in args))
-            return node
 
-        for node in graph.find_nodes(op="call_function", target=bmm):
-            _, rows, columns = node.meta["val"].shape
-            if columns >= min(rows, self.NARROW):
-                continue
-            left, right = node.args
-            with graph.inserting_before(node):
-                product = insert(bmm, insert(permute, right, [0, 2, 1]), insert(permute, left, [0, 2, 1]))
-                node.replace_all_uses_with(insert(permute, product, [0, 2, 1]))
-            graph.erase_node(node)
+def _compiler_options(device: torch.device) -> dict[str, Any]:
+    if device.type != "cpu":
+        return {"triton.cudagraphs": True}
+    from torch._inductor.custom_graph_pass import CustomGraphPass
 
-    def uuid(self) -> str:
-        """Identifies the pass in the compiler's cache; must change with what it does."""
-        return "narrow-products-1"
+    class WidenProducts(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            widen_products(graph)
+
+        def uuid(self) -> str:
+            """Identifies the pass in the compiler's cache; must change with what it does."""
+            return "widen-products-1"
+
+    # Calling the kernels from C++ instead of Python saves a tenth of a small step, the pass another tenth.
+    return {"cpp_wrapper": True, "post_grad_custom_post_pass": WidenProducts()}
