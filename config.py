@@ -59,11 +59,15 @@ class Config:
     INPUT_DIM: int = _key(1, "D: input dimension", 1, 10**4)
     HIDDEN_DIM: int = _key(40, "units in each of its two hidden layers", 1, 10**6)
 
-    # tasks: y = A sin(u.x - phase) + noise
+    # tasks: y = A sin(u.x - phase) + noise, or y = slope (u.x) + intercept + noise
     AMPLITUDE_MIN: float = _key(0.1, "smallest amplitude A", 0.0, 1e6)
     AMPLITUDE_MAX: float = _key(5.0, "largest amplitude A", 0.0, 1e6)
     PHASE_MIN: float = _key(0.0, "smallest phase, radians", -1e3, 1e3)
     PHASE_MAX: float = _key(math.pi, "largest phase, radians", -1e3, 1e3)
+    SLOPE_MIN: float = _key(-3.0, "smallest slope of a line (sine-line)", -1e6, 1e6)
+    SLOPE_MAX: float = _key(3.0, "largest slope of a line (sine-line)", -1e6, 1e6)
+    INTERCEPT_MIN: float = _key(-3.0, "smallest intercept of a line (sine-line)", -1e6, 1e6)
+    INTERCEPT_MAX: float = _key(3.0, "largest intercept of a line (sine-line)", -1e6, 1e6)
     X_MIN: float = _key(-5.0, "smallest input", -1e6, 1e6)
     X_MAX: float = _key(5.0, "largest input", -1e6, 1e6)
     NOISE_STD: float = _key(0.0, "standard deviation of the noise on targets", 0.0, 1e6)
@@ -98,7 +102,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
-        for name in ("AMPLITUDE", "PHASE", "X"):
+        for name in ("AMPLITUDE", "PHASE", "SLOPE", "INTERCEPT", "X"):
             low, high = getattr(self, f"{name}_MIN"), getattr(self, f"{name}_MAX")
             if not low < high:
                 raise ConfigError(f"{name}_MIN must be below {name}_MAX (got {low}; expected below {high})")

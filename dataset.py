@@ -86,7 +86,7 @@ class SinusoidalTaskGenerator(TaskGenerator):
     """
 
     name = "Sinusoidal"
-    param_names = ("amplitude", "phase (rad)")
+    param_names: tuple[str, ...] = ("amplitude", "phase (rad)")
 
     def __init__(
         self,
@@ -111,6 +111,42 @@ class SinusoidalTaskGenerator(TaskGenerator):
     def curve(self, params: Array, x: Array) -> Array:
         amplitude, phase, direction = np.split(params[..., None, :], [1, 2], axis=-1)  # [..., 1, 1 | 1 | D]
         return amplitude * np.sin((x * direction).sum(-1, keepdims=True) - phase)
+
+
+class SineLineTaskGenerator(SinusoidalTaskGenerator):
+    """Half sinusoids, half lines y = slope (u.x) + intercept, all uniform (Rusu et al. 2019, section 4.1).
+
+    The parameters are [T, 5 + D]: family (0 = sinusoid, 1 = line), amplitude, phase, slope, intercept, u; those of
+    the other family are drawn, too, and have no effect.
+    """
+
+    name = "SineLine"
+    param_names = ("family (0 sinusoid, 1 line)",)
+
+    def __init__(
+        self,
+        input_dim: int = 1,
+        x_range: tuple[float, float] = (-5.0, 5.0),
+        noise_std: float = 0.3,
+        amplitude_range: tuple[float, float] = (0.1, 5.0),
+        phase_range: tuple[float, float] = (0.0, float(np.pi)),
+        slope_range: tuple[float, float] = (-3.0, 3.0),
+        intercept_range: tuple[float, float] = (-3.0, 3.0),
+    ):
+        super().__init__(input_dim, x_range, noise_std, amplitude_range, phase_range)
+        self.slope_range, self.intercept_range = slope_range, intercept_range
+
+    def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        family = rng.integers(0, 2, (num_tasks, 1))
+        amplitude, phase, direction = np.split(super().draw(num_tasks, rng), [1, 2], axis=1)
+        slope = rng.uniform(*self.slope_range, (num_tasks, 1))
+        intercept = rng.uniform(*self.intercept_range, (num_tasks, 1))
+        return np.concatenate([family, amplitude, phase, slope, intercept, direction], axis=1).astype(np.float32)
+
+    def curve(self, params: Array, x: Array) -> Array:
+        family, amplitude, phase, slope, intercept, direction = np.split(params[..., None, :], [1, 2, 3, 4, 5], axis=-1)
+        along = (x * direction).sum(-1, keepdims=True)
+        return np.where(family == 1, slope * along + intercept, amplitude * np.sin(along - phase)).astype(np.float32)
 
 
 class TaskDataset:

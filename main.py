@@ -19,7 +19,7 @@ import torch
 
 import processes
 from config import KEYS, Config, ConfigError, load_settings, parse_assignment
-from dataset import SinusoidalTaskGenerator, TaskGenerator
+from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
 from experiment import Experiment, say
 from learner import MetaLearner
 from leo import LEO
@@ -30,17 +30,28 @@ from trainer import Diverged
 
 
 def sinusoid(config: Config) -> TaskGenerator:
-    return SinusoidalTaskGenerator(
-        config.INPUT_DIM,
-        (config.X_MIN, config.X_MAX),
-        config.NOISE_STD,
-        (config.AMPLITUDE_MIN, config.AMPLITUDE_MAX),
-        (config.PHASE_MIN, config.PHASE_MAX),
+    return SinusoidalTaskGenerator(*_ranges(config))
+
+
+def sine_line(config: Config) -> TaskGenerator:
+    return SineLineTaskGenerator(
+        *_ranges(config),
+        slope_range=(config.SLOPE_MIN, config.SLOPE_MAX),
+        intercept_range=(config.INTERCEPT_MIN, config.INTERCEPT_MAX),
     )
 
 
+Range = tuple[float, float]
+
+
+def _ranges(config: Config) -> tuple[int, Range, float, Range, Range]:
+    waves = (config.AMPLITUDE_MIN, config.AMPLITUDE_MAX), (config.PHASE_MIN, config.PHASE_MAX)
+    return config.INPUT_DIM, (config.X_MIN, config.X_MAX), config.NOISE_STD, *waves
+
+
 METHODS: dict[str, type[MetaLearner]] = {"maml": MAML, "leo": LEO}
-TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid}
+TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid, "sine-line": sine_line}
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {"sine-line": {"NOISE_STD": 0.3, "SUPPORT_SAMPLES": 5}}  # as Rusu et al. 2019
 
 MAY_CHANGE_ON_RESUME = {"EPOCHS", "DEVICE", "COMPILE", "LOG_INTERVAL", "VALIDATION_INTERVAL", "CHECKPOINT_INTERVAL"} | {
     key for key in KEYS if key.startswith("EVAL_")
@@ -110,7 +121,9 @@ def start(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any] | None]:
         return reopen(args, str(earlier))
     method, tasks = args.method or "maml", args.tasks or "sinusoid"
     given = load_settings(args.config) if args.config else {}
-    experiment = build(method, tasks, Config.resolve(METHODS[method].defaults, given, overrides(args)))
+    experiment = build(
+        method, tasks, Config.resolve(METHODS[method].defaults, TASK_DEFAULTS.get(tasks, {}), given, overrides(args))
+    )
     if earlier:
         manager = ExperimentManager(earlier, method, sys.argv)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from dataset import PURPOSES, SinusoidalTaskGenerator, Task, TaskDataset, held_out, stream
+from dataset import PURPOSES, SineLineTaskGenerator, SinusoidalTaskGenerator, Task, TaskDataset, held_out, stream
 
 MANY = 20_000
 
@@ -339,3 +339,46 @@ def test_held_out_query_points_are_free_of_noise() -> None:
     generator = SinusoidalTaskGenerator(noise_std=0.3)
     params, task = held_out(generator, 50, 20, 6, "test")
     assert_array_equal(task.query.y, generator.curve(params, task.query.x))
+
+
+# ---- sinusoids and lines
+
+
+def test_half_of_the_mixture_are_lines() -> None:
+    params = SineLineTaskGenerator().draw(4000, stream(0, "functions"))
+    assert set(np.unique(params[:, 0])) == {0, 1} and abs(params[:, 0].mean() - 0.5) < 0.03
+
+
+def test_ranges_of_the_mixture_are_those_asked_for() -> None:
+    params = SineLineTaskGenerator().draw(20_000, stream(0, "functions"))
+    bounds = [(0.1, 5.0), (0.0, np.pi), (-3.0, 3.0), (-3.0, 3.0)]
+    for column, (low, high) in zip(params.T[1:5], bounds, strict=True):
+        assert_allclose([column.min(), column.max()], [low, high], atol=0.005)
+
+
+def test_curves_of_the_mixture_are_the_sinusoid_or_the_line() -> None:
+    generator = SineLineTaskGenerator()
+    params = generator.draw(50, stream(1, "functions"))
+    x = stream(1, "points").uniform(-5, 5, (50, 7, 1))
+    values = generator.curve(params, x)[..., 0]
+    for (family, amplitude, phase, slope, intercept, _), inputs, found in zip(params, x[..., 0], values, strict=True):
+        expected = slope * inputs + intercept if family else amplitude * np.sin(inputs - phase)
+        assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_lines_of_several_dimensions_run_along_their_direction() -> None:
+    generator = SineLineTaskGenerator(input_dim=3)
+    params = generator.draw(20, stream(2, "functions"))
+    direction = params[:, 5:]
+    assert_allclose(np.linalg.norm(direction, axis=1), 1, rtol=1e-5)
+    x = np.repeat(direction[:, None, :], 2, axis=1) * np.array([0.0, 1.0])[None, :, None]
+    rise = np.diff(generator.curve(params, x)[..., 0], axis=1)[:, 0]
+    lines = params[:, 0] == 1
+    assert_allclose(rise[lines], params[lines, 3], rtol=1e-4, atol=1e-5)
+
+
+def test_targets_of_the_mixture_carry_the_papers_noise() -> None:
+    generator = SineLineTaskGenerator()
+    params = generator.draw(2000, stream(3, "functions"))
+    points = generator.points(params, 10, stream(3, "points"))
+    assert abs(float((points.y - generator.curve(params, points.x)).std()) - 0.3) < 0.01
