@@ -34,7 +34,8 @@ Arrays = Mapping[str, np.ndarray]
 Reference = Mapping[int, Mapping[int, float]]  # published mean squared errors: shots -> gradients -> value
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
+def figure_grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
+    """A figure of `width` x `height` inches in the common style, and its axes [rows, columns]."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
@@ -59,7 +60,7 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
         train: "iteration" [N], "query_mse" [N].
         validation: "iteration" [M], "mse" [M, S+1].
     """
-    figure, axes = _figure(1, 2, 9.5, 3.6, sharey=True)
+    figure, axes = figure_grid(1, 2, 9.5, 3.6, sharey=True)
     left, right = axes[0]
     if len(train["iteration"]):
         left.plot(train["iteration"], train["query_mse"], color=SKY, lw=0.6, alpha=0.7, label="one meta-batch")
@@ -98,7 +99,7 @@ def task_predictions(
     count = len(truth)
     columns = min(3, count)
     rows = -(-count // columns)
-    figure, axes = _figure(rows, columns, 3.3 * columns, 2.5 * rows + 0.5, sharex=True, sharey=True)
+    figure, axes = figure_grid(rows, columns, 3.3 * columns, 2.5 * rows + 0.5, sharex=True, sharey=True)
     colours = [ORANGE, SKY, GREEN, BLUE][-len(steps) :] if len(steps) <= 4 else CYCLE
     for task, axis in enumerate(axes.flat):
         if task >= count:
@@ -142,7 +143,7 @@ def performance_over_tasks(
         shots: which K the scatter plots show.
         reference: published means at the last gradient are marked where there are any.
     """
-    figure, axes = _figure(1, 1 + len(param_names), 3.6 * (1 + len(param_names)), 3.6)
+    figure, axes = figure_grid(1, 1 + len(param_names), 3.6 * (1 + len(param_names)), 3.6)
     left = axes[0, 0]
     finite = {count: np.sort(values[np.isfinite(values)]) for count, values in errors.items()}
     for place, (count, values) in enumerate(finite.items()):
@@ -196,7 +197,7 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
         results: shots -> {"mse": [S+1], "ci95": [S+1]}.
         reference: shots -> gradients -> published mean, drawn as crosses.
     """
-    figure, axes = _figure(1, 1, 5.6, 4.6)
+    figure, axes = figure_grid(1, 1, 5.6, 4.6)
     axis = axes[0, 0]
     lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
     for place, (count, result) in enumerate(results.items()):
@@ -231,7 +232,7 @@ def latent_space(codes: np.ndarray, params: np.ndarray, param_names: Sequence[st
     _, singular, axes_of_variation = np.linalg.svd(np.vstack([centred, np.zeros((2, codes.shape[1]))]), full_matrices=False)
     plane = centred @ axes_of_variation[:2].T  # [T, 2]
     share = np.square(singular) / max(float(np.square(singular).sum()), 1e-30)
-    figure, axes = _figure(1, max(1, len(param_names)), 4.6 * max(1, len(param_names)), 3.9, sharex=True, sharey=True)
+    figure, axes = figure_grid(1, max(1, len(param_names)), 4.6 * max(1, len(param_names)), 3.9, sharex=True, sharey=True)
     for column, axis in enumerate(axes[0]):
         colour = {"c": params[:, column], "cmap": "viridis"} if column < len(param_names) else {"color": BLUE}
         dots = axis.scatter(plane[:, 0], plane[:, 1], s=9, lw=0, **colour)

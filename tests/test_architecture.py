@@ -27,6 +27,9 @@ OURS = {
     "trainer": {"compilation", "dataset", "learner", "processes"},
 }
 OURS["experiment"] = set(OURS) - METHODS
+OURS["comparison_figures"] = {"visualization"}
+OURS["comparison"] = {"comparison_figures", "config", "results_manager", "visualization"}
+OURS["prediction"] = {"comparison_figures", "dataset", "results_manager", "trainer"}
 OURS["main"] = set(OURS)
 
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
@@ -40,12 +43,27 @@ REFUSED = {  # imports that a module must not have, however deep inside a functi
     "leo": {"os", *FILES, *PLOTS, *TENSORBOARD},
     "trainer": {*FILES, *PLOTS, *TENSORBOARD},
     "visualization": {"torch", "os", *FILES, "matplotlib.pyplot", "pylab"},
+    "comparison_figures": {"torch", "os", *(FILES - {"io"}), "matplotlib.pyplot", "pylab"},
     "results_manager": {"matplotlib.pyplot"},
+    "comparison": {"torch", "matplotlib.pyplot", *TENSORBOARD},
+    "prediction": {"torch", "matplotlib", *TENSORBOARD},
     "experiment": {"matplotlib", *TENSORBOARD},
     "main": {"matplotlib"},
 }
 NO_DISK = ("dataset", "learner", "maml", "leo", "trainer", "visualization")
-METHOD_FREE = ("compilation", "processes", "experiment", "trainer", "results_manager", "visualization", "dataset", "learner")
+METHOD_FREE = (
+    "compilation",
+    "processes",
+    "experiment",
+    "trainer",
+    "results_manager",
+    "visualization",
+    "dataset",
+    "learner",
+    "comparison",
+    "comparison_figures",
+    "prediction",
+)
 
 
 def source(module: str) -> str:
@@ -207,7 +225,7 @@ def test_every_torch_load_names_weights_only(module: str) -> None:
 def test_requirements_list_exactly_the_packages_agreed_on() -> None:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
     names = [re.split(r"[^A-Za-z0-9_-]", line)[0] for line in lines]
-    assert sorted(names) == ["matplotlib", "numpy", "psutil", "pytest", "tensorboard", "torch", "tqdm"]
+    assert sorted(names) == ["hypothesis", "matplotlib", "numpy", "psutil", "pytest", "tensorboard", "torch", "tqdm"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import subprocess
 import sys
@@ -17,8 +18,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
+from PIL import Image  # matplotlib brings it
 
+import comparison_figures
 import visualization
+from comparison_figures import (
+    adaptation_animation,
+    error_against_gradients,
+    error_against_shots,
+    file_bytes,
+    prediction_curves,
+    sample_bundle,
+)
 from visualization import (
     adaptive_learning,
     binned_median,
@@ -82,12 +93,49 @@ def latent(tasks: int = 40, size: int = 4) -> Figure:
     return latent_space(numbers(tasks, size), numbers(tasks, 3), NAMES, "a title")
 
 
+def results(steps: int = 10, groups: int = 2, seeds: int = 3) -> dict[int, dict[str, dict[str, np.ndarray]]]:
+    def one(shots: int) -> dict[str, np.ndarray]:
+        values = numbers(seeds, steps + 1) / shots
+        return {"mse": values.mean(0), "ci95": values[0] / 10, "seeds": values}
+
+    return {shots: {f"method {number}": one(shots) for number in range(groups)} for shots in (5, 10)}
+
+
+def against_gradients(**kwargs: int) -> Figure:
+    return error_against_gradients(results(**kwargs), "a title", PUBLISHED)
+
+
+def against_shots(**kwargs: int) -> Figure:
+    found = results(**kwargs)
+    return error_against_shots(found, sorted({min(1, kwargs.get("steps", 10)), kwargs.get("steps", 10)}), "a title")
+
+
+def prediction(outside: bool = True, sampled: bool = True) -> Figure:
+    samples = numbers(8, len(GRID)) if sampled else None
+    band = np.sort(numbers(2, len(GRID)), 0) if sampled else None
+    inner = (-3.0, 3.0) if outside else (-5.0, 5.0)
+    curves = numbers(2, len(GRID))
+    return prediction_curves(GRID, GRID[:4], numbers(4), curves[0], curves[1], 10, inner, "a title", band, samples)
+
+
+def bundle(tasks: int = 2, families: bool = True, samples: int = 9) -> Figure:
+    points, is_sine = numbers(tasks, 5), numbers(tasks, samples) < 1
+    curves = numbers(tasks, samples, len(GRID))
+    truth = numbers(tasks, len(GRID)) if families else None
+    names = [f"task {number}" for number in range(tasks)]
+    return sample_bundle(GRID, points, points, curves, "a title", truth, is_sine if families else None, names)
+
+
 FIGURES: dict[str, Callable[..., Figure]] = {
     "training_curves": curves,
     "task_predictions": predictions,
     "performance_over_tasks": performance,
     "adaptive_learning": adapting,
     "latent_space": latent,
+    "error_against_gradients": against_gradients,
+    "error_against_shots": against_shots,
+    "prediction_curves": prediction,
+    "sample_bundle": bundle,
 }
 
 
@@ -150,10 +198,11 @@ def test_a_figure_changes_no_setting_of_matplotlib(name: str) -> None:
 
 def test_drawing_does_not_import_pyplot() -> None:
     program = (
-        "import io, sys, numpy as np, visualization as v\n"
+        "import io, sys, numpy as np, visualization as v, comparison_figures as c\n"
         "x = np.ones(3)\n"
         "v.adaptive_learning({5: {'mse': x, 'ci95': x / 9}}, {}, 't').savefig(io.BytesIO(), format='pdf')\n"
-        "print('matplotlib.pyplot' in sys.modules)"
+        "c.adaptation_animation(x.cumsum(), x, x, x, {'a': np.ones((2, 3))})\n"
+        "print('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False"
@@ -426,3 +475,136 @@ def test_the_table_counts_diverged_tasks() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, None], ids=repr)
 def test_the_table_shows_an_error_that_is_not_finite(bad: Any) -> None:
     assert "1 +- 0.01" in results_table(evaluation([1.0, *[bad] * 10]), {})  # null is how JSON writes it
+
+
+# ---- methods side by side, predictions, samples
+
+
+def texts(figure: Figure) -> set[str]:
+    return {text.get_text() for legend in figure.legends for text in legend.get_texts()}
+
+
+@pytest.mark.parametrize("draw", [against_gradients, against_shots])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_few_gradients_can_be_compared(draw: Callable[..., Figure], steps: int) -> None:
+    drawn(draw(steps=steps))
+
+
+@pytest.mark.parametrize("draw", [against_gradients, against_shots])
+@pytest.mark.parametrize("groups", [1, 6, 13])
+def test_every_method_stands_once_in_the_legend(draw: Callable[..., Figure], groups: int) -> None:
+    figure = draw(groups=groups)
+    found = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sorted(text for text in found if "method" in text) == sorted(f"method {number}" for number in range(groups))
+
+
+def test_no_two_methods_look_alike() -> None:
+    looks = [comparison_figures._look(place) for place in range(24)]
+    assert all(first != second for first, second in itertools.combinations(looks, 2))
+
+
+def test_every_seed_has_a_line_of_its_own() -> None:
+    lines = [len(against_gradients(groups=2, seeds=seeds).axes[1].lines) for seeds in (1, 3)]
+    assert lines == [2, 2 + 2 * 3]
+
+
+def test_published_figures_are_marked_in_the_panel_of_their_shots() -> None:
+    panels = [axis.get_legend_handles_labels()[1] for axis in against_gradients().axes]
+    assert ["Finn et al. 2017" in labels for labels in panels] == [True, False]
+
+
+@pytest.mark.parametrize("draw", [error_against_gradients, lambda found, title: error_against_shots(found, [1, 10], title)])
+@pytest.mark.parametrize("bad", BAD)
+def test_a_comparison_shows_what_is_left_of_methods_that_diverged(draw: Callable[..., Figure], bad: float) -> None:
+    found = results(groups=5)
+    for shots in found:
+        for label, key, where in [(1, "mse", 5), (2, "ci95", 5), (3, "mse", 0), (4, "ci95", 0)]:
+            for name in (key, "seeds"):
+                found[shots][f"method {label}"][name][..., where:] = bad
+    top = drawn(draw(found, "a title")).axes[0].get_ylim()[1]
+    assert top < 1e4  # the methods that work are still to be seen
+
+
+def test_all_bands_at_zero_can_be_compared() -> None:
+    found = results()
+    for shots in found:
+        for values in found[shots].values():
+            values["mse"][:] = values["ci95"][:] = 0
+    drawn(error_against_gradients(found, "a title"))
+    drawn(error_against_shots(found, [10], "a title"))
+
+
+@pytest.mark.parametrize("outside", [True, False])
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_prediction_labels_what_it_has(outside: bool, sampled: bool) -> None:
+    labels = texts(drawn(prediction(outside, sampled)))
+    assert {"before adapting", "after 10 gradients", "given points"} <= labels
+    assert ("extrapolation" in labels) == outside
+    assert ("90% of sampled curves" in labels, "some sampled curves" in labels) == (sampled, sampled)
+
+
+def test_both_sides_of_the_trained_range_are_shaded() -> None:
+    assert len(prediction(outside=True, sampled=False).axes[0].patches) == 2
+
+
+@pytest.mark.parametrize("x_range", [(10.0, 20.0), (-20.0, -10.0)])
+def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) -> None:
+    curve = numbers(len(GRID))
+    figure = prediction_curves(GRID, GRID[:4], numbers(4), curve, curve, 1, x_range, "a title")
+    (shade,) = figure.axes[0].patches
+    assert_allclose([shade.get_x(), shade.get_x() + shade.get_width()], [-5, 5])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_prediction_far_off_leaves_the_points_in_the_picture(bad: float) -> None:
+    curve = np.full(len(GRID), bad)
+    figure = prediction_curves(GRID, GRID[:4], numbers(4), curve, numbers(len(GRID)), 10, (-5.0, 5.0), "a title")
+    low, high = drawn(figure).axes[0].get_ylim()
+    assert -10 < low < numbers(4).min() and numbers(4).max() < high < 10
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 4])
+def test_a_bundle_has_a_panel_for_each_task(tasks: int) -> None:
+    figure = drawn(bundle(tasks))
+    assert [axis.get_title() for axis in shown(figure)] == [f"task {number}" for number in range(tasks)]
+
+
+def test_the_families_of_samples_are_told_apart() -> None:
+    assert {"samples like a sinusoid", "samples like a line", "true function"} <= texts(bundle(families=True))
+    assert texts(bundle(families=False)) == {"sampled networks", "support points"}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_samples_that_diverged_leave_the_others_in_the_picture(bad: float) -> None:
+    curves = numbers(2, 9, len(GRID))
+    curves[0, 3] = bad
+    figure = drawn(sample_bundle(GRID, numbers(2, 5), numbers(2, 5), curves, "a title"))
+    assert figure.axes[0].get_ylim()[1] < 10
+
+
+# ---- the animation, and files
+
+
+def test_an_animation_has_a_frame_for_each_number_of_gradients_and_holds_the_last() -> None:
+    paths = {label: numbers(4, len(GRID)) for label in ("one", "two")}
+    data = adaptation_animation(GRID, numbers(len(GRID)), GRID[:4], numbers(4), paths, seconds=0.6, hold=4)
+    durations = []
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.n_frames, image.info["loop"]) == ("GIF", 4, 0)
+        assert image.size[0] < 800 and len(data) < 4 / 11 * 1_000_000  # one of 11 frames fits into a README
+        for number in range(4):
+            image.seek(number)
+            durations.append(image.info["duration"])
+    assert durations == [600] * 3 + [2400]
+
+
+def test_an_animation_of_a_network_that_diverged_can_be_made() -> None:
+    for bad in (np.nan, 1e30):
+        paths = {"one": np.stack([numbers(len(GRID)), np.full(len(GRID), bad)]).astype(np.float32)}
+        assert adaptation_animation(GRID, numbers(len(GRID)), GRID[:4], numbers(4), paths, hold=1)
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_equal_figures_are_equal_files(suffix: str, magic: bytes) -> None:
+    first, second = (file_bytes(against_shots(), suffix) for _ in range(2))
+    assert first == second and first.startswith(magic)

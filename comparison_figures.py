@@ -1,0 +1,276 @@
+"""Figures beside those of a run: methods side by side, predictions on given points, samples, an animation.
+
+Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`; and figures as the bytes of a file,
+which others write. This file refuses to know about torch, models and the disk.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.animation import PillowWriter
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from visualization import BLACK, BLUE, CYCLE, MARKERS, ORANGE, SKY, VERMILION, Reference, figure_grid
+
+# shots -> label -> {"mse" [S+1], "ci95" [S+1], "seeds" [R, S+1] (the mean of each seed; may be missing)}
+Results = Mapping[int, Mapping[str, Mapping[str, np.ndarray]]]
+
+DASHES = ("solid", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # beyond six labels the colours come again
+
+
+def _look(place: int) -> dict[str, object]:
+    """Colour, marker and dash of the curve number `place`: no two of the first 24 are alike."""
+    return {"color": CYCLE[place % 6], "marker": MARKERS[place % 6], "ls": DASHES[place // 6 % 4]}
+
+
+def _log_scale(axis: Axes, curves: Sequence[np.ndarray]) -> float:
+    """Make `axis` logarithmic; a curve that explodes leaves it at the top. Returns the lowest error above zero."""
+    known = [curve[np.isfinite(curve) & (curve > 0)] for curve in curves]
+    lows = [curve.min() for curve in known if len(curve)]
+    if not lows:
+        axis.set_ylim(1e-3, 1)  # nothing to be seen
+        axis.set_yscale("log")
+        return 1e-3
+    axis.set_yscale("log")
+    values = np.concatenate(known)
+    usual = values[values <= 1000 * max(low for low in lows if low < 1e20 * min(lows))]
+    if len(usual) < len(values) or not all(np.isfinite(curve).all() for curve in curves):
+        axis.set_ylim(usual.min() / 2, 2 * usual.max())
+    return float(usual.min())
+
+
+def error_against_gradients(results: Results, title: str, reference: Reference | None = None) -> Figure:
+    """Mean error against support gradients with 95% bands over tasks: a panel for each K, a curve for each label.
+
+    Args:
+        results: the mean of each seed is drawn as a thin line where there are several.
+        reference: shots -> gradients -> published mean of Finn et al. 2017, drawn as crosses.
+    """
+    figure, axes = figure_grid(1, len(results), max(4.6, 3.4 * len(results) + 0.4), 4.2, sharey=True)
+    curves = [np.asarray(values["mse"], float) for result in results.values() for values in result.values()]
+    lowest = _log_scale(axes[0, 0], curves)
+    for axis, (shots, result) in zip(axes[0], results.items(), strict=True):
+        for place, (label, values) in enumerate(result.items()):
+            mean, half = np.asarray(values["mse"], float), np.asarray(values["ci95"], float)
+            steps = np.arange(len(mean))
+            low = np.maximum(mean - half, lowest / 3)  # a band may reach below zero, where a log axis has no place
+            colour = CYCLE[place % 6]
+            axis.fill_between(steps, low, mean + half, where=np.isfinite(mean + half).tolist(), color=colour, alpha=0.2, lw=0)
+            seeds = np.asarray(values.get("seeds", mean[None]), float)
+            for seed in seeds if len(seeds) > 1 else []:
+                axis.plot(steps, seed, color=colour, lw=0.6, alpha=0.7)
+            axis.plot(steps, mean, ms=4, lw=1.5, label=label, **_look(place))
+        if known := (reference or {}).get(shots):
+            axis.plot(list(known), list(known.values()), "x", color=BLACK, ms=8, mew=1.8, label="Finn et al. 2017")
+        axis.set(title=f"K = {shots}", xlabel="gradients taken on the support set")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25, lw=0.5)
+    axes[0, 0].set_ylabel("mean squared error on query points")
+    _shared_legend(figure, axes)
+    figure.suptitle(title)
+    return figure
+
+
+def error_against_shots(results: Results, steps: Sequence[int], title: str) -> Figure:
+    """Mean error with 95% intervals over tasks against K: a panel for each number of gradients in `steps`."""
+    figure, axes = figure_grid(1, len(steps), max(4.6, 3.8 * len(steps) + 0.4), 4.2, sharey=True)
+    shots = sorted(results)
+    labels = list(results[shots[0]])
+    errors, intervals = (  # [labels, shots, gradients]
+        np.array([[np.asarray(results[count][label][name], float)[list(steps)] for count in shots] for label in labels])
+        for name in ("mse", "ci95")
+    )
+    lowest = _log_scale(axes[0, 0], list(errors.reshape(len(labels), -1)))
+    for panel, (axis, step) in enumerate(zip(axes[0], steps, strict=True)):
+        for place, label in enumerate(labels):
+            mean, half = errors[place, :, panel], np.nan_to_num(intervals[place, :, panel], posinf=0.0)
+            down = np.minimum(half, np.maximum(mean - lowest / 3, 0))  # a log axis has no place for zero
+            x = np.array(shots) * 1.012 ** (place - (len(labels) - 1) / 2)  # side by side: bars over bars can't be read
+            axis.errorbar(x, mean, [down, half], ms=5, lw=1.5, capsize=3, label=label, **_look(place))
+        axis.set_xscale("log")
+        axis.set_xticks(shots, [str(count) for count in shots])
+        axis.set_xticks([], minor=True)
+        axis.set_xlim(shots[0] / 1.25, shots[-1] * 1.25)
+        axis.set(title=f"after {step} gradient{'' if step == 1 else 's'}", xlabel="support points K")
+        axis.grid(alpha=0.25, lw=0.5)
+    axes[0, 0].set_ylabel("mean squared error on query points")
+    _shared_legend(figure, axes)
+    figure.suptitle(title)
+    return figure
+
+
+def _shared_legend(figure: Figure, axes: np.ndarray) -> None:
+    """One legend below all panels, each label once."""
+    entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    longest = max(map(len, entries), default=1)
+    columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / (longest + 6))))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
+
+
+def prediction_curves(
+    grid: np.ndarray,
+    support_x: np.ndarray,
+    support_y: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    steps: int,
+    x_range: tuple[float, float],
+    title: str,
+    band: np.ndarray | None = None,
+    samples: np.ndarray | None = None,
+) -> Figure:
+    """Given points, and the network before and after adapting to them; what lies outside `x_range` is shaded.
+
+    Args:
+        grid, before, after: [N]; support_x, support_y: [K]; steps: the gradients between before and after.
+        x_range: the inputs of meta-training.
+        band: lower and upper bound [2, N] of 90% of the sampled curves.
+        samples: a few of these curves, [M, N].
+    """
+    figure, axes = figure_grid(1, 1, 7.2, 4.6)
+    axis = axes[0, 0]
+    outside = [(grid[0], min(x_range[0], grid[-1])), (max(x_range[1], grid[0]), grid[-1])]
+    for low, high in outside:
+        if low < high:
+            axis.axvspan(low, high, color="0.5", alpha=0.15, lw=0, label="extrapolation")
+    if band is not None:
+        axis.fill_between(grid, band[0], band[1], color=SKY, alpha=0.35, lw=0, label="90% of sampled curves")
+    for curve in samples if samples is not None else []:
+        axis.plot(grid, curve, color=BLUE, lw=0.6, alpha=0.45, label="some sampled curves")
+    axis.plot(grid, before, color=ORANGE, lw=1.5, ls=(0, (4, 2)), label="before adapting")
+    axis.plot(grid, after, color=BLUE, lw=2, label=f"after {steps} gradient{'' if steps == 1 else 's'}")
+    small = len(support_x) > 200
+    axis.plot(support_x, support_y, "o", color=VERMILION, ms=2 if small else 5, mec="white", mew=0.2 if small else 0.7)
+    axis.lines[-1].set_label("given points")
+    reach = 1.5 * max(float(np.ptp(support_y)), 0.5)  # a network far off the points may leave the picture
+    axis.set_ylim(*_limits([support_y, before, after], float(support_y.min()) - reach, float(support_y.max()) + reach))
+    axis.set(xlabel="input x", ylabel="output y", title=title, xlim=(grid[0], grid[-1]))
+    axis.grid(alpha=0.25, lw=0.5)
+    _shared_legend(figure, axes)
+    return figure
+
+
+def _limits(curves: Sequence[np.ndarray], lowest: float, highest: float) -> tuple[float, float]:
+    """The range of all values between `lowest` and `highest`, with a margin."""
+    values = np.clip(np.concatenate([curve[np.isfinite(curve)] for curve in curves]), lowest, highest)
+    margin = 0.06 * (values.max() - values.min()) + 1e-6
+    return values.min() - margin, values.max() + margin
+
+
+def sample_bundle(
+    grid: np.ndarray,
+    support_x: np.ndarray,
+    support_y: np.ndarray,
+    curves: np.ndarray,
+    title: str,
+    truth: np.ndarray | None = None,
+    is_sine: np.ndarray | None = None,
+    panel_titles: Sequence[str] = (),
+) -> Figure:
+    """Sampled curves for each of several support sets: a bundle where the points decide, spread where they don't.
+
+    Args:
+        grid: inputs [N]; support_x, support_y: [T, K], a panel for each of the T tasks.
+        curves: [T, M, N], M samples a task (thin lines).
+        truth: the functions [T, N].
+        is_sine: which samples look like a sinusoid rather than a line, [T, M] booleans; they differ in colour.
+        panel_titles: one for each task.
+    """
+    count = len(curves)
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, axes = figure_grid(rows, columns, max(4.6, 3.3 * columns), 2.7 * rows + 0.8, sharex=True, sharey=True)
+    for task, axis in enumerate(axes.flat):
+        if task >= count:
+            axis.set_visible(False)
+            continue
+        faint = min(0.5, max(0.08, 12 / curves.shape[1]))
+        for sample, curve in enumerate(curves[task]):
+            if is_sine is None:
+                colour, label = BLUE, "sampled networks"
+            elif is_sine[task, sample]:
+                colour, label = BLUE, "samples like a sinusoid"
+            else:
+                colour, label = VERMILION, "samples like a line"
+            axis.plot(grid, curve, color=colour, lw=0.8, alpha=faint, label=label)
+        if truth is not None:
+            axis.plot(grid, truth[task], color=BLACK, lw=1.6, ls=(0, (4, 2)), label="true function")
+        axis.plot(support_x[task], support_y[task], "o", color=BLACK, ms=6, mec="white", mew=1, label="support points")
+        if panel_titles:
+            axis.set_title(panel_titles[task])
+        axis.grid(alpha=0.25, lw=0.5)
+        axis.set_xlim(grid[0], grid[-1])
+    known = [support_y, *([truth] if truth is not None else [])]
+    low, high = min(float(part.min()) for part in known), max(float(part.max()) for part in known)
+    reach = 0.6 * max(high - low, 0.5)
+    axes[0, 0].set_ylim(*_limits([*known, curves], low - reach, high + reach))
+    for axis in axes[-1]:
+        axis.set_xlabel("input x")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("output y")
+    _shared_legend(figure, axes)
+    for handle in figure.legends[0].legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)  # the lines are faint because they are many
+    figure.suptitle(title)
+    return figure
+
+
+def adaptation_animation(
+    grid: np.ndarray,
+    truth: np.ndarray,
+    support_x: np.ndarray,
+    support_y: np.ndarray,
+    predictions: Mapping[str, np.ndarray],
+    title: str = "",
+    seconds: float = 0.6,
+    hold: int = 4,
+) -> bytes:
+    """A GIF of networks that adapt to one task gradient by gradient, a panel for each label, as the bytes of a file.
+
+    Args:
+        grid, truth: [N]; support_x, support_y: [K].
+        predictions: label -> [S+1, N], after 0 to S gradients; the same S for all.
+        seconds: how long a frame stays; hold: how many times as long the last one stays.
+    """
+    figure, axes = figure_grid(1, len(predictions), 3.7 * len(predictions) + 0.2, 3.9, sharex=True, sharey=True)
+    figure.set_dpi(90)
+    moving = []
+    for axis, (label, path) in zip(axes[0], predictions.items(), strict=True):
+        axis.plot(grid, truth, color=BLACK, lw=2.6, alpha=0.35, label="true function")
+        axis.plot(grid, path[0], color=ORANGE, lw=1.4, ls=(0, (4, 2)), label="before adapting")
+        moving.append((axis, label, path, axis.plot(grid, path[0], color=BLUE, lw=2, label="the network now")[0]))
+        axis.plot(support_x, support_y, "o", color=VERMILION, ms=6, mec="white", mew=0.8, label="support points")
+        axis.set(xlabel="input x", xlim=(grid[0], grid[-1]))
+        axis.grid(alpha=0.25, lw=0.5)
+    axes[0, 0].set_ylabel("output y")
+    low, high = float(min(truth.min(), support_y.min())), float(max(truth.max(), support_y.max()))
+    reach = 0.35 * max(high - low, 0.5)
+    axes[0, 0].set_ylim(low - reach, high + reach)
+    _shared_legend(figure, axes)
+    frames = len(next(iter(predictions.values())))
+    buffer = io.BytesIO()
+    buffer.name = "animation.gif"  # how the writer knows the format
+    writer = PillowWriter(fps=1 / seconds)  # type: ignore[arg-type]  # it divides by it, and ours is below one
+    writer.setup(figure, "animation.gif")
+    writer.outfile = buffer  # type: ignore[assignment]  # written once, at the end, by Pillow, which takes a stream
+    for step in [*range(frames), *[frames - 1] * (hold - 1)]:
+        for axis, label, path, line in moving:
+            line.set_ydata(path[step])
+            axis.set_title(f"{label}: error {np.square(path[step] - truth, dtype=np.float64).mean():.3g}", fontsize=11)
+        head = f"{title}: " if title else ""
+        figure.suptitle(f"{head}after {step} gradient{'' if step == 1 else 's'}", fontsize=11)
+        writer.grab_frame()
+    writer.finish()
+    return buffer.getvalue()
+
+
+def file_bytes(figure: Figure, suffix: str) -> bytes:
+    """The contents of a PNG or PDF file of `figure`; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, metadata={"CreationDate": None} if suffix == "pdf" else {})
+    return buffer.getvalue()

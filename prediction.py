@@ -1,0 +1,270 @@
+"""Curves through somebody's own points: `--predict RUN --points FILE.csv`.
+
+Points are read strictly, a trained learner is adapted to them, and what it says on a fine grid is written as a table
+and a figure. This file refuses to know any method by name, training, and run directories.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import psutil
+
+from comparison_figures import file_bytes, prediction_curves
+from dataset import Points
+from results_manager import RunError, write_atomically
+from trainer import Trainer
+
+MAX_POINTS = 10_000
+MAX_NUMBER = 1e6  # as far as the ranges of a Config go; squares of more leave float32
+GRID_POINTS = 201
+SAMPLES_SHOWN = 8
+PAIR_BYTES = 400  # about what a learner that compares all pairs of points needs for each
+PAIRS_AT_ONCE = 200_000  # bounds the memory of the copies that are adapted together
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float() also reads 1_000, nan and ١
+
+
+# ---- reading points
+
+
+def read_points(path: Path, input_dim: int) -> Points:
+    """The points of a CSV file: columns x (or x1..xD) and y under a header, in any order; x [K, D], y [K, 1], float32.
+
+    Raises `RunError` for anything else, in one line that names the place. Reads no further than it must.
+    """
+    longest = 40 * (input_dim + 1) + 1000  # characters of a line
+    try:
+        if not path.is_file():
+            raise RunError(f"no such file (got {path}; expected a CSV file of points)")
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(_lines(file, path, longest), strict=True)
+            return _parsed(rows, path, input_dim)
+    except UnicodeDecodeError:
+        raise RunError(f"{path} is not text in UTF-8 (got other bytes; expected a CSV file of points)") from None
+    except csv.Error as error:
+        raise RunError(f"{path} is not CSV (got {error}; expected numbers between commas)") from None
+    except OSError as error:
+        raise RunError(f"{path} can't be read (got {error.strerror}; expected a readable CSV file)") from None
+
+
+def _lines(file: IO[str], path: Path, longest: int) -> Iterator[str]:
+    """Lines of bounded length and number: a file of any size is refused before it fills the memory."""
+    for number in range(1, MAX_POINTS + 3):
+        line = file.readline(longest)
+        if not line:
+            return
+        if len(line) == longest:
+            raise RunError(f"{path} has too long a line {number} (got {longest} characters or more; expected short numbers)")
+        if number > MAX_POINTS + 1:
+            raise RunError(f"{path} is too long (got more than {MAX_POINTS} lines of points; expected at most {MAX_POINTS})")
+        yield line
+
+
+def _parsed(rows: Iterator[list[str]], path: Path, input_dim: int) -> Points:
+    columns = _header(next(rows, []), path, input_dim)
+    points = []
+    for place, row in enumerate(rows, start=2):
+        if not row:  # an empty line
+            continue
+        if len(row) != len(columns):
+            raise RunError(f"{path} line {place} can't be used (got {len(row)} columns; expected {len(columns)})")
+        points.append(np.array([_number(row[column], f"{path} line {place}") for column in columns], np.float32))
+    if len(points) < 2:
+        raise RunError(f"{path} has too few points (got {len(points)}; expected at least 2)")
+    values = np.stack(points)  # [K, D + 1]
+    return Points(values[:, :-1], values[:, -1:])
+
+
+def _header(row: Sequence[str], path: Path, input_dim: int) -> list[int]:
+    """Where the columns x1..xD and y are."""
+    wanted = [*(["x"] if input_dim == 1 else [f"x{number + 1}" for number in range(input_dim)]), "y"]
+    names = [name.strip() for name in row]
+    if input_dim == 1 and sorted(names) == ["x1", "y"]:
+        wanted = ["x1", "y"]
+    if sorted(names) != sorted(wanted):
+        expected = ", ".join(wanted) if input_dim <= 4 else f"x1, ..., x{input_dim}, y"
+        raise RunError(f"{path} has no header that can be used (got {_shown(', '.join(names))}; expected {expected})")
+    return [names.index(name) for name in wanted]
+
+
+def _number(text: str, where: str) -> float:
+    text = text.strip()
+    value = float(text) if NUMBER.fullmatch(text) else math.nan
+    if not abs(value) <= MAX_NUMBER:
+        raise RunError(
+            f"{where} can't be used (got {_shown(text)}; expected a finite number from {-MAX_NUMBER:g} to {MAX_NUMBER:g})"
+        )
+    return value
+
+
+def _shown(text: str) -> str:
+    """A stranger's text as it appears in a message: printable, quoted, of bounded length."""
+    return ascii(text) if len(text) <= 40 else ascii(text[:40]) + "..."
+
+
+# ---- predicting
+
+
+class Prediction(NamedTuple):
+    """What a learner says about given points; `x` is a fine grid for D = 1, and the points themselves otherwise."""
+
+    points: Points  # x [K, D], y [K, 1]
+    x: np.ndarray  # where it was asked, [N, D]
+    outputs: np.ndarray  # after 0 to S gradients, [S+1, N]
+    errors: np.ndarray  # mean squared error on the given points after 0 to S gradients, [S+1]
+    extrapolated: np.ndarray  # whether x lies outside the meta-trained range, [N] booleans
+    x_range: tuple[float, float]  # the meta-trained range, in each dimension
+    samples: np.ndarray  # curves after S gradients [M, N]; none (M = 0) from a learner without randomness
+    lost: int  # sampled curves left out, because they are not finite
+
+    @property
+    def band(self) -> np.ndarray | None:
+        """The 5%, 50% and 95% quantiles of the sampled curves, [3, N]."""
+        return np.quantile(self.samples, [0.05, 0.5, 0.95], axis=0) if len(self.samples) else None
+
+
+def predict_points(
+    trainer: Trainer,
+    points: Points,
+    steps: int,
+    x_range: tuple[float, float],
+    rng: np.random.Generator,
+    num_samples: int = 100,
+) -> Prediction:
+    """Adapt the trainer's learner to `points` with `steps` gradients; a learner with randomness is sampled as well.
+
+    Args:
+        points: x [K, D], y [K, 1], float32.
+        x_range: the inputs of meta-training, in each dimension.
+        rng: for the samples; curves that are not finite are left out of them.
+
+    Raises `RunError` where there are more points than the memory allows.
+    """
+    count, dim = points.x.shape
+    noise_dim = trainer.learner.noise_dim
+    _check_memory(count if noise_dim else 0)
+    x = grid_over(points.x[:, 0], x_range)[:, None] if dim == 1 else points.x
+    everywhere = np.concatenate([x, points.x])[None]  # [1, N + K, D]
+    support = Points(points.x[None], points.y[None])
+    with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge: a result
+        predicted = trainer.predict(support, everywhere, steps)[0][0]  # [S+1, N + K]
+        outputs, at_points = np.split(predicted, [len(x)], axis=1)
+        errors = np.square(at_points - points.y[:, 0], dtype=np.float64).mean(1)
+    samples = []
+    together = max(1, min(num_samples, PAIRS_AT_ONCE // count**2))
+    for first in range(0, num_samples if noise_dim else 0, together):
+        copies = min(together, num_samples - first)
+        noise = rng.standard_normal((copies, noise_dim), dtype=np.float32)
+        many = Points(*(np.repeat(part, copies, axis=0) for part in support))
+        samples.append(trainer.predict(many, np.repeat(x[None], copies, axis=0), steps, noise=noise)[0][:, -1])
+    curves = np.concatenate(samples) if samples else np.empty((0, len(x)), np.float32)
+    low, high = x_range
+    outside = np.any((x < low) | (x > high), axis=1)
+    finite = np.isfinite(curves).all(1)
+    return Prediction(points, x, outputs, errors, outside, x_range, curves[finite], int((~finite).sum()))
+
+
+def _check_memory(count: int) -> None:
+    available = psutil.virtual_memory().available
+    if PAIR_BYTES * count**2 > available:
+        most = math.isqrt(available // PAIR_BYTES)
+        raise RunError(f"the points do not fit in memory (got {count}; expected at most {most} for this run)")
+
+
+def grid_over(inputs: np.ndarray, x_range: tuple[float, float]) -> np.ndarray:
+    """A fine grid [N] over `x_range` and all `inputs` [K], with a margin of a tenth on a side where they leave it."""
+    low, high = min(x_range[0], float(inputs.min())), max(x_range[1], float(inputs.max()))
+    margin = 0.1 * (high - low)
+    low, high = low - margin * (low < x_range[0]), high + margin * (high > x_range[1])
+    return np.linspace(low, high, GRID_POINTS, dtype=np.float32)
+
+
+def warnings_about(prediction: Prediction) -> list[str]:
+    """What a user should know before trusting the prediction, one line each."""
+    inputs, (low, high) = prediction.points.x, prediction.x_range
+    outside = np.any((inputs < low) | (inputs > high), axis=1)
+    lines = []
+    if outside.any():
+        what = f"{outside.sum()} of {len(inputs)} points lie" if not outside.all() else f"all {len(inputs)} points lie"
+        lines.append(
+            f"{what} outside the range of meta-training, where the network was never asked to be right "
+            f"(got x from {inputs.min():.4g} to {inputs.max():.4g}; expected {low:g} to {high:g})"
+        )
+    if not np.isfinite(prediction.outputs[-1]).all():
+        last = len(prediction.errors) - 1
+        lines.append(f"adapting diverged (got predictions that are not finite after {last} gradients; expected finite ones)")
+    if prediction.lost:
+        every = prediction.lost + len(prediction.samples)
+        lines.append(f"the band leaves out sampled curves (got {prediction.lost} of {every} not finite; expected none)")
+    return lines
+
+
+def summary(prediction: Prediction) -> str:
+    """The error on the given points before and after adapting, in one line."""
+    last = len(prediction.errors) - 1
+    return (
+        f"mean squared error on the {len(prediction.points.x)} points: {prediction.errors[0]:.4g} before adapting, "
+        f"{prediction.errors[-1]:.4g} after {last} gradient{'' if last == 1 else 's'}"
+    )
+
+
+# ---- writing
+
+
+def csv_table(prediction: Prediction) -> str:
+    """A row for each x: predictions before and after adapting, the band where there is one, and 1 for extrapolation."""
+    dim = prediction.x.shape[1]
+    table = {"x" if dim == 1 else f"x{number + 1}": prediction.x[:, number] for number in range(dim)}
+    if dim > 1:
+        table["y"] = prediction.points.y[:, 0]
+    table |= {"prediction_before": prediction.outputs[0], "prediction_after": prediction.outputs[-1]}
+    if (band := prediction.band) is not None:
+        table |= {"lower_5": band[0], "median_50": band[1], "upper_95": band[2]}
+    table["extrapolated"] = prediction.extrapolated.astype(int)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table)
+    writer.writerows([f"{value:.7g}" for value in row] for row in zip(*table.values(), strict=True))
+    return text.getvalue()
+
+
+def output_files(directory: Path, input_file: Path, input_dim: int) -> list[Path]:
+    """Where `write` will write; raises `RunError` where that is the file of points itself."""
+    names = ["predictions.csv", *(["predictions.png", "predictions.pdf"] if input_dim == 1 else [])]
+    files = [directory / name for name in names]
+    for file in files:
+        if file.exists() and input_file.exists() and file.samefile(input_file):
+            raise RunError(f"{file} is the file of points (got it as output too; expected another --output or file name)")
+    return files
+
+
+def write(files: Sequence[Path], prediction: Prediction, title: str) -> None:
+    """Write the table, and for D = 1 the figure, to `output_files`; makes their directory where it is missing.
+
+    Raises OSError where the disk is full or read-only.
+    """
+    files[0].parent.mkdir(parents=True, exist_ok=True)
+    contents = {".csv": csv_table(prediction).encode()}
+    if len(files) > 1:
+        figure = prediction_curves(
+            prediction.x[:, 0],
+            prediction.points.x[:, 0],
+            prediction.points.y[:, 0],
+            prediction.outputs[0],
+            prediction.outputs[-1],
+            len(prediction.errors) - 1,
+            prediction.x_range,
+            title,
+            None if prediction.band is None else prediction.band[[0, 2]],
+            prediction.samples[:SAMPLES_SHOWN],
+        )
+        contents |= {f".{suffix}": file_bytes(figure, suffix) for suffix in ("png", "pdf")}
+    for file in files:
+        write_atomically(file, contents[file.suffix])
