@@ -1,0 +1,421 @@
+"""Real processes of the program at a fraction of their start-up time, and what may befall them.
+
+Importing torch takes seconds. A server that has imported the program forks a child for each command line: a process
+of its own, in a session of its own, that can be killed, stopped and signalled like any other. A child may carry a
+*plant*: something that happens to it from inside, at an exact place that no outside observer could hit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+PATIENCE = 120.0  # seconds after which something that never ends is a failure
+SETTINGS = {  # 15 steps, a checkpoint every second one; long enough for several kills
+    "EPOCHS": 2,
+    "NUM_TASKS": 30,
+    "META_BATCH_SIZE": 4,
+    "SUPPORT_SAMPLES": 5,
+    "QUERY_SAMPLES": 5,
+    "HIDDEN_DIM": 6,
+    "LEO_LATENT_DIM": 3,
+    "LEO_ENCODER_DIM": 4,
+    "LEO_RELATION_DIM": 4,
+    "LEO_DECODER_DIM": 4,
+    "EVAL_TASKS": 4,
+    "EVAL_QUERY_SAMPLES": 4,
+    "EVAL_STEPS": 6,
+    "EVAL_SHOTS": [5],
+    "VALIDATION_TASKS": 4,
+    "LOG_INTERVAL": 1,
+    "VALIDATION_INTERVAL": 3,
+    "CHECKPOINT_INTERVAL": 2,
+    "COMPILE": "never",
+}
+
+
+def command(output: Path, *arguments: str, **settings: Any) -> list[str]:
+    """The command line of a tiny run under `output`."""
+    assignments = [f"{key}={json.dumps(value)}" for key, value in (SETTINGS | settings).items()]
+    return ["--output", str(output), *arguments, *(word for item in assignments for word in ("--set", item))]
+
+
+def only_run(output: Path) -> Path:
+    (directory,) = output.iterdir()
+    return directory
+
+
+# ---- the same bits
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested structures hold the same types, values and bits."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    return bool(one == other)
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    """A checkpoint without what may differ between equal runs: the time it took, and settings that may change."""
+    from results_manager import read_checkpoint
+
+    state = read_checkpoint(path)
+    return {name: value for name, value in state.items() if name not in ("train_seconds", "config")}
+
+
+def result_of(directory: Path) -> dict[str, Any]:
+    """All that a finished run found out: its last and best checkpoint, and the numbers of its record."""
+    metrics = json.loads((directory / "metrics.json").read_text())
+    record = {part: metrics[part] for part in ("train", "validation", "evaluation")}
+    return {name: state_of(directory / "checkpoints" / f"{name}.pt") for name in ("last", "best")} | record
+
+
+def report_of(directory: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((directory / "full_report.json").read_text())
+    return report
+
+
+def tree(directory: Path) -> dict[str, str]:
+    """Every path below `directory`, with the digest of its contents."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        regular = path.is_file() and not path.is_symlink() and path.stat().st_size < 2**26
+        found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest() if regular else ""
+    return found
+
+
+# ---- processes
+
+
+class Child:
+    """A process of the program; its output lies in files."""
+
+    def __init__(self, pid: int, log: Path, ended: Callable[[int], int | None]):
+        self.pid, self.log, self._ended, self._code = pid, log, ended, None
+
+    @property
+    def out(self) -> str:
+        return self.log.with_suffix(".out").read_text(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return self.log.with_suffix(".err").read_text(errors="replace")
+
+    def poll(self) -> int | None:
+        """The exit code (minus the signal's number after a signal), or None while it runs."""
+        if self._code is None:
+            self._code = self._ended(self.pid)
+        return self._code
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """The exit code; fails where the process has not ended after `seconds`."""
+        until(lambda: self.poll() is not None, seconds, lambda: f"the end of a process: {self.err[-2000:]}")
+        assert self._code is not None
+        return self._code
+
+    def send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def until(happened: Callable[[], bool], seconds: float, what: Callable[[], str]) -> float:
+    """Wait for something; returns the seconds it took, fails after `seconds`."""
+    began = time.monotonic()
+    while not happened():
+        assert time.monotonic() - began < seconds, f"waited {seconds:.0f} s for {what()}"
+        time.sleep(0.002)
+    return time.monotonic() - began
+
+
+class Server:
+    """Starts processes of the program, by fork."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        self.children: list[Child] = []
+        self._one_at_a_time = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # no threads before a fork
+        )
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin and self._process.stdout
+        with self._one_at_a_time:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(PATIENCE)
+        self._process.stdout.close()
+        shutil.rmtree(self.folder)
+
+
+@functools.cache
+def server() -> Server:
+    """The one server of this test session, started when it is first needed."""
+    started = Server()
+    atexit.register(started.close)
+    return started
+
+
+def start(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
+    """Start `main.py argv` with plants, and with changes to the environment (None removes a variable)."""
+    folder, children = server().folder, server().children
+    log = folder / f"{len(children)}"
+    for suffix in (".out", ".err"):
+        log.with_suffix(suffix).touch()
+    request = {"argv": argv, "plants": plants, "env": env or {}, "cwd": str(cwd or folder), "log": str(log)}
+    child = Child(server().ask(**request), log, lambda pid: server().ask(ended=pid))
+    children.append(child)
+    return child
+
+
+def run(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
+    """Start, and wait for the end."""
+    child = start(argv, *plants, env=env, cwd=cwd)
+    child.wait()
+    return child
+
+
+def finished(argv: list[str], *plants: str) -> Child:
+    """Start, and wait for an end that must be a good one."""
+    child = run(argv, *plants)
+    assert child.poll() == 0, child.err
+    return child
+
+
+def ranks(argv: list[str], world: int, *plants: str) -> list[Child]:
+    """Start `world` processes of one run, as torchrun would."""
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [start(argv, *plants, env={"RANK": str(number), **shared}) for number in range(world)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# ---- what happens inside a child
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def plant_plain() -> None:
+    """No figures: drawing them takes ten times as long as all the rest of a tiny run."""
+    import visualization
+
+    visualization.run_figures = lambda *_, **__: {}
+
+
+def plant_at(moment: str) -> None:
+    """Begin at that time of the system's clock."""
+    time.sleep(max(0.0, float(moment) - time.time()))
+
+
+def plant_slow(seconds: str) -> None:
+    """Every training step takes at least so long."""
+    from trainer import Trainer
+
+    update = Trainer._update
+
+    def slow(self: Trainer, vector: torch.Tensor) -> torch.Tensor:
+        time.sleep(float(seconds))
+        return update(self, vector)
+
+    Trainer._update = slow  # type: ignore[method-assign]
+
+
+def plant_user(number: str) -> None:
+    """Go on as an ordinary user: permissions do not stop root."""
+    os.setgid(int(number))
+    os.setuid(int(number))
+
+
+def plant_limit(size: str) -> None:
+    """No file can grow beyond `size` bytes: it ends as on a full disk."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+
+
+def plant_keep(folder: str) -> None:
+    """After every save, keep a copy of the run as it could be resumed then, under `folder`."""
+    from results_manager import ExperimentManager
+
+    save = ExperimentManager.save_checkpoint
+
+    def saved(self: ExperimentManager, state: dict[str, Any], **options: Any) -> None:
+        save(self, state, **options)
+        copy = Path(folder) / f"{state['iteration']:05d}"
+        shutil.copytree(self.directory / "checkpoints", copy / "checkpoints", dirs_exist_ok=True)
+        shutil.copy(self.directory / "config.json", copy)
+
+    ExperimentManager.save_checkpoint = saved  # type: ignore[method-assign]
+
+
+def plant_finish() -> None:
+    """Die when training is done and saved, before anything is evaluated."""
+    from experiment import Experiment
+
+    Experiment.finish = lambda self: die()  # type: ignore[method-assign]
+
+
+def plant_save(number: str, place: str) -> None:
+    """Die in save `number` (from 0) at its system call `place`: "3.before", "3.half" or "3.after"; exit 77 if there is none."""
+    import results_manager
+    from results_manager import ExperimentManager
+
+    saves = calls = 0
+    counting = False
+    wanted, moment = place.split(".")
+
+    def deadly(call: Callable[..., Any], half: Callable[..., Any] = lambda *_: None) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            here = counting and calls == int(wanted)
+            calls += counting
+            if here and moment != "after":
+                if moment == "half":
+                    half(*args)
+                die()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                if here:
+                    die()
+
+        return wrapper
+
+    class File:
+        """A file whose calls count."""
+
+        def __init__(self, file: Any):
+            self._file = file
+            self.write = deadly(file.write, lambda data: (file.write(data[: len(data) // 2]), file.flush()))
+            self.flush, self.close, self.fileno = deadly(file.flush), deadly(file.close), file.fileno
+
+        def __enter__(self) -> File:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            self.close()
+
+    for name in ("open", "fsync", "replace", "link", "unlink", "close"):
+        setattr(os, name, deadly(getattr(os, name)))
+    opened = deadly(open)
+    results_manager.open = lambda *args, **kwargs: (  # type: ignore[attr-defined]
+        File(opened(*args, **kwargs)) if counting else open(*args, **kwargs)  # noqa: SIM115
+    )
+    save = ExperimentManager.save_checkpoint
+
+    def counted(self: ExperimentManager, *args: Any, **kwargs: Any) -> None:
+        nonlocal saves, counting
+        counting = saves == int(number)
+        save(self, *args, **kwargs)
+        if counting:
+            os._exit(77)
+        saves += 1
+
+    ExperimentManager.save_checkpoint = counted  # type: ignore[method-assign]
+
+
+# ---- the server's side
+
+
+def _child(request: dict[str, Any]) -> int:
+    """What a forked child does: become a process of the program."""
+    os.setsid()
+    log = Path(request["log"])
+    for number, target in ((0, os.devnull), (1, log.with_suffix(".out")), (2, log.with_suffix(".err"))):
+        os.dup2(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), number)
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+    for name, value in request["env"].items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    os.chdir(request["cwd"])
+    sys.argv = [str(ROOT / "main.py"), *request["argv"]]
+    for plant in request["plants"]:
+        name, *arguments = plant.split(":")
+        globals()[f"plant_{name}"](*arguments)
+    import main
+
+    return main.main(request["argv"])
+
+
+def _serve() -> None:
+    sys.path[:0] = [str(ROOT)]
+    import warnings
+
+    warnings.simplefilter("ignore")
+    import torch.utils.tensorboard
+
+    import main  # noqa: F401
+
+    torch.set_num_threads(1)
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "ended" in request:
+            pid, status = os.waitpid(request["ended"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                code = 70
+                try:
+                    code = _child(request)
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    with contextlib.suppress(OSError, ValueError):
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                    os._exit(code)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()
