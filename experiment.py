@@ -1,7 +1,7 @@
 """One experiment from its settings to its report: what is trained, where it is recorded, and how far it is.
 
-This file decides when to log, validate, checkpoint and draw. It refuses to know any method or task family by
-name, and the command line: `main.py` hands it both.
+This file decides when to log, validate, checkpoint and draw. It refuses to know any method by name, and the
+command line: `main.py` hands it both.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from trainer import Trainer
 
 # Finn et al. 2017, appendix C.1: shots -> gradients -> mean squared error of their method, on the default sinusoids
 PUBLISHED = {5: {1: 0.67, 5: 0.38, 10: 0.35}}
+PUBLISHED_TASKS = "sinusoid"
 PUBLISHED_FOR = ("INPUT_DIM", "AMPLITUDE_MIN", "AMPLITUDE_MAX", "PHASE_MIN", "PHASE_MAX", "X_MIN", "X_MAX", "NOISE_STD")
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
 
@@ -231,7 +232,7 @@ class Experiment:
         shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]
         self.add_figure_arrays(arrays, shots)
         title = f"{self.method.upper()}, {self.generator.name}"
-        reference = published(config)
+        reference = published(self.tasks, config)
         for name, figure in figures.run_figures(arrays, shots, self.generator.param_names, reference, title).items():
             manager.save_figure(name, figure, done)
         manager.save_arrays(arrays)
@@ -256,6 +257,7 @@ class Experiment:
         say(f"{status}: {self.manager.shown}")
 
 
-def published(config: Config) -> figures.Reference:
+def published(tasks: str, config: Config) -> figures.Reference:
     """Published figures, where the tasks are those they were measured on."""
-    return PUBLISHED if all(getattr(config, key) == getattr(Config(), key) for key in PUBLISHED_FOR) else {}
+    usual = all(getattr(config, key) == getattr(Config(), key) for key in PUBLISHED_FOR)
+    return PUBLISHED if tasks == PUBLISHED_TASKS and usual else {}

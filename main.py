@@ -7,25 +7,27 @@ python main.py --method leo --set SUPPORT_SAMPLES=5
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+import comparison
+import prediction
 import processes
-from config import KEYS, Config, ConfigError, load_settings, parse_assignment
-from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
-from experiment import Experiment, say
+from arguments import EXPERIMENTS, build_parser, overrides, parse_arguments
+from config import KEYS, Config, ConfigError, load_settings
+from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator, stream
+from experiment import Experiment, published, say
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
 from processes import Interrupted, PeerLost, Signals
-from results_manager import ExperimentManager, RunError, find_launched, find_run, read_checkpoint, read_newest
+from results_manager import ExperimentManager, RunError, find_launched, find_run, new_directory, read_checkpoint, read_newest
 from trainer import Diverged
 
 
@@ -58,51 +60,6 @@ MAY_CHANGE_ON_RESUME = {"EPOCHS", "DEVICE", "COMPILE", "LOG_INTERVAL", "VALIDATI
 }
 
 
-# ---- command line
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise RunError(f"{message} (expected the arguments that --help lists)")
-
-
-def build_parser() -> Parser:
-    parser = Parser(prog="main.py", description="Meta-learning for few-shot regression: MAML and LEO.", allow_abbrev=False)
-    parser.add_argument("--method", choices=sorted(METHODS), help="default: maml")
-    parser.add_argument("--tasks", choices=sorted(TASKS), help="task family; default: sinusoid")
-    parser.add_argument("--config", metavar="FILE.json", type=Path, help="settings, such as a run's config.json")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; may be repeated")
-    parser.add_argument("--seed", metavar="N", help="RANDOM_SEED")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--output", metavar="DIR", type=Path, default=Path(__file__).resolve().parent / "experiments")
-    parser.add_argument("--name", help="name of the run directory instead of the time")
-    action = parser.add_mutually_exclusive_group()
-    action.add_argument("--resume", metavar="RUN", help="continue a run: its directory, or latest")
-    action.add_argument("--evaluate", metavar="RUN", help="evaluate and draw a run's best.pt again")
-    return parser
-
-
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    args = build_parser().parse_args(argv)
-    if args.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", args.name):
-        raise RunError(
-            f"--name can't be used (got {args.name[:60]!r}; expected letters, digits, '.', '_' and '-', at most 100)"
-        )
-    if (args.resume, args.evaluate) != (None, None) and (args.name or args.config):
-        raise RunError("a run that exists has its name and settings (got --name or --config; expected neither)")
-    return args
-
-
-def overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings given on the command line: named flags, and --set, which wins."""
-    named = {}
-    if args.seed is not None:
-        named["RANDOM_SEED"] = parse_assignment(f"RANDOM_SEED={args.seed}")[1]
-    if args.device is not None:
-        named["DEVICE"] = args.device
-    return named | dict(parse_assignment(text) for text in args.set)
-
-
 # ---- what can be done
 
 
@@ -116,7 +73,7 @@ def start(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any] | None]:
     Where torchrun starts the same command again, it is the experiment that was started first, and its state.
     """
     launch = processes.launch()
-    earlier = launch and find_launched(args.output, lambda other: processes.same_launch(launch, other))
+    earlier = launch and find_launched(args.output or EXPERIMENTS, lambda other: processes.same_launch(launch, other))
     if earlier and (earlier / "checkpoints" / "last.pt").exists():
         return reopen(args, str(earlier))
     method, tasks = args.method or "maml", args.tasks or "sinusoid"
@@ -127,7 +84,8 @@ def start(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any] | None]:
     if earlier:
         manager = ExperimentManager(earlier, method, sys.argv)
     else:
-        manager = ExperimentManager.create(args.output, method, experiment.generator.name, args.name, sys.argv)
+        output = args.output or EXPERIMENTS
+        manager = ExperimentManager.create(output, method, experiment.generator.name, args.name, sys.argv)
     if launch:
         manager.save_json(".launch", launch)
     experiment.manager = manager
@@ -137,10 +95,18 @@ def start(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any] | None]:
     return experiment, None
 
 
-def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment of --resume or --evaluate, as its last checkpoint left it, and that checkpoint."""
-    directory = find_run(text, args.output)
-    state, warning = (read_checkpoint(Path(text)), "") if Path(text).is_file() else read_newest(directory)
+def recorded(text: str, output: Path | None, best: bool = False) -> tuple[Path, dict[str, Any], str]:
+    """The directory of RUN, its last (or `best`) checkpoint, and a warning where that was damaged; a file is itself."""
+    directory = find_run(text, output or EXPERIMENTS)
+    if Path(text).is_file():
+        return directory, read_checkpoint(Path(text)), ""
+    if best and (directory / "checkpoints" / "best.pt").exists():
+        return directory, read_checkpoint(directory / "checkpoints" / "best.pt"), ""
+    return directory, *read_newest(directory)
+
+
+def rebuilt(args: argparse.Namespace, directory: Path, state: dict[str, Any]) -> Experiment:
+    """The experiment that a checkpoint is of, with the changes that the command line may make to it."""
     method, tasks, settings = (state.get(name) for name in ("method", "tasks", "config"))
     if method not in METHODS or tasks not in TASKS or not isinstance(settings, dict):
         raise RunError(f"{directory} can't be continued (got method {method!r}, tasks {tasks!r}; expected known ones)")
@@ -150,8 +116,14 @@ def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, A
     for key, value in changes.items():
         if key not in MAY_CHANGE_ON_RESUME and settings.get(key) != value:
             raise ConfigError(f"{key} can't change in a run that exists (got {value}; expected {settings.get(key)})")
-    experiment = build(method, tasks, Config.resolve(settings, changes))
-    experiment.manager = manager = ExperimentManager(directory, method, sys.argv)
+    return build(method, tasks, Config.resolve(settings, changes))
+
+
+def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment of --resume or --evaluate, as its last checkpoint left it, and that checkpoint."""
+    directory, state, warning = recorded(text, args.output)
+    experiment = rebuilt(args, directory, state)
+    experiment.manager = manager = ExperimentManager(directory, experiment.method, sys.argv)
     if warning:
         manager.warn(warning)
     try:
@@ -187,16 +159,18 @@ def opened(args: argparse.Namespace) -> Experiment:
     return experiment
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace) -> tuple[int, Path | None]:
+    """Train, evaluate and report, anew or from where a run is; returns the exit code and the run's directory."""
     signals, experiment = Signals(), None
     try:
         processes.join()
-        experiment = opened(args)
-        return run(experiment, signals)
+        with signals.held():
+            experiment = opened(args)
+        return run(experiment, signals), experiment.manager.directory
     except Interrupted as stop:
         if experiment:
             experiment.stop_early("interrupted", signal.Signals(stop.number).name)
-        return 128 + stop.number
+        return 128 + stop.number, None
     except PeerLost as error:
         if experiment:
             experiment.save()  # a step is whole or not done, in this process too
@@ -208,6 +182,7 @@ def train(args: argparse.Namespace) -> int:
                 experiment.stop_early("failed", str(error))
         raise
     finally:
+        signals.at_once = False  # there is nothing left to interrupt
         if experiment:
             experiment.manager.close()
 
@@ -229,16 +204,34 @@ def run(experiment: Experiment, signals: Signals) -> int:
         kept = f"; the last good checkpoint is {manager.shown}/checkpoints/last.pt"
         raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
     processes.leave()
+    signals.at_once = True
     if signals.stop:
         experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
         return 128 + signals.stop
-    signals.at_once = True
     if not processes.rank():
         experiment.finish()
     return 0
 
 
+def sweep(args: argparse.Namespace) -> int:
+    """A run for each seed, one after another, and then all side by side; the first that fails ends it."""
+    method, output = args.method or "maml", args.output or EXPERIMENTS
+    stem = f"{method.upper()}_{TASKS[args.tasks or 'sinusoid'](Config()).name}"
+    names = {seed: f"{args.name}-seed{seed}" if args.name else None for seed in args.seeds}
+    for name in names.values():
+        if name and (output / f"{stem}_{name}").exists():
+            raise RunError(f"{output / f'{stem}_{name}'} exists (got --name {args.name}; expected a new name)")
+    runs: list[Path] = []
+    for seed, name in names.items():
+        code, directory = train(argparse.Namespace(**vars(args) | {"seed": str(seed), "name": name}))
+        if code or directory is None:
+            return code
+        runs.append(directory)
+    return side_by_side(runs, output)
+
+
 def evaluate(args: argparse.Namespace) -> int:
+    """Evaluate, draw and report a run's best checkpoint again."""
     experiment, _ = reopen(args, args.evaluate)
     try:
         experiment.manager.open_tensorboard(0)
@@ -248,11 +241,60 @@ def evaluate(args: argparse.Namespace) -> int:
         experiment.manager.close()
 
 
+def predict(args: argparse.Namespace) -> int:
+    """Adapt a run's best checkpoint to somebody's points; reads the run, and writes beside the points or to --output."""
+    try:
+        directory, state, warning = recorded(args.predict, args.output, best=True)
+    except RunError:
+        if args.output is None:
+            raise
+        directory, state, warning = recorded(args.predict, None, best=True)  # --output is for what is written
+    experiment = rebuilt(args, directory, state)
+    config = experiment.config
+    points = prediction.read_points(args.points, config.INPUT_DIM)
+    files = prediction.output_files(args.output or args.points.parent, args.points, config.INPUT_DIM)
+    experiment.load(state)
+    x_range, rng = (config.X_MIN, config.X_MAX), stream(config.RANDOM_SEED, "samples")
+    found = prediction.predict_points(experiment.trainer, points, config.EVAL_STEPS, x_range, rng)
+    for line in [*([warning] if warning else []), *prediction.warnings_about(found)]:
+        print(f"warning: {line}", file=sys.stderr)
+    prediction.write(files, found, f"{experiment.method.upper()} on {args.points.name}: {len(points.x)} points")
+    say(prediction.summary(found))
+    say(f"written: {', '.join(map(str, files))}")
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Finished runs on the same test tasks side by side."""
+    output = args.output or EXPERIMENTS
+    return side_by_side([find_run(text, output) for text in args.compare], output)
+
+
+def side_by_side(directories: Sequence[Path], output: Path) -> int:
+    runs = [comparison.read_run(directory) for directory in directories]
+    found = comparison.compare(comparison.entries(runs))
+    say(comparison.text_table(found))
+    directory = new_directory(output, "Comparison")
+    title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
+    comparison.write(directory, found, title, published(runs[0].tasks, Config.resolve(runs[0].config)))
+    say(f"written: {directory}")
+    return 0
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": lambda args: train(args)[0] if args.seeds is None else sweep(args),
+    "resume": lambda args: train(args)[0],
+    "evaluate": evaluate,
+    "predict": predict,
+    "compare": compare,
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code. Errors become one line on stderr."""
     try:
-        args = parse_arguments(sys.argv[1:] if argv is None else argv)
-        return train(args) if args.evaluate is None else evaluate(args)
+        args = parse_arguments(build_parser(METHODS, TASKS), sys.argv[1:] if argv is None else argv)
+        return ACTIONS[args.action](args)
     except ConfigError as error:
         message, code = str(error), 2
     except RunError as error:

@@ -127,6 +127,31 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 # ---- the run
 
 
+def new_directory(output: Path, stem: str, name: str | None = None) -> Path:
+    """Make the directory STEM_NAME or STEM_TIMESTAMP under `output`, never an existing one. Raises `RunError`."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if name is not None:
+            directory = output / f"{stem}_{name}"
+            directory.mkdir()
+            return directory
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        for suffix in range(1000):  # mkdir either makes the directory or tells that another run has it
+            directory = output / (f"{stem}_{stamp}" + (f"-{suffix + 1}" if suffix else ""))
+            try:
+                directory.mkdir()
+                return directory
+            except FileExistsError:
+                continue
+    except OSError as error:
+        if name is not None and (output / f"{stem}_{name}").exists():
+            raise RunError(f"{output / f'{stem}_{name}'} exists (got --name {name}; expected a new name)") from None
+        raise RunError(
+            f"the run directory can't be made in {output} (got {error.strerror}; expected a writable folder)", 1
+        ) from None
+    raise RunError(f"no free name for the run (got {stamp}; expected fewer than 1000 starts a second)", 1)
+
+
 class ExperimentManager:
     """One run's directory, and everything that is written there.
 
@@ -153,29 +178,8 @@ class ExperimentManager:
 
     @classmethod
     def create(cls, output: Path, method: str, family: str, name: str | None, command: list[str]) -> ExperimentManager:
-        """Make a new run directory, METHOD_Family_NAME or METHOD_Family_TIMESTAMP, never an existing one."""
-        stem = f"{method.upper()}_{family}_"
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            if name is not None:
-                directory = output / (stem + name)
-                directory.mkdir()
-                return cls(directory, method, command)
-            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-            for suffix in range(1000):  # mkdir either makes the directory or tells that another run has it
-                directory = output / (f"{stem}{stamp}" + (f"-{suffix + 1}" if suffix else ""))
-                try:
-                    directory.mkdir()
-                    return cls(directory, method, command)
-                except FileExistsError:
-                    continue
-        except OSError as error:
-            if name is not None and (output / (stem + name)).exists():
-                raise RunError(f"{output / (stem + name)} exists (got --name {name}; expected a new name)") from None
-            raise RunError(
-                f"the run directory can't be made in {output} (got {error.strerror}; expected a writable folder)", 1
-            ) from None
-        raise RunError(f"no free name for the run (got {stamp}; expected fewer than 1000 starts a second)", 1)
+        """A manager of a new run directory, METHOD_Family_NAME or METHOD_Family_TIMESTAMP."""
+        return cls(new_directory(output, f"{method.upper()}_{family}", name), method, command)
 
     def _take_lock(self) -> Any:
         """One writer a run: the system drops the lock when its process dies, however it dies."""

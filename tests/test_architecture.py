@@ -30,6 +30,7 @@ OURS["experiment"] = set(OURS) - METHODS
 OURS["comparison_figures"] = {"visualization"}
 OURS["comparison"] = {"comparison_figures", "config", "results_manager", "visualization"}
 OURS["prediction"] = {"comparison_figures", "dataset", "results_manager", "trainer"}
+OURS["arguments"] = {"config", "results_manager"}
 OURS["main"] = set(OURS)
 
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
@@ -48,6 +49,7 @@ REFUSED = {  # imports that a module must not have, however deep inside a functi
     "comparison": {"torch", "matplotlib.pyplot", *TENSORBOARD},
     "prediction": {"torch", "matplotlib", *TENSORBOARD},
     "experiment": {"matplotlib", *TENSORBOARD},
+    "arguments": {"torch", "matplotlib", *TENSORBOARD},
     "main": {"matplotlib"},
 }
 NO_DISK = ("dataset", "learner", "maml", "leo", "trainer", "visualization")

@@ -1,0 +1,215 @@
+"""What the command line does with finished runs: seeds one after another, comparisons, predictions for given points."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_main import ROOT, command
+
+import main
+from arguments import seed_list
+from results_manager import RunError
+
+POINTS = ROOT / "docs" / "points.csv"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with a tiny run of each method, MAML with two seeds."""
+    output = tmp_path_factory.mktemp("runs")
+    assert main.main(command(output, "--name", "tiny", "--seeds", "3,5", EVAL_STEPS=3)) == 0
+    assert main.main(command(output, "--method", "leo", "--name", "tiny", EVAL_STEPS=3)) == 0
+    return output
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+# ---- seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("7", [7]), ("0,3,7-9", [0, 3, 7, 8, 9]), ("3, 1", [3, 1]), ("4-4", [4])]
+)
+def test_seeds_are_read_as_ranges_and_lists(text: str, seeds: list[int]) -> None:
+    assert seed_list(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "1.5", "-1", "3-1", "1,1", "0-3,2", "0-1000000", "0-", "1,,2", "0:4", "²", "9" * 30])
+def test_seeds_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(RunError, match="--seeds can't be used"):
+        seed_list(text)
+
+
+def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs: Path) -> None:
+    assert {path.name for path in runs.glob("MAML*")} == {"MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"}
+    (found,) = runs.glob("Comparison_*")
+    assert set(files(found)) == {"comparison.md", "comparison.csv"} | {
+        f"comparison_{name}.{suffix}" for name in ("gradients", "shots") for suffix in ("png", "pdf")
+    }
+    rows = table(found / "comparison.csv")
+    assert {(row["group"], row["seeds"]) for row in rows} == {("MAML", "2")}
+
+
+def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs: Path, tmp_path: Path) -> None:
+    assert main.main(command(tmp_path, "--seed", "5", "--name", "alone", EVAL_STEPS=3)) == 0
+    ends = [
+        run / "checkpoints" / "best.pt" for run in (runs / "MAML_Sinusoidal_tiny-seed5", tmp_path / "MAML_Sinusoidal_alone")
+    ]
+    alone, swept = (main.read_checkpoint(path)["meta_parameters"]["theta"] for path in ends)
+    assert alone.equal(swept)
+
+
+def test_a_sweep_whose_name_is_taken_is_refused_before_it_starts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(runs.iterdir())
+    assert main.main(command(runs, "--name", "tiny", "--seeds", "2-3")) == 2
+    assert "tiny-seed3 exists" in capsys.readouterr().err and sorted(runs.iterdir()) == before
+
+
+def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = main.Signals()
+    signals.stop = 15
+    monkeypatch.setattr(main, "Signals", lambda: signals)
+    assert main.main(command(tmp_path, "--seeds", "0-2")) == 143
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--seeds", "0-1", "--seed", "3"],
+        ["--seeds", "0-1", "--set", "RANDOM_SEED=3"],
+        ["--seeds", "0-1", "--resume", "latest"],
+        ["--seeds", ""],
+    ],
+    ids=" ".join,
+)
+def test_seeds_with_what_contradicts_them_are_refused(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main([*argv, "--output", str(tmp_path / "out")]) == 2
+    assert re.fullmatch(r"error: .*seed.*\n", capsys.readouterr().err) and not (tmp_path / "out").exists()
+
+
+# ---- comparisons
+
+
+def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"]
+    before = [files(runs / name) for name in names]
+    assert main.main(["--compare", *(str(runs / name) for name in names), "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Differences to LEO are taken task by task" in printed
+    (found,) = tmp_path.iterdir()
+    assert f"written: {found}" in printed
+    rows = table(found / "comparison.csv")
+    assert {row["group"] for row in rows} == {"LEO", "MAML"}
+    assert [files(runs / name) for name in names] == before
+
+
+def test_runs_judged_on_other_tasks_are_refused_naming_the_keys(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(runs, "--name", "noisy", NOISE_STD=0.3, EVAL_STEPS=3)) == 0
+    before = sorted(runs.iterdir())
+    capsys.readouterr()
+    chosen = ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_noisy"]
+    assert main.main(["--output", str(runs), "--compare", *chosen]) == 2
+    assert "NOISE_STD=0.3" in capsys.readouterr().err and sorted(runs.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--compare"],
+        ["--compare", "nowhere"],
+        ["--compare", ""],
+        ["--compare", "latest", "--method", "leo"],
+        ["--compare", "latest", "--set", "EPOCHS=1"],
+        ["--compare", "latest", "--name", "mine"],
+        ["--compare", "latest", "--resume", "latest"],
+    ],
+    ids=" ".join,
+)
+def test_a_comparison_that_makes_no_sense_is_refused(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*argv, "--output", str(tmp_path / "out")]) == 2
+    assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and not list(tmp_path.iterdir())
+
+
+# ---- predictions
+
+
+@pytest.mark.parametrize("name", ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3"])
+def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(
+    name: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = tmp_path / "mine.csv"
+    points.write_bytes(POINTS.read_bytes())
+    before = files(runs / name)
+    assert main.main(["--predict", str(runs / name), "--points", str(points)]) == 0
+    printed = capsys.readouterr()
+    assert "mean squared error on the 10 points" in printed.out and "after 3 gradients" in printed.out and printed.err == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.csv", "predictions.csv", "predictions.png", "predictions.pdf"}
+    rows = table(tmp_path / "predictions.csv")
+    assert len(rows) == 201 and ("lower_5" in rows[0]) == name.startswith("LEO")
+    assert np.isfinite([float(row["prediction_after"]) for row in rows]).all()
+    assert files(runs / name) == before and points.read_bytes() == POINTS.read_bytes()
+
+
+def test_a_prediction_is_written_to_output_and_its_run_found_in_either_place(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "EXPERIMENTS", runs)
+    assert main.main(["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--output", str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new" / "predictions.csv").is_file()
+    assert not (POINTS.parent / "predictions.csv").exists()
+
+
+def test_a_run_that_another_process_writes_can_be_asked(runs: Path, tmp_path: Path) -> None:
+    manager = main.ExperimentManager(runs / "LEO_Sinusoidal_tiny", "leo", [])
+    try:
+        assert main.main(["--predict", str(manager.directory), "--points", str(POINTS), "--output", str(tmp_path)]) == 0
+    finally:
+        manager.close()
+
+
+def test_points_outside_the_trained_range_are_warned_about(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = tmp_path / "far.csv"
+    points.write_text("x,y\n20,1\n21,2\n")
+    assert main.main(["--predict", str(runs / "MAML_Sinusoidal_tiny-seed3"), "--points", str(points)]) == 0
+    assert re.fullmatch(r"warning: all 2 points lie outside [^\n]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--predict", "LEO_Sinusoidal_tiny"],
+        ["--points", str(POINTS)],
+        ["--predict", "nowhere", "--points", str(POINTS)],
+        ["--predict", "LEO_Sinusoidal_tiny", "--points", "missing.csv"],
+        ["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--set", "HIDDEN_DIM=7"],
+        ["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--method", "maml"],
+        ["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--evaluate", "latest"],
+        ["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--name", "mine"],
+    ],
+    ids=lambda argv: " ".join(os.path.basename(word) for word in argv),
+)
+def test_a_prediction_that_makes_no_sense_is_refused(argv: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = files(runs)
+    assert main.main([*argv, "--output", str(runs)]) == 2
+    assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and files(runs) == before
