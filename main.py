@@ -295,6 +295,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parse_arguments(build_parser(METHODS, TASKS), sys.argv[1:] if argv is None else argv)
         return ACTIONS[args.action](args)
+    except KeyboardInterrupt:  # where nothing is being trained, there is nothing to save
+        return 128 + signal.SIGINT
     except ConfigError as error:
         message, code = str(error), 2
     except RunError as error:

@@ -50,6 +50,15 @@ class Signals:
             signal.signal(number, self._ask_to_stop)
         signal.signal(signal.SIGUSR1, self._ask_to_save)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is done inside is done whole: a signal to stop takes effect at its end."""
+        before, self.at_once = self.stop, False
+        yield
+        self.at_once = True
+        if self.stop != before:
+            raise Interrupted(self.stop)
+
     def _ask_to_stop(self, number: int, _: Any) -> None:
         if self.stop:
             twice = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < self.AGAIN
