@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -22,11 +23,16 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Say = Callable[[str], None]  # prints a line of the record past pytest's capture
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -38,13 +44,15 @@ SETTINGS = {  # 15 steps, a checkpoint every second one; long enough for several
     "SUPPORT_SAMPLES": 5,
     "QUERY_SAMPLES": 5,
     "HIDDEN_DIM": 6,
+    "INNER_STEPS": 2,
+    "LEO_LATENT_STEPS": 1,
     "LEO_LATENT_DIM": 3,
     "LEO_ENCODER_DIM": 4,
     "LEO_RELATION_DIM": 4,
     "LEO_DECODER_DIM": 4,
     "EVAL_TASKS": 4,
     "EVAL_QUERY_SAMPLES": 4,
-    "EVAL_STEPS": 6,
+    "EVAL_STEPS": 3,
     "EVAL_SHOTS": [5],
     "VALIDATION_TASKS": 4,
     "LOG_INTERVAL": 1,
@@ -63,6 +71,12 @@ def command(output: Path, *arguments: str, **settings: Any) -> list[str]:
 def only_run(output: Path) -> Path:
     (directory,) = output.iterdir()
     return directory
+
+
+def side_by_side(action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """`action` on each item, two at a time: most of a short process is waiting for the disk."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(action, items))
 
 
 # ---- the same bits
@@ -133,6 +147,14 @@ class Child:
             self._code = self._ended(self.pid)
         return self._code
 
+    @property
+    def error(self) -> str:
+        """The one line with which it gave up; fails where there is another number of them, or a traceback."""
+        assert "Traceback" not in self.err, self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
     def wait(self, seconds: float = PATIENCE) -> int:
         """The exit code; fails where the process has not ended after `seconds`."""
         until(lambda: self.poll() is not None, seconds, lambda: f"the end of a process: {self.err[-2000:]}")
@@ -159,6 +181,7 @@ class Server:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
         self.children: list[Child] = []
+        self.numbers = itertools.count()
         self._one_at_a_time = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(Path(__file__).resolve())],
@@ -187,22 +210,30 @@ class Server:
 
 
 @functools.cache
-def server() -> Server:
-    """The one server of this test session, started when it is first needed."""
+def _server() -> Server:
     started = Server()
     atexit.register(started.close)
     return started
 
 
+_first = threading.Lock()
+
+
+def server() -> Server:
+    """The one server of this test session, started when it is first needed."""
+    with _first:
+        return _server()
+
+
 def start(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
     """Start `main.py argv` with plants, and with changes to the environment (None removes a variable)."""
-    folder, children = server().folder, server().children
-    log = folder / f"{len(children)}"
+    folder = server().folder
+    log = folder / str(next(server().numbers))
     for suffix in (".out", ".err"):
         log.with_suffix(suffix).touch()
     request = {"argv": argv, "plants": plants, "env": env or {}, "cwd": str(cwd or folder), "log": str(log)}
     child = Child(server().ask(**request), log, lambda pid: server().ask(ended=pid))
-    children.append(child)
+    server().children.append(child)
     return child
 
 
@@ -221,7 +252,9 @@ def finished(argv: list[str], *plants: str) -> Child:
 
 
 def ranks(argv: list[str], world: int, *plants: str) -> list[Child]:
-    """Start `world` processes of one run, as torchrun would."""
+    """Start `world` processes of one run, as torchrun would; one alone without its variables."""
+    if world == 1:
+        return [start(argv, *plants)]
     shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [start(argv, *plants, env={"RANK": str(number), **shared}) for number in range(world)]
 
@@ -241,10 +274,69 @@ def die() -> None:
 
 
 def plant_plain() -> None:
-    """No figures: drawing them takes ten times as long as all the rest of a tiny run."""
+    """No figures, and no questions to the compiler and to git: they take ten times as long as all the rest of a tiny run."""
+    import results_manager
     import visualization
 
     visualization.run_figures = lambda *_, **__: {}
+    results_manager._run = lambda _: (1, "", "")
+
+
+def plant_only(number: str, name: str, *arguments: str) -> None:
+    """A plant for the process of that rank alone."""
+    if os.environ.get("RANK", "0") == number:
+        globals()[f"plant_{name}"](*arguments)
+
+
+def plant_step(number: str, signal_number: str) -> None:
+    """Get that signal from nowhere after step `number`."""
+    from trainer import Trainer
+
+    update = Trainer._update
+
+    def hit(self: Trainer, vector: torch.Tensor) -> torch.Tensor:
+        metrics = update(self, vector)
+        if self.iteration + 1 == int(number):
+            os.kill(os.getpid(), int(signal_number))
+        return metrics
+
+    Trainer._update = hit  # type: ignore[method-assign]
+
+
+def plant_preparing(seconds: str, signal_number: str = "0") -> None:
+    """What comes before the first step takes so long, as if it were compiled; then get that signal from nowhere."""
+    from trainer import Trainer
+
+    prepare = Trainer.prepare
+
+    def slow(self: Trainer) -> str:
+        time.sleep(float(seconds))
+        os.kill(os.getpid(), int(signal_number))
+        return prepare(self)
+
+    Trainer.prepare = slow  # type: ignore[method-assign]
+
+
+def plant_evaluating(seconds: str) -> None:
+    """The evaluation at the end takes at least so long."""
+    from experiment import Experiment
+
+    evaluate = Experiment.evaluate
+
+    def slow(self: Experiment) -> Any:
+        time.sleep(float(seconds))
+        return evaluate(self)
+
+    Experiment.evaluate = slow  # type: ignore[method-assign]
+
+
+def plant_patience(seconds: str) -> None:
+    """A shorter wait for a peer that does not answer."""
+    from datetime import timedelta
+
+    import processes
+
+    processes.PEER_TIMEOUT = timedelta(seconds=float(seconds))
 
 
 def plant_at(moment: str) -> None:
@@ -267,6 +359,8 @@ def plant_slow(seconds: str) -> None:
 
 def plant_user(number: str) -> None:
     """Go on as an ordinary user: permissions do not stop root."""
+    if os.getuid():
+        return
     os.setgid(int(number))
     os.setuid(int(number))
 
@@ -388,6 +482,7 @@ def _serve() -> None:
     import warnings
 
     warnings.simplefilter("ignore")
+    import torch._dynamo  # the first derivative asks for it, and it takes two seconds
     import torch.utils.tensorboard
 
     import main  # noqa: F401

@@ -1,9 +1,9 @@
-"""What every test shares: one thread, restored signal handlers, a small generator of tasks."""
+"""What every test shares: one thread, restored signal handlers, a small generator of tasks, a voice."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -27,3 +27,14 @@ def original_signal_handlers() -> Iterator[None]:
 def sinusoids() -> SinusoidalTaskGenerator:
     """The paper's tasks: amplitude in [0.1, 5], phase in [0, pi], x in [-5, 5], no noise."""
     return SinusoidalTaskGenerator()
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Print a line of the record past pytest's capture."""
+
+    def line(text: str) -> None:
+        with capsys.disabled():
+            print(text)
+
+    return line

@@ -6,12 +6,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from chaos_tools import command, finished, only_run, report_of, result_of, run, same, start
+from chaos_tools import Say, command, finished, only_run, report_of, result_of, run, same, side_by_side, start
 
 from main import METHODS
 from results_manager import RunError, read_checkpoint, read_newest
@@ -19,19 +18,8 @@ from results_manager import RunError, read_checkpoint, read_newest
 pytestmark = pytest.mark.chaos
 
 KILLS = 50
+MOST_CALLS = 26  # more than a save makes
 TRUNCATIONS, FLIPS = 20, 50
-Say = Callable[[str], None]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Print a line of the record past pytest's capture."""
-
-    def line(text: str) -> None:
-        with capsys.disabled():
-            print(text)
-
-    return line
 
 
 def copied(run_directory: Path, place: Path) -> Path:
@@ -41,38 +29,44 @@ def copied(run_directory: Path, place: Path) -> Path:
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(method: str, tmp_path: Path, say: Say) -> None:
-    rng = np.random.default_rng(1)
-    settings = {"EPOCHS": 4, "CHECKPOINT_INTERVAL": 1}
+    settings = {"EPOCHS": 3, "CHECKPOINT_INTERVAL": 1}
     began = time.monotonic()
     finished(command(tmp_path / "whole", "--method", method, **settings), "plain")
     seconds = time.monotonic() - began
     whole = result_of(only_run(tmp_path / "whole"))
-    runs = kills = recovered = too_early = 0
-    while kills < KILLS:
-        output, here, runs = tmp_path / str(runs), 0, runs + 1
-        argv = command(output, "--method", method, **settings)
-        while True:
-            child = start(argv, "plain")
-            end = time.monotonic() + rng.uniform(0, 0.7 * seconds)
-            while child.poll() is None and time.monotonic() < end and kills + here < KILLS:
-                time.sleep(0.001)
-            if kills + here < KILLS:
+
+    def many(lane: int) -> tuple[int, int, int]:
+        """Half of the kills: how many there were, how many were recovered from, and how many came before the first save."""
+        rng = np.random.default_rng([1, lane])
+        runs = kills = recovered = too_early = 0
+        while kills < KILLS // 2:
+            output, here, runs = tmp_path / f"{lane}-{runs}", 0, runs + 1
+            argv = command(output, "--method", method, **settings)
+            while True:
+                child = start(argv, "plain")
+                end = time.monotonic() + rng.uniform(0, 0.7 * seconds)
+                enough = kills + here >= KILLS // 2
+                while child.poll() is None and (enough or time.monotonic() < end):
+                    time.sleep(0.002)
                 child.send(signal.SIGKILL)
-            code = child.wait()
-            if code == 0:
-                break
-            assert code == -signal.SIGKILL, child.err
-            if not list(output.glob("*/checkpoints/last.pt")):  # nothing was done yet, and nothing is lost
-                too_early += 1
-                shutil.rmtree(output, ignore_errors=True)
-                continue
-            here += 1
-            read_newest(only_run(output))
-            argv = ["--output", str(output), "--resume", "latest"]
-        kills += here
-        recovered += here * same(result_of(only_run(output)), whole)
+                code = child.wait()
+                if code == 0:
+                    break
+                assert code == -signal.SIGKILL, child.err
+                if not list(output.glob("*/checkpoints/last.pt")):  # nothing was done yet, and nothing is lost
+                    too_early += 1
+                    shutil.rmtree(output, ignore_errors=True)
+                    continue
+                here += 1
+                read_newest(only_run(output))
+                argv = ["--output", str(output), "--resume", "latest"]
+            kills += here
+            recovered += here * same(result_of(only_run(output)), whole)
+        return kills, recovered, too_early
+
+    kills, recovered, too_early = map(sum, zip(*side_by_side(many, [0, 1]), strict=True))
     say(f"kill -9: {kills} tried, {recovered} recovered to the same bits ({method}; {too_early} more before the first save)")
-    assert recovered == kills
+    assert recovered == kills == KILLS
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
@@ -85,33 +79,27 @@ def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(damag
     begun = only_run(tmp_path / "begun")
     if damaged:
         os.truncate(begun / "checkpoints" / "last.pt", 1000)
-    tried = survived = call = 0
-    unreadable, different = [], []
-    complete = False
-    while not complete:
-        for moment in ("before", "half", "after"):
-            place = copied(begun, tmp_path / f"{call}-{moment}")
-            child = run(["--resume", str(place)], "plain", f"save:0:{call}.{moment}")
-            if child.poll() == 77:  # the save was over before its call of that number
-                complete = True
-                break
-            assert child.poll() == -signal.SIGKILL, child.err
-            tried += 1
-            try:
-                read_newest(place)
-            except RunError:
-                unreadable.append(f"{call}.{moment}")
-                continue
-            finished(["--resume", str(place)], "plain")
-            if same(result_of(place), wanted):
-                survived += 1
-            else:
-                different.append(f"{call}.{moment}")
-            shutil.rmtree(place)
-        call += 1
+
+    def killed(place: str) -> str:
+        """How a run that is killed there goes on: "" if to the same bits, "over" if the save had no such call."""
+        copy = copied(begun, tmp_path / place)
+        child = run(["--resume", str(copy)], "plain", f"save:0:{place}")
+        if child.poll() == 77:
+            return "over"
+        assert child.poll() == -signal.SIGKILL, child.err
+        try:
+            read_newest(copy)
+        except RunError:
+            return f"{place} unreadable"
+        finished(["--resume", str(copy)], "plain")
+        return "" if same(result_of(copy), wanted) else f"{place} different"
+
+    places = [f"{call}.{moment}" for call in range(MOST_CALLS) for moment in ("before", "half", "after")]
+    ends = side_by_side(killed, places)
+    tried = len(ends) - ends.count("over")
     after = " after a damaged one" if damaged else ""
-    say(f"kill -9 around each system call of a save{after}: {tried} tried, {survived} recovered to the same bits")
-    assert (unreadable, different, survived) == ([], [], tried) and call > 10
+    say(f"kill -9 around each system call of a save{after}: {tried} tried, {ends.count('')} recovered to the same bits")
+    assert set(ends) == {"", "over"} and tried > 30 and ends[-1] == "over"
 
 
 def test_every_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, say: Say) -> None:
@@ -180,10 +168,13 @@ def resumes_from_every_checkpoint(tmp_path: Path, say: Say, method: str, **setti
     whole = result_of(only_run(tmp_path / "whole"))
     if settings.get("COMPILE") == "always":
         assert report_of(only_run(tmp_path / "whole"))["compilation"].startswith("worth it")
-    equal, checkpoints = 0, sorted(kept.iterdir())
-    for place in checkpoints:
+    checkpoints = sorted(kept.iterdir())
+
+    def goes_on(place: Path) -> bool:
         finished(["--resume", str(place)], "plain")
-        equal += same(result_of(place), whole)
+        return same(result_of(place), whole)
+
+    equal = sum(side_by_side(goes_on, checkpoints))
     how = "compiled" if "COMPILE" in settings else "eager"
     say(f"resume from every checkpoint: {len(checkpoints)} tried, {equal} ended with the same bits ({method}, {how})")
     assert equal == len(checkpoints) > 3
