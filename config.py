@@ -119,7 +119,7 @@ class Config:
         for layer in layers:
             for name in layer:
                 if name not in KEYS:
-                    near = difflib.get_close_matches(name.upper(), KEYS, n=1, cutoff=0.5)
+                    near = difflib.get_close_matches(str(name).upper(), KEYS, n=1, cutoff=0.5)
                     hint = f"did you mean {near[0]}?" if near else "see the README's table of keys"
                     raise ConfigError(f"unknown key (got {_short(name)}; {hint})")
             merged.update(layer)

@@ -108,7 +108,7 @@ def recorded(text: str, output: Path | None, best: bool = False) -> tuple[Path, 
 def rebuilt(args: argparse.Namespace, directory: Path, state: dict[str, Any]) -> Experiment:
     """The experiment that a checkpoint is of, with the changes that the command line may make to it."""
     method, tasks, settings = (state.get(name) for name in ("method", "tasks", "config"))
-    if method not in METHODS or tasks not in TASKS or not isinstance(settings, dict):
+    if method not in list(METHODS) or tasks not in list(TASKS) or not isinstance(settings, dict):
         raise RunError(f"{directory} can't be continued (got method {method!r}, tasks {tasks!r}; expected known ones)")
     if (args.method or method) != method or (args.tasks or tasks) != tasks:
         raise RunError(f"{directory} is another kind of run (got --method or --tasks; expected {method}, {tasks})")
@@ -131,7 +131,7 @@ def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, A
     except RunError:
         manager.close()
         raise
-    experiment.complete = experiment.trainer.iteration >= experiment.config.iterations and manager.status() == "complete"
+    experiment.complete = min(experiment.trainer.iteration, manager.completed()) >= experiment.config.iterations
     return experiment, state
 
 

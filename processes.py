@@ -89,8 +89,12 @@ def peers() -> Iterator[None]:
 
 def rank() -> int:
     """This process's number in the run; 0 writes. Known before `join`, so that one error is printed once."""
-    text = os.environ.get("RANK", "0")
-    return int(text) if text.isdecimal() else 0
+    texts = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return int(texts[0]) if _fit(*texts) else 0
+
+
+def _fit(number: str, processes: str) -> bool:
+    return number.isdecimal() and processes.isdecimal() and int(number) < int(processes)
 
 
 def join() -> None:
@@ -107,7 +111,7 @@ def join() -> None:
                 f"{name} is not set (got {', '.join(given)}; expected all of {', '.join(VARIABLES)}, as torchrun does)"
             )
     texts = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    if not all(text.isdecimal() for text in texts) or not int(texts[0]) < int(texts[1]):
+    if not _fit(*texts):
         raise PeerLost(f"RANK and WORLD_SIZE do not fit (got {' and '.join(texts)}; expected 0 <= RANK < WORLD_SIZE)")
     cuda = torch.cuda.is_available()
     if cuda:
