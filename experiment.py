@@ -64,6 +64,8 @@ def say(text: str) -> None:
         return
     try:
         print(text, flush=True)
+    except UnicodeEncodeError:  # a terminal without the letters of some folder's name
+        print(text.encode("ascii", "backslashreplace").decode(), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -109,7 +111,7 @@ class Experiment:
 
     def save(self, best: bool = False) -> None:
         if rank():
-            return
+            return self.trainer.check()
         state = {"tasks": self.tasks, "config": self.config.to_dict(), "best": self.best, "train_seconds": self.train_seconds}
         self.manager.save_checkpoint(self.trainer.state() | state, best=best)
 
@@ -117,8 +119,10 @@ class Experiment:
         try:
             self.trainer.load(state)
             self.best, self.train_seconds = float(state["best"]), float(state["train_seconds"])
-            self.manager.history = {name: list(state["history"][name]) for name in ("train", "validation")}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            history = {name: list(state["history"][name]) for name in ("train", "validation")}
+            history_arrays(history)  # raises where the records are not ours
+            self.manager.history = history
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise RunError(f"the checkpoint does not fit this run (got {error}; expected one of its own)") from None
 
     def metrics(self, done: int, evaluation: dict[str, Any] | None) -> dict[str, Any]:
@@ -175,10 +179,10 @@ class Experiment:
                     improved = error < self.best
                     self.best = min(self.best, error)
                 self.train_seconds = before + time.perf_counter() - began
-                stop, save = agreed([signals.stop, signals.save])
-                if improved or last or iteration % config.CHECKPOINT_INTERVAL == 0 or stop or save:
+                stop, save, better = agreed([signals.stop, signals.save, int(improved)])
+                if better or last or iteration % config.CHECKPOINT_INTERVAL == 0 or stop or save:
                     signals.save = 0
-                    self.save(best=improved)
+                    self.save(best=bool(better))
                 if stop:
                     signals.stop = stop
                     return
@@ -201,11 +205,8 @@ class Experiment:
 
     def add_figure_arrays(self, arrays: dict[str, np.ndarray], shots: int) -> None:
         """Complete the test errors in `arrays` to all that the figures show: README's table of data.npz."""
-        config, history = self.config, self.manager.history
-        arrays["train_iteration"] = np.array([record["iteration"] for record in history["train"]], np.int64)
-        arrays["train_query_mse"] = np.array([record["query_mse"] for record in history["train"]], float)
-        arrays["validation_iteration"] = np.array([record["iteration"] for record in history["validation"]], np.int64)
-        arrays["validation_mse"] = np.array([record["mse"] for record in history["validation"]], float)
+        config = self.config
+        arrays |= history_arrays(self.manager.history)
         if config.INPUT_DIM == 1:
             rng = stream(0, "figures")
             params = self.generator.draw(6, rng)
@@ -255,6 +256,16 @@ class Experiment:
         basis = {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.world}
         self.manager.save_report(status, basis | {"compilation": self.trainer.compile_note} | contents)
         say(f"{status}: {self.manager.shown}")
+
+
+def history_arrays(history: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """The curves of training; raises what Python raises where a record is not one."""
+    return {
+        "train_iteration": np.array([record["iteration"] for record in history["train"]], np.int64),
+        "train_query_mse": np.array([record["query_mse"] for record in history["train"]], float),
+        "validation_iteration": np.array([record["iteration"] for record in history["validation"]], np.int64),
+        "validation_mse": np.array([record["mse"] for record in history["validation"]], float),
+    }
 
 
 def published(tasks: str, config: Config) -> figures.Reference:

@@ -102,6 +102,11 @@ def checkpoint_bytes(state: dict[str, Any]) -> bytes:
     return body + _DIGEST_LENGTH + hashlib.sha256(body).hexdigest().encode()
 
 
+def _is_sound(data: bytes) -> bool:
+    body, trailer = data[:-66], data[-66:]
+    return trailer == _DIGEST_LENGTH + hashlib.sha256(body).hexdigest().encode()
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Verify and load a checkpoint onto the CPU; raises `RunError` for anything that is not a sound one of ours.
 
@@ -111,8 +116,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         raise RunError(f"{path} can't be read (got {error.strerror}; expected a checkpoint)") from None
-    body, trailer = data[:-66], data[-66:]
-    if trailer != _DIGEST_LENGTH + hashlib.sha256(body).hexdigest().encode():
+    if not _is_sound(data):
         raise RunError(f"{path} is damaged, or not a checkpoint of this project (got a wrong SHA-256; expected its own)")
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -169,6 +173,7 @@ class ExperimentManager:
         self.history: dict[str, list[Any]] = {"train": [], "validation": []}
         self._lock = self._take_lock()
         self._writer: Any = None
+        self._last_is_sound = False  # not known before the first save: a damaged one must not replace the one before it
         self._started = time.time()
         self._log_file = self._attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1))  # noqa: SIM115
         for name in ("checkpoints", "plots", "tensorboard"):
@@ -212,12 +217,13 @@ class ExperimentManager:
         """The directory as a person wants to read it: relative where that is shorter."""
         return min(str(self.directory), os.path.relpath(self.directory), key=len)
 
-    def status(self) -> str:
-        """How the run ended, by its report; "" where there is none."""
+    def completed(self) -> int:
+        """How many steps the run had when it was complete, by its report; 0 where it never was."""
         try:
-            return str(json.loads((self.directory / "full_report.json").read_text())["status"])
+            report = json.loads((self.directory / "full_report.json").read_text())
+            return int(report["timing"]["iterations"]) if report["status"] == "complete" else 0
         except (OSError, ValueError, KeyError, TypeError):
-            return ""
+            return 0
 
     def close(self) -> None:
         """Close the event stream and the log, and let the run go."""
@@ -281,12 +287,15 @@ class ExperimentManager:
         )
         if best:
             write_atomically(folder / "best.pt", data)
-        if (folder / "last.pt").exists():  # a second name first, so that last.pt is there at every moment
+        last = folder / "last.pt"
+        self._last_is_sound = self._last_is_sound or (last.exists() and _is_sound(last.read_bytes()))
+        if self._last_is_sound:  # a second name first, so that last.pt is there at every moment
             temporary = folder / ".previous.tmp"
             temporary.unlink(missing_ok=True)
-            os.link(folder / "last.pt", temporary)
+            os.link(last, temporary)
             os.replace(temporary, folder / "previous.pt")
-        write_atomically(folder / "last.pt", data)
+        write_atomically(last, data)
+        self._last_is_sound = True
 
     def save_json(self, name: str, value: Any) -> None:
         write_atomically(self.directory / name, json_bytes(value))

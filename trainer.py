@@ -134,13 +134,14 @@ class Trainer:
         if given != wanted:
             name = next(n for n in [*wanted, *given] if given.get(n) != wanted.get(n))
             raise ValueError(f"meta-parameter {name} does not fit (got shape {given.get(name)}; expected {wanted.get(name)})")
+        if type(state["iteration"]) is not int or state["iteration"] < 0:
+            raise ValueError(f"its step can't be used (got {state['iteration']!r}; expected a whole number from 0 on)")
         sources = [torch.cat([state["meta_parameters"][name].reshape(-1) for name in self.shapes])]
         sources += [state["adam"][name] for name in ("exp_avg", "exp_avg_sq", "step")]
         for target, source in zip((self.flat, self.exp_avg, self.exp_avg_sq, self.adam_step), sources, strict=True):
-            if target.shape != source.shape or not source.isfinite().all():
-                raise ValueError(
-                    f"its numbers can't be used (got shape {tuple(source.shape)}; expected finite {tuple(target.shape)})"
-                )
+            if (target.shape, target.dtype) != (source.shape, source.dtype) or not source.isfinite().all():
+                got, expected = f"{source.dtype} {tuple(source.shape)}", f"finite {target.dtype} {tuple(target.shape)}"
+                raise ValueError(f"its numbers can't be used (got {got}; expected {expected})")
             target.copy_(source)
         self.iteration = state["iteration"]
 
