@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import importlib
 import itertools
 import json
 import os
@@ -237,6 +238,12 @@ def start(argv: list[str], *plants: str, env: dict[str, str | None] | None = Non
     return child
 
 
+def compiling() -> dict[str, Any]:
+    """Settings of a run that is compiled; what the compiler imports is there before the processes are made."""
+    assert server().ask(needs="torch._inductor.compile_fx")
+    return {"COMPILE": "always", "INNER_STEPS": 1, "EPOCHS": 1}
+
+
 def run(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
     """Start, and wait for the end."""
     child = start(argv, *plants, env=env, cwd=cwd)
@@ -277,8 +284,11 @@ def plant_plain() -> None:
     """No figures, and no questions to the compiler and to git: they take ten times as long as all the rest of a tiny run."""
     import results_manager
     import visualization
+    from experiment import Experiment
 
     visualization.run_figures = lambda *_, **__: {}
+    for name in ("add_figure_arrays", "show_progress"):
+        setattr(Experiment, name, lambda *_: None)
     results_manager._run = lambda _: (1, "", "")
 
 
@@ -337,6 +347,18 @@ def plant_patience(seconds: str) -> None:
     import processes
 
     processes.PEER_TIMEOUT = timedelta(seconds=float(seconds))
+
+
+def plant_gone() -> None:
+    """Whoever read the standard output has left, as `| head -1` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+
+
+def plant_ascii() -> None:
+    """A terminal that has no other letters."""
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")  # type: ignore[union-attr]
 
 
 def plant_at(moment: str) -> None:
@@ -491,7 +513,9 @@ def _serve() -> None:
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
     for line in sys.stdin:
         request = json.loads(line)
-        if "ended" in request:
+        if "needs" in request:
+            answer = bool(importlib.import_module(request["needs"]))
+        elif "ended" in request:
             pid, status = os.waitpid(request["ended"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chaos_tools import Say, command, finished, only_run, report_of, result_of, run, same, side_by_side, start
+from chaos_tools import Say, command, compiling, finished, only_run, report_of, result_of, run, same, side_by_side, start
 
 from main import METHODS
 from results_manager import RunError, read_checkpoint, read_newest
@@ -99,7 +99,7 @@ def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(damag
     tried = len(ends) - ends.count("over")
     after = " after a damaged one" if damaged else ""
     say(f"kill -9 around each system call of a save{after}: {tried} tried, {ends.count('')} recovered to the same bits")
-    assert set(ends) == {"", "over"} and tried > 30 and ends[-1] == "over"
+    assert set(ends) == {"", "over"} and tried > 25 and ends[-1] == "over"
 
 
 def test_every_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, say: Say) -> None:
@@ -159,7 +159,7 @@ def test_a_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(method
 
 
 def test_a_compiled_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(tmp_path: Path, say: Say) -> None:
-    resumes_from_every_checkpoint(tmp_path, say, "maml", EPOCHS=1, COMPILE="always")
+    resumes_from_every_checkpoint(tmp_path, say, "maml", **compiling())
 
 
 def resumes_from_every_checkpoint(tmp_path: Path, say: Say, method: str, **settings: object) -> None:
