@@ -17,8 +17,9 @@ import torch
 from tqdm import tqdm
 
 import visualization as figures
+from comparison_figures import sample_bundle
 from config import Config, ConfigError
-from dataset import Task, TaskDataset, TaskGenerator, held_out, stream
+from dataset import Points, Task, TaskDataset, TaskGenerator, held_out, stream
 from learner import MetaLearner
 from processes import Signals, agreed, rank, wait_until_ready
 from results_manager import RunError, Spectator, read_checkpoint
@@ -28,6 +29,7 @@ from trainer import Trainer
 PUBLISHED = {5: {1: 0.67, 5: 0.38, 10: 0.35}}
 PUBLISHED_TASKS = "sinusoid"
 PUBLISHED_FOR = ("INPUT_DIM", "AMPLITUDE_MIN", "AMPLITUDE_MAX", "PHASE_MIN", "PHASE_MAX", "X_MIN", "X_MAX", "NOISE_STD")
+SAMPLES = 100  # of a stochastic method, for each function of a figure
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
 
 
@@ -173,9 +175,7 @@ class Experiment:
                             say(f"step {iteration} of {total}: {shown}")
                 improved = False
                 if (iteration % config.VALIDATION_INTERVAL == 0 or last) and not rank():
-                    errors = trainer.evaluate(validation, config.EVAL_STEPS).mean(0).tolist()
-                    manager.log_validation(iteration, errors)
-                    error = errors[-1]
+                    error = self.validate(validation, iteration)
                     improved = error < self.best
                     self.best = min(self.best, error)
                 self.train_seconds = before + time.perf_counter() - began
@@ -188,6 +188,15 @@ class Experiment:
                     return
         finally:
             bar.close()
+
+    def validate(self, tasks: Task, iteration: int) -> float:
+        """The mean validation error after the last gradient; it is logged, and now and then shown as a picture."""
+        errors = self.trainer.evaluate(tasks, self.config.EVAL_STEPS).mean(0).tolist()
+        self.manager.log_validation(iteration, errors)
+        count = iteration // self.config.VALIDATION_INTERVAL
+        if self.config.INPUT_DIM == 1 and count & (count - 1) == 0 and iteration < self.config.iterations:
+            self.show_progress(iteration)  # at the first, second, fourth, eighth, ...: pictures take time
+        return errors[-1]
 
     def evaluate(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Judge the best checkpoint on the test tasks: the record for metrics.json, and arrays for figures."""
@@ -208,18 +217,33 @@ class Experiment:
         config = self.config
         arrays |= history_arrays(self.manager.history)
         if config.INPUT_DIM == 1:
-            rng = stream(0, "figures")
-            params = self.generator.draw(6, rng)
-            support = self.generator.points(params, shots, rng)
-            grid = np.linspace(config.X_MIN, config.X_MAX, 201, dtype=np.float32)
-            x = np.repeat(grid[None, :, None], len(params), axis=0)
-            arrays["grid"], arrays["grid_truth"] = grid, self.generator.curve(params, x)[..., 0]
-            arrays["grid_support_x"], arrays["grid_support_y"] = support.x[..., 0], support.y[..., 0]
-            arrays["grid_predictions"] = self.trainer.predict(support, x, config.EVAL_STEPS)[0]
+            support, x = self.add_example_arrays(arrays, shots)
+            if self.trainer.learner.noise_dim:
+                rng = stream(config.RANDOM_SEED, "samples")
+                arrays["grid_samples"] = self.trainer.sample(support, x, config.EVAL_STEPS, rng, SAMPLES)
         _, tasks = self.held_out("test", shots)
         codes = self.trainer.predict(tasks.support, tasks.query.x[:, :1], 0)[1]
         if codes.shape[1] >= 2:
             arrays["codes"] = codes
+
+    def add_example_arrays(self, arrays: dict[str, np.ndarray], shots: int) -> tuple[Points, np.ndarray]:
+        """Six functions, and the network adapted to them, on a grid; returns their support and the grid [6, 201, 1]."""
+        config, rng = self.config, stream(0, "figures")
+        params = self.generator.draw(6, rng)
+        support = self.generator.points(params, shots, rng)
+        grid = np.linspace(config.X_MIN, config.X_MAX, 201, dtype=np.float32)
+        x = np.repeat(grid[None, :, None], len(params), axis=0)
+        arrays["grid"], arrays["grid_truth"] = grid, self.generator.curve(params, x)[..., 0]
+        arrays["grid_support_x"], arrays["grid_support_y"] = support.x[..., 0], support.y[..., 0]
+        arrays["grid_predictions"] = self.trainer.predict(support, x, config.EVAL_STEPS)[0]
+        return support, x
+
+    def show_progress(self, iteration: int) -> None:
+        """The example functions as they are fitted now, small, into TensorBoard."""
+        arrays: dict[str, np.ndarray] = {}
+        self.add_example_arrays(arrays, self.config.SUPPORT_SAMPLES)
+        figure = figures.example_figure(arrays, f"after {iteration} outer steps", most=3)
+        self.manager.log_figure("training/task_predictions", figure, iteration)
 
     # ---- the end
 
@@ -234,7 +258,12 @@ class Experiment:
         self.add_figure_arrays(arrays, shots)
         title = f"{self.method.upper()}, {self.generator.name}"
         reference = published(self.tasks, config)
-        for name, figure in figures.run_figures(arrays, shots, self.generator.param_names, reference, title).items():
+        drawn = figures.run_figures(arrays, shots, self.generator.param_names, reference, title)
+        if "grid_samples" in arrays:
+            about = f"{title}: {SAMPLES} samples each, {shots} support points"
+            points = arrays["grid_support_x"], arrays["grid_support_y"]
+            drawn["samples"] = sample_bundle(arrays["grid"], *points, arrays["grid_samples"], about, arrays["grid_truth"])
+        for name, figure in drawn.items():
             manager.save_figure(name, figure, done)
         manager.save_arrays(arrays)
         metrics = self.metrics(done, evaluation)

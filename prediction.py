@@ -157,14 +157,9 @@ def predict_points(
         predicted = trainer.predict(support, everywhere, steps)[0][0]  # [S+1, N + K]
         outputs, at_points = np.split(predicted, [len(x)], axis=1)
         errors = np.square(at_points - points.y[:, 0], dtype=np.float64).mean(1)
-    samples = []
-    together = max(1, min(num_samples, PAIRS_AT_ONCE // count**2))
-    for first in range(0, num_samples if noise_dim else 0, together):
-        copies = min(together, num_samples - first)
-        noise = rng.standard_normal((copies, noise_dim), dtype=np.float32)
-        many = Points(*(np.repeat(part, copies, axis=0) for part in support))
-        samples.append(trainer.predict(many, np.repeat(x[None], copies, axis=0), steps, noise=noise)[0][:, -1])
-    curves = np.concatenate(samples) if samples else np.empty((0, len(x)), np.float32)
+    curves = np.empty((0, len(x)), np.float32)
+    if noise_dim:
+        curves = trainer.sample(support, x[None], steps, rng, num_samples, max(1, PAIRS_AT_ONCE // count**2))[0]
     low, high = x_range
     outside = np.any((x < low) | (x > high), axis=1)
     finite = np.isfinite(curves).all(1)

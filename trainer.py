@@ -353,6 +353,22 @@ class Trainer:
                 codes.append(code.cpu().numpy())
         return np.concatenate(outputs), np.concatenate(codes)
 
+    def sample(
+        self, support: Points, x: Any, steps: int, rng: np.random.Generator, num_samples: int, together: int = 1000
+    ) -> np.ndarray:
+        """Predictions [T, M, N] after `steps` gradients from M = `num_samples` draws of a stochastic method's noise.
+
+        Args:
+            support: arrays x [T, K, D], y [T, K, 1]; x: where to predict, [T, N, D].
+            together: copies of support sets that are adapted at a time; it bounds memory and changes no number.
+        """
+        rows, outputs = len(x) * num_samples, []
+        for first in range(0, rows, together):
+            task = np.arange(first, min(first + together, rows)) // num_samples
+            noise = rng.standard_normal((len(task), self.learner.noise_dim), dtype=np.float32)
+            outputs.append(self.predict(Points(support.x[task], support.y[task]), x[task], steps, noise)[0][:, -1])
+        return np.concatenate(outputs).reshape(len(x), num_samples, x.shape[1])
+
     def evaluate(self, task: Task, steps: int) -> np.ndarray:
         """Mean squared error [T, steps + 1] on the query points after 0 to `steps` support gradients."""
         predictions, _ = self.predict(task.support, task.query.x, steps)

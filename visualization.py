@@ -244,6 +244,20 @@ def latent_space(codes: np.ndarray, params: np.ndarray, param_names: Sequence[st
     return figure
 
 
+def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
+    """The first `most` example functions of the arrays grid_*, and the network before and after adapting to them."""
+    steps = shown_steps(arrays["grid_predictions"].shape[1] - 1)
+    return task_predictions(
+        arrays["grid"],
+        arrays["grid_truth"][:most],
+        arrays["grid_support_x"][:most],
+        arrays["grid_support_y"][:most],
+        arrays["grid_predictions"][:most, steps],
+        steps,
+        title,
+    )
+
+
 def shown_steps(last: int) -> list[int]:
     """The numbers of gradients that tables and figures show: 0, 1, 5 and the last."""
     return sorted({0, min(1, last), min(5, last), last})
@@ -279,16 +293,8 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
         ),
     }
     if "grid" in arrays:
-        steps = shown_steps(last)
-        result["task_predictions"] = task_predictions(
-            arrays["grid"],
-            arrays["grid_truth"],
-            arrays["grid_support_x"],
-            arrays["grid_support_y"],
-            arrays["grid_predictions"][:, steps],
-            steps,
-            f"{title}: test functions, {shots} support points, error before → after {last} gradients",
-        )
+        about = f"{title}: test functions, {shots} support points, error before → after {last} gradients"
+        result["task_predictions"] = example_figure(arrays, about)
     if "codes" in arrays:
         codes = f"{title}: codes of {len(arrays['codes'])} test tasks, K = {shots}"
         result["latent_space"] = latent_space(arrays["codes"], arrays["test_params"], param_names, codes)

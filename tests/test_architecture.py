@@ -26,8 +26,8 @@ OURS = {
     "processes": set(),
     "trainer": {"compilation", "dataset", "learner", "processes"},
 }
-OURS["experiment"] = set(OURS) - METHODS
 OURS["comparison_figures"] = {"visualization"}
+OURS["experiment"] = set(OURS) - METHODS
 OURS["comparison"] = {"comparison_figures", "config", "results_manager", "visualization"}
 OURS["prediction"] = {"comparison_figures", "dataset", "results_manager", "trainer"}
 OURS["arguments"] = {"config", "results_manager"}

@@ -251,6 +251,8 @@ class Lines:
     def __init__(self, noise_dim: int = 0, bad: float | None = None):
         self.learner, self.bad, self.calls = SimpleNamespace(noise_dim=noise_dim), bad, []
 
+    sample = Trainer.sample  # made of `predict` alone
+
     def predict(self, support: Points, x: Any, steps: int, noise: Any = None) -> tuple[np.ndarray, np.ndarray]:
         assert len(support.x) == len(support.y) == len(x) and (noise is None or len(noise) == len(x))
         assert {array.dtype for array in (*support, x)} == {np.dtype(np.float32)}
