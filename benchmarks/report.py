@@ -73,18 +73,18 @@ def heading(machine: dict[str, Any]) -> str:
     return f"{machine['device']}, {cores} cores; {known}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned: the first column to the left, the others to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table, aligned: the first `left` columns to the left, the others to the right."""
     widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         texts = [
-            cell.rjust(width) if place else cell.ljust(width)
+            cell.rjust(width) if place >= left else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "| " + " | ".join(texts) + " |"
 
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rule = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
     return "\n".join(line(cells) for cells in [header, rule, *rows])
 
 

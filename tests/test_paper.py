@@ -1,0 +1,269 @@
+"""The papers' comparison: end to end in its quick version, and its parts: the baselines, and checks that can fail."""
+
+# ruff: noqa: E402  the benchmarks have to be on the path before they are imported
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # they are scripts: each finds the others beside itself
+
+import baselines
+import checks
+import paper
+import published
+import runs
+import sine_line
+from oracle import ToldTaskGenerator
+
+import experiment
+from config import Config
+from dataset import SinusoidalTaskGenerator, held_out, stream
+from results_manager import RunError
+
+SMALLER = {"NUM_TASKS": 50, "EVAL_TASKS": 16, "VALIDATION_TASKS": 4}  # than the quick version
+
+
+# ---- end to end
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the quick version writes."""
+    directory = tmp_path_factory.mktemp("paper")
+    small = [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
+    assert paper.main(["--quick", "--seeds", "0", "1", "--output", str(directory), *small]) == 0
+    return directory
+
+
+def test_everything_is_written(output: Path) -> None:
+    assert (output / "docs" / "adaptation.gif").read_bytes().startswith(b"GIF89a")
+    for name in ("paper_gradients", "paper_shots", "paper_samples"):
+        assert (output / "docs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    text = (output / "benchmarks" / "PAPER.md").read_text(encoding="utf-8")
+    for words in ("0.67 / 0.38 / 0.35", "recalled", "second hand", "* commit: ", "* seeds: 0, 1", "not those of the papers"):
+        assert words in text
+    for label in paper.ROWS:
+        assert f"| **{label}**" in text
+    for name in ("paper_gradients.png", "paper_shots.png", "paper_samples.png", "adaptation.gif"):
+        assert f"](../docs/{name})" in text
+    assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_the_table_has_every_method_at_every_k(output: Path) -> None:
+    rows = list(csv.DictReader((output / "benchmarks" / "paper.csv").read_text().splitlines()))
+    found = {(row["group"], int(row["shots"]), int(row["gradients"])) for row in rows}
+    assert found == {(label, shots, step) for label in paper.ROWS for shots in (5, 10, 20) for step in range(11)}
+    assert {(row["seeds"], row["tasks"]) for row in rows} == {("2", "16")}
+
+
+def test_a_small_run_says_that_a_check_does_not_hold(output: Path) -> None:
+    lines = (output / "benchmarks" / "PAPER.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith("| order of methods")]
+    assert "not shown: " in line and line.rstrip(" |").endswith("does not hold")
+
+
+def test_what_is_complete_is_not_trained_again(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = runs.QUICK | SMALLER
+    jobs = [runs.job(label, seed, output / "benchmarks" / "runs", settings) for label in runs.KINDS for seed in (0, 1)]
+    assert {runs.state(one) for one in jobs} == {"complete"} and runs.train(jobs, 0) == 0
+    assert f"{len(jobs)} complete, 0 to train" in capsys.readouterr().err
+
+
+def test_a_run_with_other_settings_is_refused(output: Path) -> None:
+    changed = runs.job("LEO", 0, output / "benchmarks" / "runs", runs.QUICK | SMALLER | {"HIDDEN_DIM": 9})
+    with pytest.raises(RunError, match="got HIDDEN_DIM=8; expected HIDDEN_DIM=9"):
+        runs.state(changed)
+
+
+# ---- training runs
+
+
+def tiny(tmp_path: Path, **settings: Any) -> runs.Job:
+    return runs.job("oracle", 0, tmp_path, runs.QUICK | SMALLER | {"CHECKPOINT_INTERVAL": 2} | settings)
+
+
+def test_an_interrupted_run_goes_on_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """And comes to the same end as one that was never interrupted."""
+    whole, halved = tiny(tmp_path / "whole"), tiny(tmp_path / "halved")
+    assert runs.train([whole], 0) == 1 and runs.train([halved], 0) == 1
+    checkpoints = halved.directory / "checkpoints"
+    (checkpoints / "previous.pt").replace(checkpoints / "last.pt")
+    (halved.directory / "full_report.json").unlink()
+    assert runs.state(halved) == "begun"
+    assert runs.train([halved], 1) == 1 and runs.state(halved) == "complete"
+    results = [json.loads((one.directory / "metrics.json").read_bytes())["evaluation"] for one in (whole, halved)]
+    assert results[0] == results[1]
+
+
+def test_a_run_that_fails_is_named_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"oracle, seed 0 .*DEVICE can't be used") as caught:
+        runs.train([tiny(tmp_path, DEVICE="cuda:99")], 0)
+    assert caught.value.code == 2
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    one = tiny(tmp_path)
+    (one.directory / "checkpoints").mkdir(parents=True)
+    assert runs.state(one) == "missing" and runs.train([one], 0) == 1 and runs.state(one) == "complete"
+
+
+def test_only_what_differs_from_the_defaults_is_set(tmp_path: Path) -> None:
+    argv = runs.job("first-order MAML", 2, tmp_path, {}).argv()
+    assert argv[argv.index("--set") :] == ["--set", "RANDOM_SEED=2", "--set", "FIRST_ORDER=true"]
+    assert argv[:4] == ["--method", "maml", "--tasks", "sinusoid"] and argv[argv.index("--name") + 1] == "first-order-maml-2"
+
+
+# ---- baselines
+
+
+def test_the_oracle_is_told_which_sinusoid_it_is(sinusoids: SinusoidalTaskGenerator) -> None:
+    params, tasks = held_out(sinusoids, 20, 5, 30, "test")
+    told = ToldTaskGenerator(sinusoids)
+    inputs = told.told(params, tasks.query.x)
+    assert inputs.shape == (20, 30, 3) and np.abs(inputs).max() <= 5.0001
+    assert_allclose(told.curve(told.draw(20, stream(0, "functions")), inputs), tasks.query.y, atol=1e-5)
+
+
+def test_the_oracle_learns(tmp_path: Path) -> None:
+    """Without adapting it is soon better than the best single function, which is at 3.0; in full it is below 0.005."""
+    settings = runs.QUICK | {"HIDDEN_DIM": 40, "NUM_TASKS": 15_000, "META_BATCH_SIZE": 25, "META_LEARNING_RATE": 0.005}
+    one = runs.job("oracle", 0, tmp_path, settings | {"VALIDATION_INTERVAL": 600})
+    runs.train([one], 0)
+    entry = baselines.oracle(one.directory, Config(EVAL_TASKS=50, EVAL_QUERY_SAMPLES=40, EVAL_STEPS=2, EVAL_SHOTS=(5, 10)))
+    assert entry.label == "oracle" and {shots: errors.shape for shots, errors in entry.errors.items()} == {
+        5: (50, 3),
+        10: (50, 3),
+    }
+    assert entry.errors[10].mean() < 0.5
+    assert (entry.errors[10] == entry.errors[10][:, :1]).all()
+
+
+class Judged:
+    """Stands in for a network at one step size, with errors that say which tasks they are from."""
+
+    def __init__(self, validation: float, test: float):
+        self.errors, self.asked = {"validation": validation, "test": test}, set[str]()
+        self.trainer, self.config = self, Config(EVAL_SHOTS=(5,), EVAL_STEPS=3)
+
+    def held_out(self, purpose: str, shots: int) -> tuple[None, str]:
+        self.asked.add(purpose)
+        return None, purpose
+
+    def evaluate(self, purpose: str, steps: int) -> np.ndarray:
+        return np.full((4, steps + 1), self.errors[purpose])
+
+
+def test_a_step_size_is_chosen_on_validation_tasks() -> None:
+    """The one that is best on the test tasks is never even asked about them; one that diverges is not chosen."""
+    candidates = {0.01: Judged(2.0, 1.0), 0.1: Judged(1.0, 2.0), 1.0: Judged(np.nan, 0.1)}
+    found = baselines.tuned("pretrained", candidates.__getitem__, list(candidates))  # type: ignore[arg-type]
+    assert found.step_sizes == {5: 0.1} and found.validation[5][0.01] == 2.0
+    assert (found.entry.errors[5] == 2.0).all()
+    asked = {size: one.asked for size, one in candidates.items()}
+    assert asked == {0.01: {"validation"}, 0.1: {"validation", "test"}, 1.0: {"validation"}}
+
+
+def test_fine_tuning_a_pretrained_network_takes_its_weights(output: Path) -> None:
+    directory = runs.job("pretrained", 0, output / "benchmarks" / "runs", runs.QUICK | SMALLER).directory
+    assert json.loads((directory / "config.json").read_bytes())["INNER_STEPS"] == 0
+    trained, changed = baselines.opened(directory), baselines.opened(directory, {"INNER_LEARNING_RATE": 0.1})
+    assert (trained.trainer.flat == changed.trainer.flat).all()
+    _, tasks = trained.held_out("test", 5)
+    before, after = (one.trainer.evaluate(tasks, 1) for one in (trained, changed))
+    assert (before[:, 0] == after[:, 0]).all() and (before[:, 1] != after[:, 1]).any()
+
+
+def test_the_random_start_is_where_training_starts() -> None:
+    config = Config(RANDOM_SEED=3, EVAL_TASKS=4, EVAL_QUERY_SAMPLES=5, EVAL_STEPS=1, EVAL_SHOTS=(5,), VALIDATION_TASKS=2)
+    found = baselines.random_start(config, [0.001])
+    begun = experiment.Experiment("maml", runs.main.METHODS["maml"], "sinusoid", SinusoidalTaskGenerator(), config)
+    expected = begun.trainer.evaluate(begun.held_out("test", 5)[1], 0)
+    assert_allclose(found.entry.errors[5][:, :1], expected)
+
+
+# ---- checks that can fail
+
+IN_ORDER = {"oracle": 0.004, "LEO": 0.002, "MAML": 0.1, "first-order MAML": 0.15, "pretrained": 2.0, "random": 3.0}
+
+
+def errors(means: dict[str, float], spread: float = 0.1) -> dict[str, np.ndarray]:
+    """Errors [2, 400] of two seeds with these means, in units of which `spread` is the standard deviation."""
+    noise = np.random.default_rng(0).standard_normal((2, 400))
+    noise -= noise.mean(1, keepdims=True)
+    return {label: mean * (1 + spread * noise) for label, mean in means.items()}
+
+
+def test_the_order_holds_where_it_is_there() -> None:
+    links = checks.order(errors(IN_ORDER))
+    assert [one.holds for one in links] == [True] * 5 and checks.order_check(links).verdict == "holds"
+
+
+@pytest.mark.parametrize(
+    "change, broken",
+    [
+        ({"LEO": 0.2}, "LEO < MAML"),
+        ({"oracle": 0.0999}, "oracle < MAML"),  # lower in every task, but intervals that overlap
+        ({"MAML": 0.2, "first-order MAML": 0.19}, "MAML <= first-order MAML"),
+        ({"pretrained": 3.5}, "pretrained < random"),
+        ({"pretrained": float("inf")}, "pretrained < random"),
+        ({"random": float("nan")}, "pretrained < random"),
+    ],
+)
+def test_the_order_does_not_hold_where_it_is_not(change: dict[str, float], broken: str) -> None:
+    check = checks.order_check(checks.order(errors(IN_ORDER | change)))
+    assert check.verdict == "does not hold" and broken in check.measured
+
+
+def test_one_seed_can_break_the_order() -> None:
+    values = errors(IN_ORDER)
+    values["pretrained"][1] *= 1.6  # the mean of both is still well below
+    (broken,) = [one for one in checks.order(values) if not one.holds]
+    assert broken.upper == "random" and broken.apart and not broken.seeds_agree
+
+
+def test_equal_methods_fit_at_most_but_not_below() -> None:
+    values = errors({"MAML": 1.0, "first-order MAML": 1.0})
+    assert checks.link("MAML", "<=", "first-order MAML", values).holds
+    assert not checks.link("MAML", "<", "first-order MAML", values).holds
+
+
+def test_thresholds_are_kept() -> None:
+    assert checks.better_than([0.6, 0.3, 0.3], [0.67, 0.38, 0.35]).holds
+    assert not checks.better_than([0.6, 0.39, 0.3], [0.67, 0.38, 0.35]).holds
+    assert checks.times_better("", 0.01, 0.2, 20).holds and not checks.times_better("", 0.0101, 0.2, 20).holds
+    assert not checks.times_better("", float("nan"), 0.2, 20).holds
+
+
+def test_samples_of_one_family_are_not_both() -> None:
+    grid = np.linspace(-5, 5, 50)
+    wave, line = np.sin(grid), grid
+    curves = np.stack([np.stack(pair) for pair in ((wave, line), (wave, wave), (line, line))])
+    assert sine_line.with_both(grid, curves).tolist() == [True, False, False]
+
+
+# ---- published numbers
+
+
+def test_published_numbers_carry_their_marks() -> None:
+    assert {one.mark for one in published.PUBLISHED} == {"read", "second hand", "recalled"}
+    assert published.PUBLISHED[0].values == experiment.PUBLISHED
+    assert all(set(values) <= set(paper.GRADIENTS) for one in published.PUBLISHED for values in one.values.values())
+
+
+@pytest.mark.parametrize("flags", [["--workers", "-1"], ["--seeds", "1", "1"], ["--set", "WIDTH=3"], ["--seeds", "-1"]])
+def test_unusable_flags_are_refused(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = paper.main(["--quick", "--output", str(tmp_path), *flags])
+    except SystemExit as stop:
+        code = stop.code  # type: ignore[assignment]
+    assert code == 2 and "got " in capsys.readouterr().err and not any(tmp_path.iterdir())
