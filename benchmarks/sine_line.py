@@ -132,7 +132,7 @@ def ambiguous_curves(leo: Job, samples: int, count: int) -> tuple[Points, np.nda
 def with_both(grid: np.ndarray, curves: np.ndarray) -> np.ndarray:
     """Which support sets have both families among their curves [T, M, N]: booleans [T]."""
     waves = sampling.looks_sinusoidal(grid, curves)
-    return waves.any(1) & ~waves.all(1)
+    return np.asarray(waves.any(1) & ~waves.all(1))
 
 
 def exact_ambiguous(leo: Job, samples: int) -> float:

@@ -244,6 +244,11 @@ def test_thresholds_are_kept() -> None:
     assert not checks.times_better("", float("nan"), 0.2, 20).holds
 
 
+def test_time_is_judged_where_all_of_it_was_spent_in_one_call(output: Path) -> None:
+    jobs = [runs.job("MAML", seed, output / "benchmarks" / "runs", runs.QUICK | SMALLER) for seed in (0, 1)]
+    assert [paper.time_check(jobs, *spent).holds for spent in ((2, 3599.0), (2, 3601.0), (1, 10.0))] == [True, False, None]
+
+
 def test_samples_of_one_family_are_not_both() -> None:
     grid = np.linspace(-5, 5, 50)
     wave, line = np.sin(grid), grid
