@@ -68,7 +68,7 @@ def measure(jobs: Sequence[Job]) -> Results:
             if label == "oracle":
                 entries.append(oracle(found[label, seed].directory, maml.config))
                 continue
-            one = random_start(maml.config) if label == "random" else pretrained(found[label, seed].directory)
+            one = random_start(maml.config) if label == "random" else pretrained(found[label, seed].directory, maml.config)
             entries.append(one.entry)
             fine_tuned.append((seed, one))
     return Results(comparison.compare(entries), fine_tuned)
@@ -205,9 +205,10 @@ def document(results: Results, links: Sequence[Link], checks: Sequence[Check], w
         f"{order_table(links)}\n\n"
         "`<` holds where the intervals over tasks do not touch, the difference's interval is above 0, and the worst seed of "
         "the first is better than the best seed of the second; `<=` holds unless the difference's interval is below 0.",
-        "How the baselines were fine-tuned": "With the step size that has the lowest mean error after the last gradient on the "
-        f"*validation* tasks, for each K and seed, of {', '.join(f'{size:g}' for size in STEP_SIZES)}. MAML and LEO have no "
-        f"such choice: they keep the step size that they were trained with, or learned.\n\n{step_size_table(results.tuned)}",
+        "How the baselines were fine-tuned": "With the step size that has the lowest mean error after the last gradient on "
+        "validation tasks, as many as there are test tasks, for each K and seed, of "
+        f"{', '.join(f'{size:g}' for size in STEP_SIZES)}. MAML and LEO have no such choice: they keep the step size that "
+        f"they were trained with, or learned.\n\n{step_size_table(results.tuned)}",
         "LEO's own experiment: sinusoids and lines": mixed,
         "One network adapting": "![MAML beside LEO](../docs/adaptation.gif)\n\nThe test task on which MAML's error after the "
         "last gradient is the median one; LEO is the one trained 5-shot.",
