@@ -195,7 +195,8 @@ class Experiment:
         self.manager.log_validation(iteration, errors)
         count = iteration // self.config.VALIDATION_INTERVAL
         if self.config.INPUT_DIM == 1 and count & (count - 1) == 0 and iteration < self.config.iterations:
-            self.show_progress(iteration)  # at the first, second, fourth, eighth, ...: pictures take time
+            # at the first, second, fourth, eighth, ...: pictures take time
+            self.manager.attempt("figures", lambda: self.show_progress(iteration))
         return errors[-1]
 
     def evaluate(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -252,28 +253,35 @@ class Experiment:
         manager, config, done = self.manager, self.config, self.trainer.iteration
         best = manager.directory / "checkpoints" / "best.pt"
         if best.exists():
-            self.trainer.load(read_checkpoint(best))
+            try:
+                self.trainer.load(read_checkpoint(best))
+            except RunError as error:
+                manager.warn(f"{error}; judging the last one instead")
         evaluation, arrays = self.evaluate()
         shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]
         self.add_figure_arrays(arrays, shots)
+        manager.attempt("plots", lambda: self.draw(arrays, shots, done))
+        manager.save_arrays(arrays)
+        metrics = self.metrics(done, evaluation)
+        manager.log_evaluation(evaluation["shots"], config.to_dict(), metrics["performance"])
+        manager.save_json("metrics.json", metrics)
+        table = figures.results_table(evaluation, published(self.tasks, config))
+        say(table)
+        for line in table.splitlines():
+            manager.log(line)
+        self.report("complete", {"results": evaluation, "timing": metrics["performance"]})
+
+    def draw(self, arrays: dict[str, np.ndarray], shots: int, done: int) -> None:
+        """The figures of a run of `done` steps, from the arrays behind them."""
         title = f"{self.method.upper()}, {self.generator.name}"
-        reference = published(self.tasks, config)
+        reference = published(self.tasks, self.config)
         drawn = figures.run_figures(arrays, shots, self.generator.param_names, reference, title)
         if "grid_samples" in arrays:
             about = f"{title}: {SAMPLES} samples each, {shots} support points"
             points = arrays["grid_support_x"], arrays["grid_support_y"]
             drawn["samples"] = sample_bundle(arrays["grid"], *points, arrays["grid_samples"], about, arrays["grid_truth"])
         for name, figure in drawn.items():
-            manager.save_figure(name, figure, done)
-        manager.save_arrays(arrays)
-        metrics = self.metrics(done, evaluation)
-        manager.log_evaluation(evaluation["shots"], config.to_dict(), metrics["performance"])
-        manager.save_json("metrics.json", metrics)
-        table = figures.results_table(evaluation, reference)
-        say(table)
-        for line in table.splitlines():
-            manager.log(line)
-        self.report("complete", {"results": evaluation, "timing": metrics["performance"]})
+            self.manager.save_figure(name, figure, done)
 
     def stop_early(self, status: str, reason: str) -> None:
         """Record what there is of a run that did not come to its end."""

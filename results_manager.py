@@ -17,6 +17,7 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -176,7 +177,7 @@ class ExperimentManager:
         self._writer: Any = None
         self._last_is_sound = False  # not known before the first save: a damaged one must not replace the one before it
         self._started = time.time()
-        self._log_file = self._attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1))  # noqa: SIM115
+        self._log_file = self.attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1))  # noqa: SIM115
         for name in ("checkpoints", "plots", "tensorboard"):
             (directory / name).mkdir(exist_ok=True)
         for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:  # of a process that was killed
@@ -199,7 +200,7 @@ class ExperimentManager:
             ) from None
         return lock
 
-    def _attempt(self, what: str, action: Callable[[], Any]) -> Any:
+    def attempt(self, what: str, action: Callable[[], Any]) -> Any:
         """Do something whose failure must not end a training run: it becomes a warning, once."""
         try:
             return action()
@@ -229,9 +230,9 @@ class ExperimentManager:
     def close(self) -> None:
         """Close the event stream and the log, and let the run go."""
         if self._writer is not None:
-            self._attempt("tensorboard", self._writer.close)
+            self.attempt("tensorboard", self._writer.close)
         if self._log_file is not None:
-            self._attempt("train.log", self._log_file.close)
+            self.attempt("train.log", self._log_file.close)
         self._lock.close()
 
     # ---- what is logged while training
@@ -240,7 +241,7 @@ class ExperimentManager:
         """Append a line to train.log, with the time."""
         if self._log_file is not None:
             stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
-            self._attempt("train.log", lambda: self._log_file.write(f"{stamp} {line}\n"))
+            self.attempt("train.log", lambda: self._log_file.write(f"{stamp} {line}\n"))
 
     def open_tensorboard(self, first_step: int) -> None:
         """Start the event stream; entries from `first_step` on, of a run that is resumed, are dropped."""
@@ -249,16 +250,17 @@ class ExperimentManager:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
                 from torch.utils.tensorboard import SummaryWriter
+            threading.excepthook = _unless_reported
             purge = first_step if first_step else None
             return SummaryWriter(str(self.directory / "tensorboard"), purge_step=purge, flush_secs=10)
 
-        self._writer = self._attempt("tensorboard", writer)
+        self._writer = self.attempt("tensorboard", writer)
         layout = {"adaptation": {"validation error": ["Multiline", [r"validation/mse_after_.*"]]}}
         self._write("add_custom_scalars", layout)
 
     def _write(self, call: str, *args: Any, **kwargs: Any) -> None:
         if self._writer is not None:
-            self._attempt("tensorboard", lambda: getattr(self._writer, call)(*args, **kwargs))
+            self.attempt("tensorboard", lambda: getattr(self._writer, call)(*args, **kwargs))
 
     def log_training(self, iteration: int, epoch: int, values: dict[str, float], lr: float, tasks_per_second: float) -> None:
         """Record the log values of one step; a method's own diagnostics go under its own tag."""
@@ -305,7 +307,7 @@ class ExperimentManager:
         """The arrays behind the figures, plots/data.npz."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        self._attempt("plots/data.npz", lambda: write_atomically(self.directory / "plots" / "data.npz", buffer.getvalue()))
+        self.attempt("plots/data.npz", lambda: write_atomically(self.directory / "plots" / "data.npz", buffer.getvalue()))
 
     def save_figure(self, name: str, figure: Any, iteration: int) -> None:
         """Save a matplotlib figure as PNG and PDF, and show it in TensorBoard."""
@@ -317,7 +319,7 @@ class ExperimentManager:
             write_atomically(self.directory / "plots" / f"{name}.{suffix}", buffer.getvalue())
 
         for suffix in ("png", "pdf"):
-            self._attempt(f"plots/{name}.{suffix}", functools.partial(save, suffix))
+            self.attempt(f"plots/{name}.{suffix}", functools.partial(save, suffix))
         self.log_figure(name, figure, iteration)
 
     def log_figure(self, name: str, figure: Any, iteration: int) -> None:
@@ -329,7 +331,7 @@ class ExperimentManager:
             self._write("add_image", f"figures/{name}", _pixels(buffer.getvalue()), iteration, dataformats="HWC")
 
         if self._writer is not None:
-            self._attempt("tensorboard", show)
+            self.attempt("tensorboard", show)
 
     def log_evaluation(
         self, shots: dict[str, dict[str, list[Any]]], config: dict[str, Any], performance: dict[str, float]
@@ -347,7 +349,7 @@ class ExperimentManager:
     def save_report(self, status: str, contents: dict[str, Any]) -> None:
         """full_report.json: `contents`, what the run ran on, and the SHA-256 of every file that it left."""
         if self._writer is not None:
-            self._attempt("tensorboard", self._writer.close)  # all its events are in the file before it is hashed
+            self.attempt("tensorboard", self._writer.close)  # all its events are in the file before it is hashed
         files = {}
         for path in sorted(self.directory.rglob("*")):
             name = str(path.relative_to(self.directory))
@@ -367,6 +369,12 @@ class Spectator:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
+
+
+def _unless_reported(failure: Any) -> None:
+    """What TensorBoard's thread could not write comes up again at the next entry, and is a warning there."""
+    if not type(failure.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(failure)
 
 
 def _pixels(png: bytes) -> np.ndarray:

@@ -349,6 +349,23 @@ def plant_patience(seconds: str) -> None:
     processes.PEER_TIMEOUT = timedelta(seconds=float(seconds))
 
 
+def plant_broken() -> None:
+    """Every figure fails to be drawn."""
+    import visualization
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no figure today")
+
+    visualization.run_figures = visualization.example_figure = broken  # type: ignore[assignment]
+
+
+def plant_worse() -> None:
+    """No validation is the best so far."""
+    from experiment import Experiment
+
+    Experiment.validate = lambda *_: float("inf")  # type: ignore[method-assign]
+
+
 def plant_gone() -> None:
     """Whoever read the standard output has left, as `| head -1` does."""
     reading, writing = os.pipe()

@@ -202,6 +202,15 @@ def test_a_run_that_asked_for_a_gpu_says_so_on_a_machine_without_and_goes_on_if_
     finished(["--resume", str(last), "--device", "cpu"])
 
 
+def test_a_damaged_best_checkpoint_is_a_warning_and_the_last_one_is_judged(trained: dict[str, Path], tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(trained["maml"], directory)
+    os.truncate(directory / "checkpoints" / "best.pt", 1000)
+    child = finished(["--resume", str(directory), "--set", "EPOCHS=3", "--set", "VALIDATION_INTERVAL=1000"], "plain", "worse")
+    assert "best.pt is damaged" in child.err and child.err.count("\n") == 1
+    assert report_of(directory)["status"] == "complete"
+
+
 # ---- points
 
 
@@ -297,6 +306,14 @@ def test_a_bare_environment_and_a_reader_who_leaves_after_a_line_are_enough(tmp_
     assert done.stdout.count("\n") == 1 and done.stderr == ""
     report = report_of(only_run(tmp_path / "output"))
     assert (report["status"], report["warnings"]) == ("complete", [])
+
+
+def test_figures_that_cannot_be_drawn_do_not_cost_the_run(tmp_path: Path) -> None:
+    child = finished(command(tmp_path), "broken")
+    warnings = report_of(only_run(tmp_path))["warnings"]
+    assert warnings == [f"{what} could not be written: no figure today" for what in ("figures", "plots")]
+    assert child.err == "".join(f"warning: {line}\n" for line in warnings)
+    assert result_of(only_run(tmp_path))["evaluation"]["shots"]["5"]["mse"]
 
 
 # ---- divergence
