@@ -292,7 +292,7 @@ def run(args: argparse.Namespace) -> list[Check]:
         f"docs/{name.replace('comparison', 'paper')}.png": file_bytes(figure, "png")
         for name, figure in comparison.draw(results.comparison, "Sinusoids", FINN).items()
     }
-    contents["docs/paper_samples.png"] = file_bytes(mixed.figure, "png")
+    contents |= {f"docs/{name}.png": file_bytes(figure, "png") for name, figure in mixed.figures.items()}
     contents["docs/adaptation.gif"] = animation(by_label["MAML"][0], by_label["LEO, trained 5-shot"][0])
     checks.append(time_check(jobs, trained, time.perf_counter() - began))
     contents["benchmarks/paper.csv"] = comparison.csv_table(results.comparison).encode()

@@ -43,7 +43,7 @@ class SineLine(NamedTuple):
     bundles: list[Bundle]
     both_families: list[float]  # for each seed, the share of ambiguous support sets whose samples hold both
     exact_both_families: float  # the same for the exact posterior
-    figure: Figure
+    figures: dict[str, Figure]  # by file name
     samples: int
 
 
@@ -65,11 +65,11 @@ def measure(mamls: Sequence[Job], leos: Sequence[Job], samples: int) -> SineLine
         curves, grid = ambiguous_curves(leo, samples, AMBIGUOUS)[2:]
         shares.append(float(with_both(grid, curves).mean()))
         if not place:
-            figure = bundle_figure(leo, samples)
+            drawn = figures(leo, samples)
     progress("exact posterior ...")
     bundles.append(exact(leos[0], samples))
     exact_share = exact_ambiguous(leos[0], samples)
-    return SineLine(families, bundles, shares, exact_share, figure, samples)
+    return SineLine(families, bundles, shares, exact_share, drawn, samples)
 
 
 def judged(maml: Job, leo: Job, samples: int) -> list[Bundle]:
@@ -142,8 +142,8 @@ def exact_ambiguous(leo: Job, samples: int) -> float:
     return float(with_both(grid, curves).mean())
 
 
-def bundle_figure(leo: Job, samples: int, columns: int = 3) -> Figure:
-    """LEO's figure 2: the first test tasks above, ambiguous support sets below, `samples` curves each."""
+def figures(leo: Job, samples: int, columns: int = 3) -> dict[str, Figure]:
+    """LEO's figure 2 by file name: test tasks, and ambiguous support sets, on scales of their own."""
     support, truth, curves, grid = ambiguous_curves(leo, samples, columns)
     found = opened(leo.directory)
     params, tasks = found.held_out("test", SHOTS)
@@ -151,20 +151,31 @@ def bundle_figure(leo: Job, samples: int, columns: int = 3) -> Figure:
     chosen = [int(np.flatnonzero(params[:, 0] == family)[place]) for family, place in ((0, 0), (1, 0), (0, 1))][:columns]
     plain = Points(*(part[chosen] for part in tasks.support))
     at, steps, rng = grid_of(grid, columns), found.config.EVAL_STEPS, stream(leo.seed, "samples", 6)
-    both = np.concatenate([sampling.sampled_curves(found.trainer, plain, at, steps, rng, samples), curves])
-    waves = sampling.looks_sinusoidal(grid, both)
-    titles = ["a line" if params[place, 0] == 1 else "a sinusoid" for place in chosen]
-    titles += [f"ambiguous: {1 - share:.0%} lines" for share in waves[columns:].mean(1)]
-    return sample_bundle(
-        grid,
-        np.concatenate([plain.x, support.x])[..., 0],
-        np.concatenate([plain.y, support.y])[..., 0],
-        both,
-        f"LEO on sinusoids and lines: {samples} sampled networks for each support set of {SHOTS} noisy points",
-        np.concatenate([found.generator.curve(params[chosen], at)[..., 0], truth]),
-        waves,
-        titles,
-    )
+    ordinary = sampling.sampled_curves(found.trainer, plain, at, steps, rng, samples)
+    names = ["a line" if params[place, 0] == 1 else "a sinusoid" for place in chosen]
+    shares = sampling.looks_sinusoidal(grid, curves).mean(1)
+    each = f"{samples} sampled networks for each support set of {SHOTS} noisy points"
+    return {
+        "paper_samples": bundle(
+            grid, plain, ordinary, found.generator.curve(params[chosen], at)[..., 0], f"LEO: {each}", names
+        ),
+        "paper_ambiguous": bundle(
+            grid,
+            support,
+            curves,
+            truth,
+            "LEO: the same, where the points are from a sinusoid but could be from a line",
+            [f"{1 - share:.0%} of samples nearer to a line" for share in shares],
+        ),
+    }
+
+
+def bundle(
+    grid: np.ndarray, support: Points, curves: np.ndarray, truth: np.ndarray, title: str, names: Sequence[str]
+) -> Figure:
+    """One row of panels; curves [T, M, N] are coloured by the family that they are nearer to."""
+    waves = sampling.looks_sinusoidal(grid, curves)
+    return sample_bundle(grid, support.x[..., 0], support.y[..., 0], curves, title, truth, waves, names)
 
 
 # ---- what it shows
@@ -223,7 +234,8 @@ def section(found: SineLine) -> str:
         "mixture of Gaussians around the curves (of one Gaussian, where there is one curve). Spread against error: Spearman's "
         "correlation between the standard deviation of the curves and the error of their mean, over all held-out points (its "
         "interval by a bootstrap of tasks), and within each task. The exact posterior is the limit for any method.\n\n"
-        "![sampled networks](../docs/paper_samples.png)\n\n"
+        "![sampled networks on test tasks](../docs/paper_samples.png)\n\n"
+        "![sampled networks on ambiguous support sets](../docs/paper_ambiguous.png)\n\n"
         "Above, test tasks; below, points from the nearly straight stretch of a sinusoid, which a line could have given: both "
         f"families are among the {found.samples} samples for "
         f"{', '.join(f'{share:.0%}' for share in found.both_families)} of {AMBIGUOUS} such support sets (each seed), and for "

@@ -47,14 +47,14 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_written(output: Path) -> None:
     assert (output / "docs" / "adaptation.gif").read_bytes().startswith(b"GIF89a")
-    for name in ("paper_gradients", "paper_shots", "paper_samples"):
+    for name in ("paper_gradients", "paper_shots", "paper_samples", "paper_ambiguous"):
         assert (output / "docs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     text = (output / "benchmarks" / "PAPER.md").read_text(encoding="utf-8")
     for words in ("0.67 / 0.38 / 0.35", "recalled", "second hand", "* commit: ", "* seeds: 0, 1", "not those of the papers"):
         assert words in text
     for label in paper.ROWS:
         assert f"| **{label}**" in text
-    for name in ("paper_gradients.png", "paper_shots.png", "paper_samples.png", "adaptation.gif"):
+    for name in ("paper_gradients.png", "paper_shots.png", "paper_samples.png", "paper_ambiguous.png", "adaptation.gif"):
         assert f"](../docs/{name})" in text
     assert "nan" not in text.lower().replace("finance", "")
 
