@@ -316,6 +316,7 @@ class ExperimentManager:
             buffer = io.BytesIO()
             stamp = {"CreationDate": None} if suffix == "pdf" else {}  # without a date, equal figures are equal files
             figure.savefig(buffer, format=suffix, metadata=stamp)
+            figure.set_layout_engine("none")  # it is laid out now; once more takes as long as drawing does
             write_atomically(self.directory / "plots" / f"{name}.{suffix}", buffer.getvalue())
 
         for suffix in ("png", "pdf"):
