@@ -62,7 +62,13 @@ def single_curves(trainer: Trainer, support: Points, x: Array, steps: int) -> Ar
 
 
 def sampled_curves(
-    trainer: Trainer, support: Points, x: Array, steps: int, rng: np.random.Generator, num_samples: int = NUM_SAMPLES
+    trainer: Trainer,
+    support: Points,
+    x: Array,
+    steps: int,
+    rng: np.random.Generator,
+    num_samples: int = NUM_SAMPLES,
+    temperature: float = 1.0,
 ) -> Array:
     """Curves [T, M, N] from M sampled codes and weights for each support set, each adapted by `steps` gradients.
 
@@ -70,12 +76,14 @@ def sampled_curves(
         support: x [T, K, D], y [T, K, 1].
         x: where the curves are wanted, [T, N, D].
         rng: the samples of a task depend on it and on the task's place only, not on how many tasks follow.
+        temperature: factor on the noise, and so on the standard deviations of code and weights: 1 samples the
+            distributions that were trained. Any other value has to be chosen on validation tasks.
     """
     together = max(1, ADAPTED_TOGETHER // num_samples)  # tasks
     curves = []
     for first in range(0, len(x), together):
         copies = np.repeat(np.arange(first, min(first + together, len(x))), num_samples)
-        noise = rng.standard_normal((len(copies), trainer.learner.noise_dim), dtype=np.float32)
+        noise = np.float32(temperature) * rng.standard_normal((len(copies), trainer.learner.noise_dim), dtype=np.float32)
         outputs, _ = trainer.predict(Points(support.x[copies], support.y[copies]), x[copies], steps, noise)
         curves.append(outputs[:, -1].reshape(-1, num_samples, x.shape[1]))
     return np.concatenate(curves)

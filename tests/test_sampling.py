@@ -214,6 +214,16 @@ def test_sampled_curves_differ_and_repeat(leo: Trainer, generator: SineLineTaskG
     assert single_curves(leo, task.support, task.query.x, 2).shape == (3, 1, 7)
 
 
+def test_temperature_scales_the_spread_down_to_the_single_curve(leo: Trainer, generator: SineLineTaskGenerator) -> None:
+    _, task = held_out(generator, 3, 5, 7, "test")
+    cold, cool, usual = (
+        sampled_curves(leo, task.support, task.query.x, 0, np.random.default_rng(1), 20, temperature)
+        for temperature in (0.0, 0.5, 1.0)
+    )
+    assert_allclose(cold, single_curves(leo, task.support, task.query.x, 0).repeat(20, axis=1), atol=1e-5)
+    assert (cool.std(1) < usual.std(1)).all()
+
+
 def test_samples_of_a_task_do_not_depend_on_those_that_follow(
     leo: Trainer, generator: SineLineTaskGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
