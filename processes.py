@@ -117,7 +117,12 @@ def join() -> None:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PEER_TIMEOUT)
+        store, number, processes = next(dist.rendezvous("env://", timeout=PEER_TIMEOUT))
+        # torchrun keeps its store when it starts a job again: without a name of its own a process would find there
+        # the address of one that has died
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PEER_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         got = " ".join(str(error).split())[:160]
         raise PeerLost(f"the processes of this run do not meet (got {got}; expected {texts[1]} processes)") from None
