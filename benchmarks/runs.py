@@ -93,7 +93,7 @@ class Job(NamedTuple):
         method, tasks, _ = self.kind
         name = self.directory.name.split("_", 2)[2]
         argv = ["--method", method, "--tasks", tasks, "--output", str(self.directory.parent), "--name", name]
-        defaults = Config.resolve(main.METHODS[method].defaults, main.TASK_DEFAULTS.get(tasks, {})).to_dict()
+        defaults = Config.resolve(main.defaults(method, tasks)).to_dict()
         changed = {key: value for key, value in self.config.to_dict().items() if value != defaults[key]}
         return argv + [word for key, value in changed.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
@@ -101,8 +101,7 @@ class Job(NamedTuple):
 def job(label: str, seed: int, output: Path, extra: Mapping[str, Any]) -> Job:
     """The run of `KINDS[label]` with a seed; `extra` settings are those of a smaller version."""
     kind = KINDS[label]
-    defaults = main.METHODS[kind.method].defaults, main.TASK_DEFAULTS.get(kind.tasks, {})
-    config = Config.resolve(*defaults, extra, kind.settings, {"RANDOM_SEED": seed})
+    config = Config.resolve(main.defaults(kind.method, kind.tasks), extra, kind.settings, {"RANDOM_SEED": seed})
     family = main.TASKS[kind.tasks](config).name
     name = "".join(letter if letter.isalnum() else "-" for letter in label.lower()).replace("--", "-")
     return Job(label, seed, kind, config, output / f"{kind.method.upper()}_{family}_{name}-{seed}")

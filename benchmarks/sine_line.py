@@ -78,11 +78,14 @@ def judged(maml: Job, leo: Job, samples: int) -> list[Bundle]:
     params, tasks = found["LEO"].held_out("test", SHOTS)
     count = min(JUDGED, len(params))
     support, x = Points(*(part[:count] for part in tasks.support)), tasks.query.x[:count]
-    truth, is_line, steps = tasks.query.y[:count, :, 0], params[:count, 0] == 1, found["LEO"].config.EVAL_STEPS
+    truth, is_line = tasks.query.y[:count, :, 0], params[:count, 0] == 1
+    steps = {label: one.config.EVAL_STEPS for label, one in found.items()}
     curves = {
-        "MAML": sampling.single_curves(found["MAML"].trainer, support, x, steps),
-        "LEO, without noise": sampling.single_curves(found["LEO"].trainer, support, x, steps),
-        "LEO, sampled": sampling.sampled_curves(found["LEO"].trainer, support, x, steps, stream(leo.seed, "samples"), samples),
+        "MAML": sampling.single_curves(found["MAML"].trainer, support, x, steps["MAML"]),
+        "LEO, without noise": sampling.single_curves(found["LEO"].trainer, support, x, steps["LEO"]),
+        "LEO, sampled": sampling.sampled_curves(
+            found["LEO"].trainer, support, x, steps["LEO"], stream(leo.seed, "samples"), samples
+        ),
     }
     noise_std = found["LEO"].config.NOISE_STD
     return [
@@ -225,7 +228,8 @@ def section(found: SineLine) -> str:
     header = ["curves", "seed", "error, sinusoids", "error, lines", "error, all", "90% coverage", "NLL"]
     bundles = table([*header, "spread against error", "within a task"], rows)
     return (
-        "Half sinusoids, half lines, targets with noise of standard deviation 0.3; trained and tested 5-shot, 10 gradients.\n\n"
+        "Half sinusoids, half lines, targets with noise of standard deviation 0.3; trained and tested 5-shot. MAML takes 10 gradients, "
+        "LEO the 5 in z that it was trained with.\n\n"
         f"{families}\n\n"
         "Errors are against the noise-free function, on all test tasks, with LEO's code and weights at their means.\n\n"
         f"{bundles}\n\n"

@@ -39,8 +39,8 @@ TINY = {
 }
 
 
-def command(output, *arguments, **settings):
-    chosen = [f"{key}={json.dumps(value)}" for key, value in (TINY | settings).items()]
+def command(output, *arguments, without=(), **settings):
+    chosen = [f"{key}={json.dumps(value)}" for key, value in (TINY | settings).items() if key not in without]
     return ["--output", str(output), *arguments, *(word for item in chosen for word in ("--set", item))]
 
 
@@ -196,6 +196,17 @@ def test_command_line_beats_file_beats_method_defaults(tmp_path):
     config = json.loads((tmp_path / "out" / "LEO_Sinusoidal_mine" / "config.json").read_text())
     assert (config["INNER_STEPS"], config["LEO_LATENT_STEPS"], config["RANDOM_SEED"]) == (2, 1, 9)
     assert config["INNER_GRADIENT_CLIP"] == main.METHODS["leo"].defaults["INNER_GRADIENT_CLIP"]
+
+
+def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path):
+    arguments = ["--method", "leo", "--tasks", "sine-line", "--set", "LEO_KL_WEIGHT=0.5", "--name", "mine"]
+    assert main.main(command(tmp_path, *arguments, without=("EVAL_STEPS", "SUPPORT_SAMPLES"))) == 0
+    directory = tmp_path / "LEO_SineLine_mine"
+    config = json.loads((directory / "config.json").read_text())
+    assert (config["NOISE_STD"], config["SUPPORT_SAMPLES"], config["EVAL_STEPS"], config["LEO_KL_WEIGHT"]) == (0.3, 5, 5, 0.5)
+    with np.load(directory / "plots" / "data.npz") as arrays:
+        assert arrays["grid_samples"].shape == (6, 100, 201)
+    assert (directory / "plots" / "samples.png").exists()
 
 
 def test_inputs_of_several_dimensions_run_to_the_end(tmp_path):
