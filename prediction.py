@@ -159,7 +159,8 @@ def predict_points(
         errors = np.square(at_points - points.y[:, 0], dtype=np.float64).mean(1)
     curves = np.empty((0, len(x)), np.float32)
     if noise_dim:
-        curves = trainer.sample(support, x[None], steps, rng, num_samples, max(1, PAIRS_AT_ONCE // count**2))[0]
+        together = max(1, PAIRS_AT_ONCE // count**2)
+        curves = trainer.sample(support, x[None], steps, rng, num_samples, together=together)[0]
     low, high = x_range
     outside = np.any((x < low) | (x > high), axis=1)
     finite = np.isfinite(curves).all(1)

@@ -354,18 +354,30 @@ class Trainer:
         return np.concatenate(outputs), np.concatenate(codes)
 
     def sample(
-        self, support: Points, x: Any, steps: int, rng: np.random.Generator, num_samples: int, together: int = 1000
+        self,
+        support: Points,
+        x: Any,
+        steps: int,
+        rng: np.random.Generator,
+        num_samples: int,
+        *,
+        temperature: float = 1.0,
+        together: int = 1000,
     ) -> np.ndarray:
         """Predictions [T, M, N] after `steps` gradients from M = `num_samples` draws of a stochastic method's noise.
 
         Args:
             support: arrays x [T, K, D], y [T, K, 1]; x: where to predict, [T, N, D].
+            rng: the samples of a task depend on it and on the task's place, not on how many tasks follow.
+            temperature: factor on the noise, and so on the standard deviations of what is sampled: 1 samples the
+                distributions that were trained. Any other value has to be chosen on validation tasks.
             together: copies of support sets that are adapted at a time; it bounds memory and changes no number.
         """
         rows, outputs = len(x) * num_samples, []
         for first in range(0, rows, together):
             task = np.arange(first, min(first + together, rows)) // num_samples
             noise = rng.standard_normal((len(task), self.learner.noise_dim), dtype=np.float32)
+            noise *= np.float32(temperature)
             outputs.append(self.predict(Points(support.x[task], support.y[task]), x[task], steps, noise)[0][:, -1])
         return np.concatenate(outputs).reshape(len(x), num_samples, x.shape[1])
 

@@ -30,9 +30,8 @@ from trainer import Trainer
 Array = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 
-NUM_SAMPLES = 100  # as many curves as issue and paper speak of
+NUM_SAMPLES = 100  # curves a task
 LEVEL = 0.9  # of the central interval
-ADAPTED_TOGETHER = 1000  # copies of support sets in one call of `Trainer.predict`: bounds memory
 
 
 class Estimate(NamedTuple):
@@ -59,34 +58,6 @@ def over_tasks(values: Array) -> Estimate:
 def single_curves(trainer: Trainer, support: Points, x: Array, steps: int) -> Array:
     """The prediction without randomness after `steps` gradients, [T, 1, N], for support [T, K, ...] and x [T, N, D]."""
     return trainer.predict(support, x, steps)[0][:, -1:]
-
-
-def sampled_curves(
-    trainer: Trainer,
-    support: Points,
-    x: Array,
-    steps: int,
-    rng: np.random.Generator,
-    num_samples: int = NUM_SAMPLES,
-    temperature: float = 1.0,
-) -> Array:
-    """Curves [T, M, N] from M sampled codes and weights for each support set, each adapted by `steps` gradients.
-
-    Args:
-        support: x [T, K, D], y [T, K, 1].
-        x: where the curves are wanted, [T, N, D].
-        rng: the samples of a task depend on it and on the task's place only, not on how many tasks follow.
-        temperature: factor on the noise, and so on the standard deviations of code and weights: 1 samples the
-            distributions that were trained. Any other value has to be chosen on validation tasks.
-    """
-    together = max(1, ADAPTED_TOGETHER // num_samples)  # tasks
-    curves = []
-    for first in range(0, len(x), together):
-        copies = np.repeat(np.arange(first, min(first + together, len(x))), num_samples)
-        noise = np.float32(temperature) * rng.standard_normal((len(copies), trainer.learner.noise_dim), dtype=np.float32)
-        outputs, _ = trainer.predict(Points(support.x[copies], support.y[copies]), x[copies], steps, noise)
-        curves.append(outputs[:, -1].reshape(-1, num_samples, x.shape[1]))
-    return np.concatenate(curves)
 
 
 def posterior_curves(

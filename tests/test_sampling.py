@@ -24,7 +24,6 @@ from sampling import (
     posterior_curves,
     rank_correlation,
     ranks,
-    sampled_curves,
     single_curves,
     spread_against_error,
     spread_against_error_within,
@@ -207,7 +206,7 @@ def leo() -> Trainer:
 
 def test_sampled_curves_differ_and_repeat(leo: Trainer, generator: SineLineTaskGenerator) -> None:
     _, task = held_out(generator, 3, 5, 7, "test")
-    first, again = (sampled_curves(leo, task.support, task.query.x, 2, np.random.default_rng(1), 4) for _ in range(2))
+    first, again = (leo.sample(task.support, task.query.x, 2, np.random.default_rng(1), 4) for _ in range(2))
     assert first.shape == (3, 4, 7)
     assert_array_equal(first, again)
     assert (first.std(1) > 1e-6).all()
@@ -217,18 +216,15 @@ def test_sampled_curves_differ_and_repeat(leo: Trainer, generator: SineLineTaskG
 def test_temperature_scales_the_spread_down_to_the_single_curve(leo: Trainer, generator: SineLineTaskGenerator) -> None:
     _, task = held_out(generator, 3, 5, 7, "test")
     cold, cool, usual = (
-        sampled_curves(leo, task.support, task.query.x, 0, np.random.default_rng(1), 20, temperature)
+        leo.sample(task.support, task.query.x, 0, np.random.default_rng(1), 20, temperature=temperature)
         for temperature in (0.0, 0.5, 1.0)
     )
     assert_allclose(cold, single_curves(leo, task.support, task.query.x, 0).repeat(20, axis=1), atol=1e-5)
     assert (cool.std(1) < usual.std(1)).all()
 
 
-def test_samples_of_a_task_do_not_depend_on_those_that_follow(
-    leo: Trainer, generator: SineLineTaskGenerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sampling.ADAPTED_TOGETHER", 8)  # two tasks at a time
+def test_samples_of_a_task_do_not_depend_on_those_that_follow(leo: Trainer, generator: SineLineTaskGenerator) -> None:
     _, task = held_out(generator, 3, 5, 7, "test")
-    everything = sampled_curves(leo, task.support, task.query.x, 2, np.random.default_rng(1), 4)
+    everything = leo.sample(task.support, task.query.x, 2, np.random.default_rng(1), 4, together=7)  # a task in two parts
     alone = Points(task.support.x[:1], task.support.y[:1])
-    assert_allclose(sampled_curves(leo, alone, task.query.x[:1], 2, np.random.default_rng(1), 4), everything[:1], atol=1e-5)
+    assert_allclose(leo.sample(alone, task.query.x[:1], 2, np.random.default_rng(1), 4), everything[:1], atol=1e-5)
