@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 PEER_TIMEOUT = timedelta(seconds=45)  # longest wait for a peer that still has its connection; a closed one is noticed at once
+MEETING_GRACE = timedelta(seconds=10)  # on top of it, before a process gives up on meeting the others at all
 READY_TIMEOUT = timedelta(minutes=15)  # longest wait for a peer that compiles
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -116,6 +119,9 @@ def join() -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    watch = threading.Timer((PEER_TIMEOUT + MEETING_GRACE).total_seconds(), _give_up)
+    watch.daemon = True
+    watch.start()
     try:
         store, number, processes = next(dist.rendezvous("env://", timeout=PEER_TIMEOUT))
         # torchrun keeps its store when it starts a job again: without a name of its own a process would find there
@@ -126,6 +132,15 @@ def join() -> None:
     except (RuntimeError, ValueError) as error:
         got = " ".join(str(error).split())[:160]
         raise PeerLost(f"the processes of this run do not meet (got {got}; expected {texts[1]} processes)") from None
+    finally:
+        watch.cancel()
+
+
+def _give_up() -> None:
+    """The end of a process whose peer died while they met: torch waits for it without end, deaf to signals and exceptions."""
+    if not rank():
+        print("error: the processes of this run do not meet (got no answer; expected one in time)", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def leave() -> None:
