@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from comparison_figures import error_against_gradients, error_against_shots, file_bytes
+from comparison_figures import error_against_gradients, error_against_shots
 from config import Config, ConfigError
-from results_manager import RunError, write_atomically
+from results_manager import RunError, figure_bytes, write_atomically
 from visualization import Reference, mean_and_interval, shown_steps
 
 # Settings that say what the test tasks are; a family's own keys follow its own prefixes.
@@ -298,7 +298,7 @@ def write(directory: Path, comparison: Comparison, title: str = "Comparison", re
     directory.mkdir(parents=True, exist_ok=True)
     contents = {"comparison.md": markdown_table(comparison, title).encode(), "comparison.csv": csv_table(comparison).encode()}
     for name, figure in draw(comparison, title, reference).items():
-        contents |= {f"{name}.{suffix}": file_bytes(figure, suffix) for suffix in ("png", "pdf")}
+        contents |= {f"{name}.{suffix}": figure_bytes(figure, suffix) for suffix in ("png", "pdf")}
     for name, data in contents.items():
         write_atomically(directory / name, data)
     return [directory / name for name in contents]

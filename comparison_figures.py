@@ -1,7 +1,7 @@
 """Figures beside those of a run: methods side by side, predictions on given points, samples, an animation.
 
-Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`; and figures as the bytes of a file,
-which others write. This file refuses to know about torch, models and the disk.
+Arrays in, `matplotlib.figure.Figure` out (of the animation, the bytes of its file), in the style of
+`visualization.py`. This file refuses to know about torch, models and the disk.
 """
 
 from __future__ import annotations
@@ -266,11 +266,4 @@ def adaptation_animation(
         figure.suptitle(f"{head}after {step} gradient{'' if step == 1 else 's'}", fontsize=11)
         writer.grab_frame()
     writer.finish()
-    return buffer.getvalue()
-
-
-def file_bytes(figure: Figure, suffix: str) -> bytes:
-    """The contents of a PNG or PDF file of `figure`; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix, metadata={"CreationDate": None} if suffix == "pdf" else {})
     return buffer.getvalue()

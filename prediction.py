@@ -17,9 +17,9 @@ from typing import IO, NamedTuple
 import numpy as np
 import psutil
 
-from comparison_figures import file_bytes, prediction_curves
+from comparison_figures import prediction_curves
 from dataset import Points
-from results_manager import RunError, write_atomically
+from results_manager import RunError, figure_bytes, write_atomically
 from trainer import Trainer
 
 MAX_POINTS = 10_000
@@ -261,6 +261,6 @@ def write(files: Sequence[Path], prediction: Prediction, title: str) -> None:
             None if prediction.band is None else prediction.band[[0, 2]],
             prediction.samples[:SAMPLES_SHOWN],
         )
-        contents |= {f".{suffix}": file_bytes(figure, suffix) for suffix in ("png", "pdf")}
+        contents |= {f".{suffix}": figure_bytes(figure, suffix) for suffix in ("png", "pdf")}
     for file in files:
         write_atomically(file, contents[file.suffix])

@@ -87,6 +87,14 @@ def plain(value: Any) -> Any:
     return value
 
 
+def figure_bytes(figure: Any, suffix: str) -> bytes:
+    """The contents of a PNG or PDF file of a matplotlib figure; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, metadata={"CreationDate": None} if suffix == "pdf" else {})
+    figure.set_layout_engine("none")  # it is laid out now; for the next format once more takes as long as drawing does
+    return buffer.getvalue()
+
+
 def json_bytes(value: Any) -> bytes:
     return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
 
@@ -313,11 +321,7 @@ class ExperimentManager:
         """Save a matplotlib figure as PNG and PDF, and show it in TensorBoard."""
 
         def save(suffix: str) -> None:
-            buffer = io.BytesIO()
-            stamp = {"CreationDate": None} if suffix == "pdf" else {}  # without a date, equal figures are equal files
-            figure.savefig(buffer, format=suffix, metadata=stamp)
-            figure.set_layout_engine("none")  # it is laid out now; once more takes as long as drawing does
-            write_atomically(self.directory / "plots" / f"{name}.{suffix}", buffer.getvalue())
+            write_atomically(self.directory / "plots" / f"{name}.{suffix}", figure_bytes(figure, suffix))
 
         for suffix in ("png", "pdf"):
             self.attempt(f"plots/{name}.{suffix}", functools.partial(save, suffix))

@@ -28,11 +28,11 @@ from work import ROOT
 import comparison
 import experiment
 from comparison import Comparison, Entry, Row
-from comparison_figures import adaptation_animation, file_bytes
+from comparison_figures import adaptation_animation
 from config import ConfigError, parse_assignment
 from dataset import Points
 from prediction import predict_points, read_points
-from results_manager import RunError, write_atomically
+from results_manager import RunError, figure_bytes, write_atomically
 
 TRAINED = ("MAML", "first-order MAML", "LEO", "LEO, trained 5-shot")  # judged by their own runs
 ROWS = ("MAML", "first-order MAML", "LEO", "LEO, trained 5-shot", "oracle", "pretrained", "random")
@@ -289,10 +289,10 @@ def run(args: argparse.Namespace) -> list[Check]:
     checks = [*sinusoid_checks(results.comparison, links, by_label["LEO"]), *sine_line.checks(mixed)]
     progress("figures ...")
     contents = {
-        f"docs/{name.replace('comparison', 'paper')}.png": file_bytes(figure, "png")
+        f"docs/{name.replace('comparison', 'paper')}.png": figure_bytes(figure, "png")
         for name, figure in comparison.draw(results.comparison, "Sinusoids", FINN).items()
     }
-    contents |= {f"docs/{name}.png": file_bytes(figure, "png") for name, figure in mixed.figures.items()}
+    contents |= {f"docs/{name}.png": figure_bytes(figure, "png") for name, figure in mixed.figures.items()}
     contents["docs/adaptation.gif"] = animation(by_label["MAML"][0], by_label["LEO, trained 5-shot"][0])
     checks.append(time_check(jobs, trained, time.perf_counter() - began))
     contents["benchmarks/paper.csv"] = comparison.csv_table(results.comparison).encode()

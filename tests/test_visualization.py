@@ -26,10 +26,10 @@ from comparison_figures import (
     adaptation_animation,
     error_against_gradients,
     error_against_shots,
-    file_bytes,
     prediction_curves,
     sample_bundle,
 )
+from results_manager import figure_bytes
 from visualization import (
     adaptive_learning,
     binned_median,
@@ -606,5 +606,5 @@ def test_an_animation_of_a_network_that_diverged_can_be_made() -> None:
 
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_equal_figures_are_equal_files(suffix: str, magic: bytes) -> None:
-    first, second = (file_bytes(against_shots(), suffix) for _ in range(2))
+    first, second = (figure_bytes(against_shots(), suffix) for _ in range(2))
     assert first == second and first.startswith(magic)
