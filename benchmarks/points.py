@@ -7,6 +7,7 @@ it refuses to know which points there are.
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import statistics
 import sys
@@ -19,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from work import Case, Project, Unfit, Work
+
+import processes
 
 REPEATS = 5  # times that a piece of work is timed; the median counts
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
@@ -169,6 +172,46 @@ def _best_seconds(action: Any, device: str) -> float:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times[2:])
+
+
+# ---- several processes on one meta-batch
+
+
+def peer(
+    connection: Any, rank: int, world: int, port: int, case: Case, tasks: int, device: str, compile_mode: str, seconds: float
+) -> None:
+    """Train as process `rank` of `world` on one thread; process 0 answers with its times, as `in_process` does."""
+    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in launch.items()})
+    torch.set_num_threads(1)
+    try:
+        processes.join()
+        trainer = Work(case, tasks, device).trainer(compile_mode)
+        note = trainer.prepare()
+        if compile_mode == "always" and not trainer.compiled:
+            raise Unfit(note)
+        processes.wait_until_ready()
+        steps = trainer.train()
+
+        def run(iterations: int) -> float:
+            started = time.perf_counter()
+            for _ in range(iterations):
+                _, metrics = next(steps)
+            float(metrics[0])  # waits for the device
+            return (time.perf_counter() - started) / iterations
+
+        run(2)
+        count = processes.from_first(max(1, round(seconds / REPEATS / run(3))))  # all have to take the same steps
+        times = [run(count) for _ in range(REPEATS)]
+        processes.leave()
+        answer: tuple[bool, Any] = (
+            True,
+            {"ms": 1000 * statistics.median(times), "range_ms": [1000 * min(times), 1000 * max(times)], "threads": 1},
+        )
+    except (Unfit, RuntimeError, MemoryError) as error:
+        answer = False, " ".join((str(error) or type(error).__name__).split())[:200]
+    if rank == 0:
+        connection.send(answer)
 
 
 def in_process(connection: Any, function: str, arguments: tuple[Any, ...]) -> None:

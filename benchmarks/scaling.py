@@ -5,7 +5,8 @@
     python benchmarks/scaling.py --quick
 
 MAML along four axes (meta-batch size, inner steps, shots, hidden units), everything else at its default, and
-first-order MAML along the inner steps. Each point has a process of its own. The machine's rates of a large matrix
+first-order MAML along the inner steps. Each point has a process of its own. Along a fifth axis a large meta-batch is
+shared by several processes, each on one thread. The machine's rates of a large matrix
 product and of a large copy are measured in the same run. The limit is what the matrix products of an iteration
 would take at these rates, each operand read and each result written once, if all else were free; memory that
 fits into a cache is faster than the copy, and fused products pass through memory less often, so the limit is a
@@ -18,13 +19,14 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
-from points import in_process
+from points import in_process, peer
 from report import add_common, check_common, heading, machine, progress, save, say, table
 from work import PRELOAD, Case
 
@@ -49,6 +51,8 @@ AXES = {
     "shots": Axis("shots", "SUPPORT_SAMPLES", (5, 10, 50, 100, 500), (10,)),
     "hidden": Axis("hidden units", "HIDDEN_DIM", (40, 80, 160, 320, 512), (40,), power=2),
 }
+PROCESSES = "processes"
+SHARED_TASKS = 1600  # in a meta-batch that several processes share: with 25 they would only wait for each other
 Point = dict[str, Any]  # what points.measure returns, with "value"; or "value" and "skipped", the reason
 
 
@@ -75,6 +79,33 @@ class Child:
         finally:
             process.kill()
             process.join()
+        if not good:
+            raise RuntimeError(answer)
+        return answer
+
+    def together(self, world: int, *arguments: Any, timeout: float = 300.0) -> Any:
+        """What process 0 of `world` processes that run `points.peer` answers."""
+        connection, other = self.context.Pipe()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        ranks = [
+            self.context.Process(target=peer, args=(other, rank, world, port, *arguments), daemon=True) for rank in range(world)
+        ]
+        for process in ranks:
+            process.start()
+        other.close()
+        try:
+            if not connection.poll(timeout):
+                raise RuntimeError(f"it took longer than {timeout:.0f} s")
+            good, answer = connection.recv()
+        except EOFError:
+            raise RuntimeError("a process died") from None
+        finally:
+            for process in ranks:
+                process.join(5)
+                process.kill()
+                process.join()
         if not good:
             raise RuntimeError(answer)
         return answer
@@ -128,6 +159,20 @@ class Sweep:
             self.known[key] = point | {"us_per_task": 1000 * point["ms"] / tasks} | self.limits(point)
         return self.known[key]
 
+    def shared(self) -> list[Point]:
+        """One meta-batch shared by 1, 2, 4, ... processes, as many as there are threads."""
+        args, tasks = self.args, 8 if self.args.quick else SHARED_TASKS
+        points: list[Point] = []
+        for world in (count for count in (1, 2, 4, 8, 16) if count <= args.threads):
+            progress(f"{PROCESSES}: {world}")
+            try:
+                asked = (Case("", MAML, {}), tasks, args.device, args.compile, args.seconds)
+                point = self.child.together(world, *asked, timeout=2 * args.max_seconds)
+                points.append({"value": world, "us_per_task": 1000 * point["ms"] / tasks} | point)
+            except RuntimeError as error:
+                points.append({"value": world, "skipped": str(error)})
+        return points
+
     def limits(self, point: Point) -> dict[str, float]:
         """Rates reached, as fractions of the machine's with the same number of threads."""
         rates = self.rates.get(str(point["threads"])) or self.rates[str(self.args.threads)]
@@ -140,6 +185,18 @@ class Sweep:
             "of_copy_rate": of_copy,
             "of_limit": max(of_product, of_copy),
         }
+
+
+def show_shared(points: Sequence[Point], tasks: int) -> None:
+    rows, first = [], next((point["ms"] for point in points if "skipped" not in point), math.nan)
+    for point in (point for point in points if "skipped" not in point):
+        low, high = point["range_ms"]
+        cells = [f"{point['ms']:.2f}", f"{low:.2f} - {high:.2f}", f"{point['us_per_task']:.1f}", f"{first / point['ms']:.2f}x"]
+        rows.append([str(point["value"]), *cells])
+    say(f"\n{tasks} tasks shared by processes\n\n{table([PROCESSES, 'ms', 'lowest - highest', 'us / task', 'speed'], rows)}")
+    for point in points:
+        if "skipped" in point:
+            say(f"skipped: {point['value']} {PROCESSES}: {point['skipped']}")
 
 
 def show(title: str, series: Sequence[Point], what: str) -> None:
@@ -202,6 +259,7 @@ def draw(record: Mapping[str, Any]) -> Figure:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Cost of a MAML iteration as the work grows.", allow_abbrev=False)
     parser.add_argument("--axes", nargs="+", choices=list(AXES), metavar="AXIS", help=f"of {', '.join(AXES)}; default: all")
+    parser.add_argument("--no-processes", dest="processes", action="store_false", help="leave out the axis of processes")
     parser.add_argument("--tasks", type=int, help="tasks in a meta-batch where that is not the axis; default: 25")
     parser.add_argument("--seconds", type=float, help="to time each point for; default: 2")
     parser.add_argument("--compile", choices=["always", "never"], help="default: always; with --quick never")
@@ -245,6 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             series = sweep.series(name, {"META_BATCH_SIZE": args.tasks, "FIRST_ORDER": first_order})
             record["series"].append({"axis": name, "first_order": first_order, "points": series})
             show(title, series, AXES[name].title)
+    if args.processes:
+        record["shared"] = sweep.shared()
+        show_shared(record["shared"], 8 if args.quick else SHARED_TASKS)
     save(args.output, "scaling", record, draw(record))
     return 0
 

@@ -99,6 +99,7 @@ def test_a_contestant_that_fails_leaves_the_others_alone(reference: np.ndarray) 
 
 def test_scaling_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["--quick", "--axes", "steps", "hidden", "--threads", "1", "--device", "cpu", "--output", str(tmp_path)]
+    argv.append("--no-processes")
     assert scaling.main(argv) == 0
     series = {(one["axis"], one["first_order"]): one["points"] for one in read(tmp_path, "scaling")["series"]}
     second, first = series["steps", False], series["steps", True]
@@ -108,6 +109,11 @@ def test_scaling_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert point["ms"] > 0 and 0 < point["of_limit"] < 10
     assert series["hidden", False][0]["ms"] == second[0]["ms"], "a shared point is measured once"
     assert "GFLOP/s" in capsys.readouterr().out
+
+
+def test_a_meta_batch_shared_by_two_processes_is_timed() -> None:
+    answer = scaling.Child().together(2, CASES["maml-1"], 3, "cpu", "never", 0.05, timeout=60)
+    assert 0 < answer["range_ms"][0] <= answer["ms"] <= answer["range_ms"][1]
 
 
 def test_flops_are_those_counted_by_hand() -> None:
