@@ -347,6 +347,12 @@ def plant_patience(seconds: str) -> None:
     import processes
 
     processes.PEER_TIMEOUT = timedelta(seconds=float(seconds))
+    processes.MEETING_GRACE = timedelta(seconds=1)
+
+
+def plant_deaf() -> None:
+    """Meeting the other processes never ends, as happens in torch where one died at the wrong moment."""
+    torch.distributed.init_process_group = lambda *_, **__: time.sleep(PATIENCE)  # type: ignore[assignment]
 
 
 def plant_broken() -> None:
