@@ -102,6 +102,7 @@ class Experiment:
         self.manager: Any = Spectator()  # an ExperimentManager in the one process that writes
         self.complete = False  # trained to its end, evaluated and reported
         self.best = float("inf")  # lowest validation error after the last gradient
+        self.new_best: dict[str, Any] | None = None  # its checkpoint, until it is written: a durable write takes its time
         self.train_seconds = 0.0
 
     def held_out(self, purpose: str, shots: int) -> tuple[np.ndarray, Task]:
@@ -111,11 +112,18 @@ class Experiment:
 
     # ---- saving and loading
 
-    def save(self, best: bool = False) -> None:
+    def snapshot(self) -> dict[str, Any]:
+        """All that a checkpoint holds, as it is now: later steps do not change it. Raises `Diverged`."""
+        about = {"tasks": self.tasks, "config": self.config.to_dict(), "best": self.best, "train_seconds": self.train_seconds}
+        history = {name: list(records) for name, records in self.manager.history.items()}
+        return self.trainer.state() | about | {"history": history}
+
+    def save(self) -> None:
+        """Write where training is, and the best so far where that is new since the last save."""
         if rank():
             return self.trainer.check()
-        state = {"tasks": self.tasks, "config": self.config.to_dict(), "best": self.best, "train_seconds": self.train_seconds}
-        self.manager.save_checkpoint(self.trainer.state() | state, best=best)
+        self.manager.save_checkpoint(self.snapshot(), self.new_best)
+        self.new_best = None
 
     def load(self, state: dict[str, Any]) -> None:
         try:
@@ -173,16 +181,15 @@ class Experiment:
                         manager.log(f"step {iteration} of {total}: {shown}")
                         if bar.disable:
                             say(f"step {iteration} of {total}: {shown}")
-                improved = False
-                if (iteration % config.VALIDATION_INTERVAL == 0 or last) and not rank():
-                    error = self.validate(validation, iteration)
-                    improved = error < self.best
-                    self.best = min(self.best, error)
+                if iteration % config.VALIDATION_INTERVAL == 0 or last:
+                    trainer.check()  # in every process: all stop at a divergence together
+                    if not rank():
+                        error = self.validate(validation, iteration)
                 self.train_seconds = before + time.perf_counter() - began
-                stop, save, better = agreed([signals.stop, signals.save, int(improved)])
-                if better or last or iteration % config.CHECKPOINT_INTERVAL == 0 or stop or save:
+                stop, save = agreed([signals.stop, signals.save])
+                if last or iteration % config.CHECKPOINT_INTERVAL == 0 or stop or save:
                     signals.save = 0
-                    self.save(best=bool(better))
+                    self.save()
                 if stop:
                     signals.stop = stop
                     return
@@ -190,13 +197,16 @@ class Experiment:
             bar.close()
 
     def validate(self, tasks: Task, iteration: int) -> float:
-        """The mean validation error after the last gradient; it is logged, and now and then shown as a picture."""
+        """The mean validation error after the last gradient: logged, sometimes shown as a picture, remembered if best."""
         errors = self.trainer.evaluate(tasks, self.config.EVAL_STEPS).mean(0).tolist()
         self.manager.log_validation(iteration, errors)
         count = iteration // self.config.VALIDATION_INTERVAL
         if self.config.INPUT_DIM == 1 and count & (count - 1) == 0 and iteration < self.config.iterations:
             # at the first, second, fourth, eighth, ...: pictures take time
             self.manager.attempt("figures", lambda: self.show_progress(iteration))
+        if errors[-1] < self.best:
+            self.best = errors[-1]
+            self.new_best = self.snapshot()
         return errors[-1]
 
     def evaluate(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -46,6 +46,7 @@ class LEO(MetaLearner):
         "INNER_STEPS": 10,
         "INNER_LEARNING_RATE": 0.01,
         "INNER_GRADIENT_CLIP": 10.0,
+        "CHECKPOINT_INTERVAL": 1000,  # its steps take longer
     }
 
     def __init__(

@@ -290,14 +290,16 @@ class ExperimentManager:
 
     # ---- what is saved
 
-    def save_checkpoint(self, state: dict[str, Any], *, best: bool = False) -> None:
-        """Save last.pt, keeping the one before it as previous.pt, and best.pt as a copy of its own if `best`."""
+    def save_checkpoint(self, state: dict[str, Any], best: dict[str, Any] | None = None) -> None:
+        """Save last.pt, keeping the one before it as previous.pt; and `best`, an earlier state, as best.pt before them."""
         folder = self.directory / "checkpoints"
-        data = checkpoint_bytes(
-            {"schema_version": SCHEMA_VERSION, "method": self.method, "history": plain(self.history)} | state
-        )
-        if best:
-            write_atomically(folder / "best.pt", data)
+
+        def data(one: dict[str, Any]) -> bytes:
+            whole = {"schema_version": SCHEMA_VERSION, "method": self.method, "history": self.history} | one
+            return checkpoint_bytes(whole | {"history": plain(whole["history"])})
+
+        if best is not None:
+            write_atomically(folder / "best.pt", data(best))
         last = folder / "last.pt"
         self._last_is_sound = self._last_is_sound or (last.exists() and _is_sound(last.read_bytes()))
         if self._last_is_sound:  # a second name first, so that last.pt is there at every moment
@@ -305,7 +307,7 @@ class ExperimentManager:
             temporary.unlink(missing_ok=True)
             os.link(last, temporary)
             os.replace(temporary, folder / "previous.pt")
-        write_atomically(last, data)
+        write_atomically(last, data(state))
         self._last_is_sound = True
 
     def save_json(self, name: str, value: Any) -> None:

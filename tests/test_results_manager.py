@@ -347,8 +347,8 @@ def test_the_checkpoint_before_the_last_is_kept(manager: ExperimentManager, stat
 
 
 def test_the_best_checkpoint_is_a_copy_of_its_own(manager: ExperimentManager, state: dict[str, Any]) -> None:
-    manager.save_checkpoint(state | {"iteration": 1}, best=True)
-    manager.save_checkpoint(state | {"iteration": 2})
+    manager.save_checkpoint(state | {"iteration": 2}, best=state | {"iteration": 1})
+    manager.save_checkpoint(state | {"iteration": 3})
     folder = manager.directory / "checkpoints"
     assert read_checkpoint(folder / "best.pt")["iteration"] == 1
     assert not os.path.samefile(folder / "best.pt", folder / "previous.pt")
@@ -714,7 +714,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     with managed(directory) as manager:
         manager.open_tensorboard(0)
         manager.save_json("config.json", {"EPOCHS": 1})
-        manager.save_checkpoint({"iteration": 1}, best=True)
+        manager.save_checkpoint({"iteration": 1}, best={"iteration": 1})
         manager.save_figure("curve", a_figure(), 1)
         manager.save_arrays({"x": np.zeros(2)})
         manager.log("a line")
