@@ -40,6 +40,6 @@ PUBLISHED = (
 # What has no place in a column: a range, or no number of gradients.
 REMARKS = (
     "CAVIA's table 1 (recalled; 10-shot, 1 step) has 0.33 to 0.23 for MAML, by the size of its network.",
-    "MetaFun's table 1 (recalled; the number of gradients is not in our notes) has 0.390 / 0.114 for MAML and "
+    "MetaFun's table 1 (recalled; the number of gradients is not recorded) has 0.390 / 0.114 for MAML and "
     "0.040 / 0.017 for MetaFun, 5-shot / 10-shot.",
 )

@@ -73,6 +73,9 @@ QUICK = {
 }
 
 
+ONLY_RECORDED = ("LOG_INTERVAL", "CHECKPOINT_INTERVAL")  # change nothing of a result: a run of others is as good
+
+
 class Job(NamedTuple):
     """One training run, in `directory`; `config` is what it has to be trained with."""
 
@@ -118,7 +121,7 @@ def state(job: Job) -> str:
         status = json.loads(report.read_bytes())["status"] if report.exists() else ""
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{job.directory} is damaged (got {error}; delete it, and it is trained again)") from None
-    wanted = job.config.to_dict()
+    wanted = {key: value for key, value in job.config.to_dict().items() if key not in ONLY_RECORDED}
     if different := [key for key in wanted if settings.get(key) != wanted[key]]:
         got, expected = (", ".join(f"{key}={values.get(key)}" for key in different) for values in (settings, wanted))
         raise RunError(f"{job.directory} has other settings (got {got}; expected {expected}; delete it to train it again)")
