@@ -48,7 +48,7 @@ class Trainer:
         chunk: tasks differentiated at a time; 0 = this process's whole share. A chunk bounds memory, and makes
             the result independent of the number of processes.
         device: where meta-parameters and tasks live.
-        compile_mode: "auto" (where it pays and a compiler is there), "always" or "never".
+        compile_mode: "auto" (where it pays), "always" or "never".
 
     With several processes (`torch.distributed` initialised) each takes a share of every meta-batch.
     """

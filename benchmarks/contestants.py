@@ -55,9 +55,16 @@ def jax_peer(scanned: bool) -> Callable[[Work], Contestant]:
     return build
 
 
+def without_compiler(work: Work) -> Contestant:
+    """This project as it runs where there is no C++ compiler."""
+    os.environ["CXX"] = "no-such-compiler"  # in this contestant's own process
+    return Project(work, "always")
+
+
 MAML_CASES = ("maml-1", "maml-5")
 ENTRIES = {
     "compiled": Entry("this project", "", tuple(CASES), lambda work: Project(work, "always")),
+    "traced": Entry("this project, no C++ compiler", "", tuple(CASES), without_compiler),
     "eager": Entry("this project, eager", "", tuple(CASES), lambda work: Project(work, "never")),
     "jax-scan": Entry("JAX jit + lax.scan", "jax", tuple(CASES), jax_peer(True)),
     "jax-call": Entry("JAX jit, a call per step", "jax", MAML_CASES, jax_peer(False)),
@@ -65,7 +72,7 @@ ENTRIES = {
     "torchopt": Entry("torchopt MetaSGD", "torchopt", MAML_CASES, torch_peer("with_torchopt")),
     "higher": Entry("higher", "higher", MAML_CASES, torch_peer("with_higher")),
 }
-OWN = ("compiled", "eager")
+OWN = ("compiled", "traced", "eager")
 
 
 def missing(name: str) -> str:

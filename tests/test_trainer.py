@@ -178,9 +178,14 @@ def test_short_runs_are_not_compiled_and_say_so():
     assert "too few" in make(iterations=10, compile_mode="auto").prepare()
 
 
-def test_without_a_compiler_the_step_is_eager_and_says_so(monkeypatch):
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(chunk, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "no C++ compiler" in make(iterations=10**6, compile_mode="auto").prepare()
+    eager, traced = (make(iterations=3, chunk=chunk, compile_mode=mode) for mode in ("never", "always"))
+    assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
+    for (_, one), (_, other) in zip(eager.train(), traced.train(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(eager.flat, traced.flat, rtol=1e-4, atol=1e-5)
 
 
 def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
