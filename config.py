@@ -94,7 +94,7 @@ class Config:
     # the machine, and the record
     DEVICE: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
     COMPILE: str = _choice("auto", "compile the meta-step: where it pays, always, never", "auto", "always", "never")
-    TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = the whole share", 0, 10**7)
+    TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = what suits the machine", 0, 10**7)
     LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9)
     VALIDATION_INTERVAL: int = _key(1000, "iterations between validations", 1, 10**9)
     CHECKPOINT_INTERVAL: int = _key(10_000, "iterations between checkpoints", 1, 10**9)

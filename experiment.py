@@ -23,7 +23,7 @@ from dataset import Points, Task, TaskDataset, TaskGenerator, held_out, stream
 from learner import MetaLearner
 from processes import Signals, agreed, rank, wait_until_ready
 from results_manager import RunError, Spectator, read_checkpoint
-from trainer import Trainer
+from trainer import Trainer, tasks_at_once
 
 # Finn et al. 2017, appendix C.1: shots -> gradients -> mean squared error of their method, on the default sinusoids
 PUBLISHED = {5: {1: 0.67, 5: 0.38, 10: 0.35}}
@@ -47,7 +47,8 @@ def check_memory(config: Config, learner: type[MetaLearner]) -> None:
     """Refuse settings whose tensors can't fit this machine, before they take it down. A lower bound."""
     hidden, points = config.HIDDEN_DIM, config.SUPPORT_SAMPLES + config.QUERY_SAMPLES
     weights = (config.INPUT_DIM + hidden + 3) * hidden
-    at_once = min(config.TASK_CHUNK or config.META_BATCH_SIZE, config.META_BATCH_SIZE)
+    share = config.META_BATCH_SIZE
+    at_once = min(tasks_at_once(config.TASK_CHUNK, share, points * weights, resolve_device(config.DEVICE)), share)
     numbers = weights * (6 * learner.numbers_per_weight(config) + at_once) + at_once * points * hidden * (
         2 + config.INNER_STEPS
     )

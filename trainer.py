@@ -26,6 +26,8 @@ from learner import MetaLearner, mse
 from processes import peers, world
 
 SMALL_WORK = 10**8  # points x weights below which one thread beats several
+CACHE_WORK = 3_600_000  # points x weights that a CPU's cache holds; beyond, a task takes two to three times as long
+FEWEST = 25  # tasks that are worth a chunk of their own
 EVAL_CHUNK = 250  # tasks adapted at a time at evaluation: bounds memory
 
 
@@ -37,6 +39,19 @@ class Diverged(RuntimeError):
         self.iteration, self.quantity, self.lr = iteration, quantity, lr
 
 
+def tasks_at_once(chunk: int, share: int, work: int, device: torch.device) -> int:
+    """How many of a process's `share` of tasks are differentiated together, where a task is `work` points x weights.
+
+    `chunk` where that is given; 0 leaves it to the machine: everything, or on a CPU what its cache holds.
+    """
+    if chunk:
+        return chunk
+    cached = CACHE_WORK // max(work, 1)
+    if device.type != "cpu" or not FEWEST <= cached < share:
+        return share
+    return -(-share // -(-share // cached))  # pieces of one size: a short last one is computed as a whole
+
+
 class Trainer:
     """Trains `learner` on `dataset` by Adam on the meta-loss: the mean over tasks of query error plus penalty.
 
@@ -45,8 +60,8 @@ class Trainer:
         meta_lr: step size of Adam at the start.
         schedule: "cosine" to zero, or "constant".
         clip: bound on the norm of the meta-gradient; 0 = none.
-        chunk: tasks differentiated at a time; 0 = this process's whole share. A chunk bounds memory, and makes
-            the result independent of the number of processes.
+        chunk: tasks differentiated at a time; 0 = `tasks_at_once`. A chunk bounds memory, and makes the result
+            independent of the number of processes.
         device: where meta-parameters and tasks live.
         compile_mode: "auto" (where it pays), "always" or "never".
 
@@ -67,9 +82,12 @@ class Trainer:
         compile_mode: str = "never",
     ):
         self.learner, self.dataset, self.iterations = learner, dataset, iterations
-        self.meta_lr, self.schedule, self.clip, self.chunk = meta_lr, schedule, clip, chunk
+        self.meta_lr, self.schedule, self.clip = meta_lr, schedule, clip
         self.device = torch.device(device)
         self.rank, self.world = world()
+        share = -(-dataset.meta_batch // self.world)
+        at_once = tasks_at_once(chunk, share, self._work() // dataset.meta_batch, self.device)
+        self.chunk = at_once if chunk or at_once < share else 0
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0
         self.compile_note = compile_note(compile_mode, iterations, self.device)

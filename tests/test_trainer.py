@@ -11,7 +11,7 @@ import main
 from config import Config
 from dataset import SinusoidalTaskGenerator, Task, TaskDataset, held_out, stream
 from learner import Points
-from trainer import Diverged, Trainer
+from trainer import Diverged, Trainer, tasks_at_once
 
 TINY = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 5, "LEO_DECODER_DIM": 6}
 METHODS = sorted(main.METHODS)
@@ -85,6 +85,31 @@ def test_chunks_of_tasks_give_the_whole_batch_gradient(method, chunk):
     whole, chunked = make(method, iterations=1), make(method, iterations=1, chunk=chunk)
     (_, one), (_, other) = next(whole.train()), next(chunked.train())
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_meta_batch_beyond_the_cache_is_cut_to_pieces_that_fit(monkeypatch):
+    whole = make(iterations=1)
+    monkeypatch.setattr("trainer.FEWEST", 2)
+    monkeypatch.setattr("trainer.CACHE_WORK", 2 * whole._work() // whole.dataset.meta_batch)
+    cut = make(iterations=1)
+    assert (whole.chunk, cut.chunk) == (0, 2)
+    (_, one), (_, other) = next(whole.train()), next(cut.train())
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "share", "work", "device", "expected"),
+    [
+        (0, 25, 35_220, "cpu", 25),  # the default
+        (0, 1600, 35_220, "cpu", 100),
+        (0, 125, 35_220, "cpu", 63),
+        (0, 1600, 35_220, "cuda", 1600),
+        (7, 1600, 35_220, "cpu", 7),
+        (0, 25, 5_000_000, "cpu", 25),  # pieces too small to be worth it
+    ],
+)
+def test_tasks_at_once_are_what_was_asked_for_or_what_the_cache_holds(chunk, share, work, device, expected):
+    assert tasks_at_once(chunk, share, work, torch.device(device)) == expected
 
 
 def test_adam_and_clipping_equal_torch_optim():
