@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dataset import SinusoidalTaskGenerator
+from results_manager import ExperimentManager
 
 torch.set_num_threads(1)  # the networks are small: threads would only wait for each other
 
@@ -21,6 +22,26 @@ def original_signal_handlers() -> Iterator[None]:
     yield
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers() -> Iterator[None]:
+    """A trainer flushes them for its whole process; the next test gets them back."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def with_figures() -> None:
+    """Asked for by a test that looks at a run's figures."""
+
+
+@pytest.fixture
+def without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run draws: that takes ten times as long as all the rest of a tiny one. Whoever asks for `with_figures` has them."""
+    if "with_figures" not in request.fixturenames:
+        monkeypatch.setattr(ExperimentManager, "save_figure", lambda *_: None)
+        monkeypatch.setattr(ExperimentManager, "log_figure", lambda *_: None)
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ import main
 from arguments import seed_list
 from results_manager import RunError
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 POINTS = ROOT / "docs" / "points.csv"
 
 
@@ -22,9 +24,16 @@ POINTS = ROOT / "docs" / "points.csv"
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with a tiny run of each method, MAML with two seeds."""
     output = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main.ExperimentManager, "save_figure", lambda *_: None)
+        patch.setattr(main.ExperimentManager, "log_figure", lambda *_: None)
+        make_runs(output)
+    return output
+
+
+def make_runs(output: Path) -> None:
     assert main.main(command(output, "--name", "tiny", "--seeds", "3,5", EVAL_STEPS=3)) == 0
     assert main.main(command(output, "--method", "leo", "--name", "tiny", EVAL_STEPS=3)) == 0
-    return output
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -15,6 +15,8 @@ import main
 from config import Config
 from results_manager import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 ROOT = Path(main.__file__).parent
 METHODS = sorted(main.METHODS)
 TINY = {
@@ -198,7 +200,7 @@ def test_command_line_beats_file_beats_method_defaults(tmp_path):
     assert config["INNER_GRADIENT_CLIP"] == main.METHODS["leo"].defaults["INNER_GRADIENT_CLIP"]
 
 
-def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path):
+def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path, with_figures):
     arguments = ["--method", "leo", "--tasks", "sine-line", "--set", "LEO_KL_WEIGHT=0.5", "--name", "mine"]
     assert main.main(command(tmp_path, *arguments, without=("EVAL_STEPS", "SUPPORT_SAMPLES"))) == 0
     directory = tmp_path / "LEO_SineLine_mine"
@@ -209,7 +211,7 @@ def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp
     assert (directory / "plots" / "samples.png").exists()
 
 
-def test_inputs_of_several_dimensions_run_to_the_end(tmp_path):
+def test_inputs_of_several_dimensions_run_to_the_end(tmp_path, with_figures):
     assert main.main(command(tmp_path, INPUT_DIM=3)) == 0
     names = {path.name for path in (only_run(tmp_path) / "plots").iterdir()}
     assert "performance.png" in names and "task_predictions.png" not in names
