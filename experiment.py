@@ -123,7 +123,7 @@ class Experiment:
         """Write where training is, and the best so far where that is new since the last save."""
         if rank():
             return self.trainer.check()
-        self.manager.save_checkpoint(self.snapshot(), self.new_best)
+        self.manager.save_checkpoint(self.snapshot(), best=self.new_best)
         self.new_best = None
 
     def load(self, state: dict[str, Any]) -> None:
