@@ -92,6 +92,7 @@ def tiny(tmp_path: Path, **settings: Any) -> runs.Job:
     return runs.job("oracle", 0, tmp_path, runs.QUICK | SMALLER | {"CHECKPOINT_INTERVAL": 2} | settings)
 
 
+@pytest.mark.chaos
 def test_an_interrupted_run_goes_on_in_a_process_of_its_own(tmp_path: Path) -> None:
     """And comes to the same end as one that was never interrupted."""
     whole, halved = tiny(tmp_path / "whole"), tiny(tmp_path / "halved")
