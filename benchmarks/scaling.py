@@ -64,9 +64,23 @@ class Child:
         self.context.set_forkserver_preload(PRELOAD)
 
     def __call__(self, function: str, *arguments: Any, timeout: float = 300.0) -> Any:
+        return self._answer([(in_process, (function, arguments))], timeout)
+
+    def together(self, world: int, *arguments: Any, timeout: float = 300.0) -> Any:
+        """What process 0 of `world` processes that run `points.peer` answers."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        return self._answer([(peer, (rank, world, port, *arguments)) for rank in range(world)], timeout)
+
+    def _answer(self, calls: Sequence[tuple[Any, tuple[Any, ...]]], timeout: float) -> Any:
+        """Start a process for each function and its arguments after the connection; the one answer that comes."""
         connection, other = self.context.Pipe()
-        process = self.context.Process(target=in_process, args=(other, function, arguments), daemon=True)
-        process.start()
+        processes = [
+            self.context.Process(target=function, args=(other, *arguments), daemon=True) for function, arguments in calls
+        ]
+        for process in processes:
+            process.start()
         other.close()
         try:
             if not connection.poll(timeout):
@@ -75,35 +89,10 @@ class Child:
         except EOFError:
             raise RuntimeError("its process died, as one does that takes too much memory") from None
         else:
-            process.join(20)  # a compiler's own helpers end with it
+            for process in processes:
+                process.join(20)  # a compiler's own helpers end with it
         finally:
-            process.kill()
-            process.join()
-        if not good:
-            raise RuntimeError(answer)
-        return answer
-
-    def together(self, world: int, *arguments: Any, timeout: float = 300.0) -> Any:
-        """What process 0 of `world` processes that run `points.peer` answers."""
-        connection, other = self.context.Pipe()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        ranks = [
-            self.context.Process(target=peer, args=(other, rank, world, port, *arguments), daemon=True) for rank in range(world)
-        ]
-        for process in ranks:
-            process.start()
-        other.close()
-        try:
-            if not connection.poll(timeout):
-                raise RuntimeError(f"it took longer than {timeout:.0f} s")
-            good, answer = connection.recv()
-        except EOFError:
-            raise RuntimeError("a process died") from None
-        finally:
-            for process in ranks:
-                process.join(5)
+            for process in processes:
                 process.kill()
                 process.join()
         if not good:
