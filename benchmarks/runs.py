@@ -25,9 +25,9 @@ from report import progress
 from work import ROOT
 
 import main
-import visualization
 from config import Config
-from results_manager import ExperimentManager, RunError
+from experiment import Experiment
+from results_manager import RunError
 
 main.TASKS["told"] = ToldTaskGenerator.from_config  # a task family for the command line, as any other
 
@@ -186,10 +186,7 @@ def _in_process(job: Job) -> int:
     _clear(job)
     text = io.StringIO()
     # their own figures would take ten times as long as such small runs do, and nobody looks at them
-    without_figures = (
-        patch.object(visualization, "run_figures", return_value={}),
-        patch.object(ExperimentManager, "save_figure"),
-    )
+    without_figures = patch.object(Experiment, "draw"), patch.object(Experiment, "show_progress")
     try:
         with redirect_stdout(text), redirect_stderr(text), without_figures[0], without_figures[1]:
             return main.main(job.argv())

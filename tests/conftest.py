@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dataset import SinusoidalTaskGenerator
-from results_manager import ExperimentManager
+from experiment import Experiment
 
 torch.set_num_threads(1)  # the networks are small: threads would only wait for each other
 
@@ -40,8 +40,8 @@ def with_figures() -> None:
 def without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No run draws: that takes ten times as long as all the rest of a tiny one. Whoever asks for `with_figures` has them."""
     if "with_figures" not in request.fixturenames:
-        monkeypatch.setattr(ExperimentManager, "save_figure", lambda *_: None)
-        monkeypatch.setattr(ExperimentManager, "log_figure", lambda *_: None)
+        monkeypatch.setattr(Experiment, "draw", lambda *_: None)
+        monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
 
 
 @pytest.fixture

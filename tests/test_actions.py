@@ -25,8 +25,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with a tiny run of each method, MAML with two seeds."""
     output = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main.ExperimentManager, "save_figure", lambda *_: None)
-        patch.setattr(main.ExperimentManager, "log_figure", lambda *_: None)
+        patch.setattr(main.Experiment, "draw", lambda *_: None)
+        patch.setattr(main.Experiment, "show_progress", lambda *_: None)
         make_runs(output)
     return output
 
