@@ -58,6 +58,7 @@ class Config:
     # the adapted network
     INPUT_DIM: int = _key(1, "D: input dimension", 1, 10**4)
     HIDDEN_DIM: int = _key(40, "units in each of its two hidden layers", 1, 10**6)
+    CONTEXT_DIM: int = _key(5, "C: size of the context vector, where a method adapts one", 1, 10**4)
 
     # tasks: y = A sin(u.x - phase) + noise, or y = slope (u.x) + intercept + noise
     AMPLITUDE_MIN: float = _key(0.1, "smallest amplitude A", 0.0, 1e6)
@@ -120,7 +121,7 @@ class Config:
             for name in layer:
                 if name not in KEYS:
                     near = difflib.get_close_matches(str(name).upper(), KEYS, n=1, cutoff=0.5)
-                    hint = f"did you mean {near[0]}?" if near else "see the README's table of keys"
+                    hint = f"did you mean {near[0]}?" if near else "docs/configuration.md lists all keys"
                     raise ConfigError(f"unknown key (got {_short(name)}; {hint})")
             merged.update(layer)
         return cls(**merged)

@@ -1,22 +1,26 @@
-"""Tasks: distributions over functions, the points drawn from them, and every random stream of a run.
+"""Tasks: families of tasks, the points drawn from them, and every random stream of a run.
 
-Everything here is numpy and pure: the same (seed, purpose, index) gives the same numbers, whatever was
-drawn before, on whatever device or process. This file refuses to know about learners, training and files.
+Everything here is numpy and pure: the same (seed, purpose, index) gives the same numbers, whatever was drawn
+before, on whatever device or process. Independent of learners, training and files.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Published = Mapping[int, Mapping[int, float]]  # shots -> gradients -> mean squared error
 
 # A stream's purpose is part of its key, so drawing more for one changes nothing of another.
 # Append only: a number that moves changes every published result.
 PURPOSES = ("weights", "functions", "order", "points", "noise", "validation", "test", "figures", "samples")
+HELD_OUT_SEED = 20170306  # fixed, so that runs of any seed are judged on identical tasks
+QUERY_INDEX = 1 << 32  # beyond any number of shots
 
 
 def stream(seed: int, purpose: str, index: int = 0) -> np.random.Generator:
@@ -40,6 +44,50 @@ class Task(NamedTuple):
 
 
 class TaskGenerator(ABC):
+    """A family of tasks: where they come from, and what can be said about them.
+
+    The rest of the project asks a family only what is declared here. It has no state: a row of `params` is all that
+    identifies a task (the parameters of a function, say).
+    """
+
+    name: str  # as it appears in the run directory
+    input_dim: int  # D
+    x_range: tuple[float, float]  # of the inputs in meta-training, in each dimension
+    param_names: tuple[str, ...] = ()  # of the first columns of `params`: coordinates worth a figure's axis
+    axis_names: tuple[str, str] = ("input x", "output y")
+
+    @abstractmethod
+    def split(self, name: str, size: int, seed: int) -> Array:
+        """The tasks of a split, `params` [T, F].
+
+        Args:
+            name: "train", "validation" or "test"; the last two are the same for every seed.
+            size: T, for families that can draw as many tasks as are wanted.
+        """
+
+    @abstractmethod
+    def tasks(self, params: Array, shots: int, queries: int, rng: np.random.Generator) -> Task:
+        """Random points of the tasks `params` [..., F]: `shots` support and `queries` query points each."""
+
+    @abstractmethod
+    def held_out(self, split: str, size: int, shots: int, queries: int) -> tuple[Array, Task]:
+        """The fixed tasks that every run is judged on: `params` [T, F] and points, equal for every method and seed."""
+
+    @abstractmethod
+    def examples(self, count: int, shots: int) -> tuple[Array, Points]:
+        """A few tasks for figures, the same in every run: `params` [count, F] and their support points."""
+
+    def truth(self, params: Array, x: Array) -> Array | None:
+        """Noise-free values [..., N, 1] of the tasks `params` [..., F] at `x` [..., N, D]; None where nobody knows them."""
+        return None
+
+    @property
+    def published(self) -> Published:
+        """Published errors on exactly these tasks: shots -> gradients -> mean squared error."""
+        return {}
+
+
+class FunctionFamily(TaskGenerator):
     """A distribution over functions; a subclass says how to draw them and how to compute them.
 
     Args:
@@ -48,8 +96,7 @@ class TaskGenerator(ABC):
         noise_std: standard deviation of the Gaussian noise on every target.
     """
 
-    name: str  # as it appears in the run directory
-    param_names: tuple[str, ...] = ()  # of the first columns of `draw`'s result: coordinates worth a figure's axis
+    published_on_defaults: ClassVar[Published] = {}  # published errors on the tasks of a family made without arguments
 
     def __init__(self, input_dim: int = 1, x_range: tuple[float, float] = (-5.0, 5.0), noise_std: float = 0.0):
         self.input_dim, self.x_range, self.noise_std = input_dim, x_range, noise_std
@@ -62,6 +109,9 @@ class TaskGenerator(ABC):
     def curve(self, params: Array, x: Array) -> Array:
         """Noise-free values [..., N, 1] at `x` [..., N, D] of the functions with `params` [..., F]."""
 
+    def split(self, name: str, size: int, seed: int) -> Array:
+        return self.draw(size, stream(seed, "functions") if name == "train" else stream(HELD_OUT_SEED, name))
+
     def points(self, params: Array, num_points: int, rng: np.random.Generator) -> Points:
         """`num_points` random points of each function: x [..., N, D], y [..., N, 1] for params [..., F]."""
         low, high = self.x_range
@@ -73,12 +123,31 @@ class TaskGenerator(ABC):
         return Points(x, y.astype(np.float32))
 
     def tasks(self, params: Array, shots: int, queries: int, rng: np.random.Generator) -> Task:
-        """Random tasks for functions `params` [..., F]: `shots` support and `queries` query points each."""
         x, y = self.points(params, shots + queries, rng)
         return Task(Points(x[..., :shots, :], y[..., :shots, :]), Points(x[..., shots:, :], y[..., shots:, :]))
 
+    def held_out(self, split: str, size: int, shots: int, queries: int) -> tuple[Array, Task]:
+        """Every K has its own points of the same functions; the query points are free of noise: the distance to the function."""
+        params = self.split(split, size, HELD_OUT_SEED)
+        support = self.points(params, shots, stream(HELD_OUT_SEED, split, shots))
+        query_x = self.points(params, queries, stream(HELD_OUT_SEED, split, QUERY_INDEX)).x
+        return params, Task(support, Points(query_x, self.curve(params, query_x)))
 
-class SinusoidalTaskGenerator(TaskGenerator):
+    def examples(self, count: int, shots: int) -> tuple[Array, Points]:
+        rng = stream(0, "figures")
+        params = self.draw(count, rng)
+        return params, self.points(params, shots, rng)
+
+    def truth(self, params: Array, x: Array) -> Array | None:
+        return self.curve(params, x)
+
+    @property
+    def published(self) -> Published:
+        known = self.published_on_defaults
+        return known if known and vars(self) == vars(type(self)()) else {}
+
+
+class SinusoidalTaskGenerator(FunctionFamily):
     """y = A sin(u.x - phase), A and phase uniform (Finn et al. 2017, section 5.1).
 
     `u` is 1 for a one-dimensional input, and a random unit vector per task otherwise.
@@ -87,6 +156,7 @@ class SinusoidalTaskGenerator(TaskGenerator):
 
     name = "Sinusoidal"
     param_names: tuple[str, ...] = ("amplitude", "phase (rad)")
+    published_on_defaults: ClassVar[Published] = {5: {1: 0.67, 5: 0.38, 10: 0.35}}  # Finn et al. 2017, appendix C.1
 
     def __init__(
         self,
@@ -122,6 +192,7 @@ class SineLineTaskGenerator(SinusoidalTaskGenerator):
 
     name = "SineLine"
     param_names = ("family (0 sinusoid, 1 line)",)
+    published_on_defaults: ClassVar[Published] = {}
 
     def __init__(
         self,
@@ -150,17 +221,17 @@ class SineLineTaskGenerator(SinusoidalTaskGenerator):
 
 
 class TaskDataset:
-    """`num_tasks` functions of one generator, visited once per epoch in a fresh order with fresh points.
+    """The training tasks of one family, visited once per epoch in a fresh order with fresh points.
 
-    The tasks form one endless sequence, epoch after epoch; meta-batch i is entries i*T to (i+1)*T of it, so
-    every meta-batch has T tasks even where T does not divide `num_tasks`.
+    They form one endless sequence, epoch after epoch; meta-batch i is entries i*T to (i+1)*T of it, so every
+    meta-batch has T tasks even where T does not divide their number.
     """
 
     BLOCK_POINTS = 1 << 16  # points drawn at a time: many meta-batches share the cost of seeding a stream
 
     def __init__(self, generator: TaskGenerator, num_tasks: int, meta_batch: int, shots: int, queries: int, seed: int):
         self.generator, self.meta_batch, self.shots, self.queries, self.seed = generator, meta_batch, shots, queries, seed
-        self.functions = generator.draw(num_tasks, stream(seed, "functions"))
+        self.params = generator.split("train", num_tasks, seed)
         self.block = max(1, min(64, self.BLOCK_POINTS // (meta_batch * (shots + queries))))  # meta-batches a block
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
 
@@ -168,31 +239,15 @@ class TaskDataset:
         """Meta-batches number * block to (number + 1) * block - 1: arrays [block, T, K or Q, ...]."""
         first = number * self.block * self.meta_batch
         positions = np.arange(first, first + self.block * self.meta_batch)
-        epochs, places = np.divmod(positions, len(self.functions))
+        epochs, places = np.divmod(positions, len(self.params))
         indices = np.empty_like(positions)
         for epoch in range(epochs[0], epochs[-1] + 1):
             here = epochs == epoch
             indices[here] = self._epoch_order(epoch)[places[here]]
-        params = self.functions[indices].reshape(self.block, self.meta_batch, -1)
+        params = self.params[indices].reshape(self.block, self.meta_batch, -1)
         return self.generator.tasks(params, self.shots, self.queries, stream(self.seed, "points", number))
 
     def _epoch_order(self, epoch: int) -> Array:
         if self._order[0] != epoch:
-            self._order = (epoch, stream(self.seed, "order", epoch).permutation(len(self.functions)))
+            self._order = (epoch, stream(self.seed, "order", epoch).permutation(len(self.params)))
         return self._order[1]
-
-
-def held_out(generator: TaskGenerator, num_tasks: int, shots: int, queries: int, purpose: str) -> tuple[Array, Task]:
-    """The fixed validation or test tasks: functions [T, F] and points, the same for every method and seed.
-
-    Each number of shots has its own points of the same functions, so K is comparable task by task. The query
-    points are free of noise: what is measured is the distance to the function.
-    """
-    params = generator.draw(num_tasks, stream(HELD_OUT_SEED, purpose))
-    support = generator.points(params, shots, stream(HELD_OUT_SEED, purpose, shots))
-    query_x = generator.points(params, queries, stream(HELD_OUT_SEED, purpose, QUERY_INDEX)).x
-    return params, Task(support, Points(query_x, generator.curve(params, query_x)))
-
-
-HELD_OUT_SEED = 20170306  # fixed, so that runs of any seed are judged on identical tasks
-QUERY_INDEX = 1 << 32  # beyond any number of shots

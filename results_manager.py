@@ -1,169 +1,41 @@
-"""A run's directory: checkpoints, TensorBoard, JSON records, figures, and the report on the machine.
+"""A run's directory: checkpoints, TensorBoard, JSON records, figures, and the report.
 
-This file refuses to know any method by name, learners and training: it is handed numbers, tensors and figures.
+Independent of any method, learners and training: it is handed numbers, tensors and figures.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import hashlib
 import io
 import json
-import math
 import os
-import platform
-import re
-import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-import torch
-from torch.utils import collect_env
 
-SCHEMA_VERSION = 1
+from runtime.errors import RunError
+from runtime.storage import (
+    SCHEMA_VERSION,
+    checkpoint_bytes,
+    figure_bytes,
+    is_sound,
+    json_bytes,
+    new_directory,
+    plain,
+    write_atomically,
+)
+from runtime.system import git_state, system_report
+
 LOGGED_DPI = 70  # of pictures in TensorBoard, a third of the size of those on the disk
-LIBRARIES = ("torch", "numpy", "matplotlib", "tqdm", "psutil", "tensorboard")
-REPORTED_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "TORCHINDUCTOR_CACHE_DIR")
-
-
-class RunError(Exception):
-    """A run that can't be made, opened or used: one line, and the exit code that goes with it."""
-
-    def __init__(self, message: str, code: int = 2):
-        super().__init__(message)
-        self.code = code
-
-
-# ---- files that are whole or absent
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one, on the disk.
-
-    Raises OSError where the disk is full or read-only; the old file is then still there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def plain(value: Any) -> Any:
-    """`value` as strict JSON: arrays become lists, numbers that are not finite become null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def figure_bytes(figure: Any, suffix: str) -> bytes:
-    """The contents of a PNG or PDF file of a matplotlib figure; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix, metadata={"CreationDate": None} if suffix == "pdf" else {})
-    figure.set_layout_engine("none")  # it is laid out now; for the next format once more takes as long as drawing does
-    return buffer.getvalue()
-
-
-def json_bytes(value: Any) -> bytes:
-    return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
-
-
-# ---- checkpoints: a torch file with its own SHA-256 as the zip archive's comment
-
-_DIGEST_LENGTH = (64).to_bytes(2, "little")
-
-
-def checkpoint_bytes(state: dict[str, Any]) -> bytes:
-    """Serialise `state`; `torch.load` reads the result like any other file."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    body = buffer.getvalue()[:-2]  # a zip archive ends with the length of its comment, 0 here
-    return body + _DIGEST_LENGTH + hashlib.sha256(body).hexdigest().encode()
-
-
-def _is_sound(data: bytes) -> bool:
-    body, trailer = data[:-66], data[-66:]
-    return trailer == _DIGEST_LENGTH + hashlib.sha256(body).hexdigest().encode()
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Verify and load a checkpoint onto the CPU; raises `RunError` for anything that is not a sound one of ours.
-
-    The digest is checked first: `torch.load` does not notice a flipped bit. `weights_only=True` runs no code.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"{path} can't be read (got {error.strerror}; expected a checkpoint)") from None
-    if not _is_sound(data):
-        raise RunError(f"{path} is damaged, or not a checkpoint of this project (got a wrong SHA-256; expected its own)")
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a stranger's file can raise anything, and none of it matters to the user
-        raise RunError(f"{path} is no checkpoint (got {type(error).__name__}; expected plain tensors and numbers)") from None
-    version = state.get("schema_version") if isinstance(state, dict) else None
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise RunError(f"{path} has another schema version (got {version!r}; expected {SCHEMA_VERSION})")
-    return state
-
-
-# ---- the run
-
-
-def new_directory(output: Path, stem: str, name: str | None = None) -> Path:
-    """Make the directory STEM_NAME or STEM_TIMESTAMP under `output`, never an existing one. Raises `RunError`."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            directory = output / f"{stem}_{name}"
-            directory.mkdir()
-            return directory
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        for suffix in range(1000):  # mkdir either makes the directory or tells that another run has it
-            directory = output / (f"{stem}_{stamp}" + (f"-{suffix + 1}" if suffix else ""))
-            try:
-                directory.mkdir()
-                return directory
-            except FileExistsError:
-                continue
-    except OSError as error:
-        if name is not None and (output / f"{stem}_{name}").exists():
-            raise RunError(f"{output / f'{stem}_{name}'} exists (got --name {name}; expected a new name)") from None
-        raise RunError(
-            f"the run directory can't be made in {output} (got {error.strerror}; expected a writable folder)", 1
-        ) from None
-    raise RunError(f"no free name for the run (got {stamp}; expected fewer than 1000 starts a second)", 1)
 
 
 class ExperimentManager:
@@ -197,7 +69,7 @@ class ExperimentManager:
         return cls(new_directory(output, f"{method.upper()}_{family}", name), method, command)
 
     def _take_lock(self) -> Any:
-        """One writer a run: the system drops the lock when its process dies, however it dies."""
+        """Refuse a second writer; the system drops the lock when its process ends, however it ends."""
         lock = open(self.directory / ".lock", "w")  # noqa: SIM115 (held until the process ends)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,14 +89,14 @@ class ExperimentManager:
             return None
 
     def warn(self, message: str) -> None:
-        """Say once what went wrong without ending the run, and keep it for the report."""
+        """Print a warning once, and keep it for the report."""
         if message not in self.warnings:
             self.warnings.append(message)
             print(f"warning: {message}", file=sys.stderr)
 
     @property
-    def shown(self) -> str:
-        """The directory as a person wants to read it: relative where that is shorter."""
+    def display_path(self) -> str:
+        """The directory for messages: relative where that is shorter."""
         return min(str(self.directory), os.path.relpath(self.directory), key=len)
 
     def completed(self) -> int:
@@ -236,7 +108,7 @@ class ExperimentManager:
             return 0
 
     def close(self) -> None:
-        """Close the event stream and the log, and let the run go."""
+        """Close the event stream and the log, and release the lock."""
         if self._writer is not None:
             self.attempt("tensorboard", self._writer.close)
         if self._log_file is not None:
@@ -258,7 +130,7 @@ class ExperimentManager:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
                 from torch.utils.tensorboard import SummaryWriter
-            threading.excepthook = _unless_reported
+            threading.excepthook = _ignore_writer_errors
             purge = first_step if first_step else None
             return SummaryWriter(str(self.directory / "tensorboard"), purge_step=purge, flush_secs=10)
 
@@ -301,7 +173,7 @@ class ExperimentManager:
         if best is not None:
             write_atomically(folder / "best.pt", data(best))
         last = folder / "last.pt"
-        self._last_is_sound = self._last_is_sound or (last.exists() and _is_sound(last.read_bytes()))
+        self._last_is_sound = self._last_is_sound or (last.exists() and is_sound(last.read_bytes()))
         if self._last_is_sound:  # a second name first, so that last.pt is there at every moment
             temporary = folder / ".previous.tmp"
             temporary.unlink(missing_ok=True)
@@ -368,8 +240,8 @@ class ExperimentManager:
         self.save_json("full_report.json", report)
 
 
-class Spectator:
-    """Stands in for the manager in a process that does not write: whatever it is told, it does nothing."""
+class NullManager:
+    """The manager of a process that does not write: every call does nothing."""
 
     def __init__(self) -> None:
         self.history: dict[str, list[Any]] = {"train": [], "validation": []}
@@ -378,8 +250,8 @@ class Spectator:
         return lambda *args, **kwargs: None
 
 
-def _unless_reported(failure: Any) -> None:
-    """What TensorBoard's thread could not write comes up again at the next entry, and is a warning there."""
+def _ignore_writer_errors(failure: Any) -> None:
+    """Keep quiet about errors of TensorBoard's thread: they are raised again at the next entry, and become a warning."""
     if not type(failure.thread).__module__.startswith("tensorboard"):
         threading.__excepthook__(failure)
 
@@ -388,108 +260,3 @@ def _pixels(png: bytes) -> np.ndarray:
     from matplotlib.image import imread
 
     return (imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)
-
-
-def find_run(text: str, output: Path) -> Path:
-    """The directory of RUN: a path, one of its checkpoints, a name under `output`, or `latest`. Raises `RunError`."""
-    if text == "latest":
-        runs = [path for path in output.glob("*") if (path / "config.json").is_file()]
-        if not runs:
-            raise RunError(f"there is no run yet (got latest in {output}; expected at least one run)")
-        return max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns)
-    for path in (Path(text), output / text, Path(text).parent.parent):
-        if (path / "config.json").is_file() and (path.is_dir() or Path(text).is_file()):
-            return path
-    raise RunError(f"no such run (got {text}; expected a run directory with a config.json, a checkpoint in one, or latest)")
-
-
-def find_launched(output: Path, same: Callable[[Any], bool]) -> Path | None:
-    """The newest run under `output` whose launch record is the `same`, if there is one."""
-    for path in sorted(output.glob("*/.launch"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not one of ours
-            if same(json.loads(path.read_text())):
-                return path.parent
-    return None
-
-
-def read_newest(directory: Path) -> tuple[dict[str, Any], str]:
-    """A run's last checkpoint, or the one before where it is damaged; and then a warning that says so."""
-    folder = directory / "checkpoints"
-    try:
-        return read_checkpoint(folder / "last.pt"), ""
-    except RunError as error:
-        if not (folder / "previous.pt").exists():
-            raise
-        state = read_checkpoint(folder / "previous.pt")
-        return state, f"{error}; going on from the one before it, previous.pt"
-
-
-# ---- where and on what
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the code that runs, and whether it had changes; nulls where there is no repository."""
-    here = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str | None:
-        code, text, _ = _run(["git", "-C", str(here), *args])
-        return text if code == 0 else None
-
-    changes = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
-
-
-def system_report() -> dict[str, Any]:
-    """What the run ran on; of the environment variables only those on a short list."""
-    memory = psutil.virtual_memory()
-    gpus = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            gpus.append({"name": properties.name, "memory_gib": properties.total_memory / 2**30})
-    return {
-        "platform": platform.platform(),
-        "os": collect_env.get_os(_run),
-        "compiler": collect_env.get_gcc_version(_run),
-        "python": platform.python_version(),
-        "cpu": {
-            "model": _cpu_model(),
-            "logical_cores": psutil.cpu_count(),
-            "physical_cores": psutil.cpu_count(logical=False),
-        },
-        "memory": {
-            "total_gib": memory.total / 2**30,
-            "peak_process_gib": _peak_memory() / 2**30,
-        },
-        "gpu": gpus,
-        "cuda": torch.version.cuda,
-        "threads": {"torch": torch.get_num_threads(), "interop": torch.get_num_interop_threads()},
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "variables": {name: os.environ[name] for name in REPORTED_VARIABLES if name in os.environ},
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor()
-
-
-def _peak_memory() -> int:
-    """Bytes of the largest resident set so far."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _run(command: str | list[str]) -> tuple[int, str, str]:
-    """Run a short command: (exit code, output, errors); a command that hangs or is missing has failed."""
-    try:
-        done = subprocess.run(command, shell=isinstance(command, str), capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return 1, "", str(error)
-    return done.returncode, done.stdout.strip(), done.stderr.strip()

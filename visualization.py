@@ -1,18 +1,20 @@
 """Figures: arrays in, `matplotlib.figure.Figure` out.
 
-Figures are made without pyplot, so they need no display and leave no state behind. This file refuses to know
-about torch, models and the disk.
+Figures are made without pyplot, so they need no display and leave no state behind. Independent of torch, models and
+the disk.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dataset import Published
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in this order also by lightness
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -31,7 +33,6 @@ STYLE: Any = {
 }
 
 Arrays = Mapping[str, np.ndarray]
-Reference = Mapping[int, Mapping[int, float]]  # published mean squared errors: shots -> gradients -> value
 
 
 def figure_grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
@@ -70,8 +71,8 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
     if len(validation["iteration"]):
         steps = validation["mse"].shape[1] - 1
         for place, step in enumerate(sorted({0, min(1, steps), min(5, steps), steps})):
-            label = f"{step} gradient{'' if step == 1 else 's'}"
-            right.plot(validation["iteration"], validation["mse"][:, step], color=CYCLE[place], lw=1.5, label=label)
+            errors = validation["mse"][:, step]
+            right.plot(validation["iteration"], errors, color=CYCLE[place], lw=1.5, label=gradients(step))
     right.set(xlabel="outer step", yscale="log", title="validation: error after adapting")
     for axis in (left, right):
         axis.grid(alpha=0.25, lw=0.5)
@@ -96,20 +97,13 @@ def task_predictions(
         grid: inputs [N]; truth: [T, N]; support_x, support_y: [T, K].
         predictions: [T, len(steps), N], after the numbers of gradients in `steps`.
     """
-    count = len(truth)
-    columns = min(3, count)
-    rows = -(-count // columns)
-    figure, axes = figure_grid(rows, columns, 3.3 * columns, 2.5 * rows + 0.5, sharex=True, sharey=True)
+    figure, axes = panels(len(truth), 3.3, 2.5, 0.5)
     colours = [ORANGE, SKY, GREEN, BLUE][-len(steps) :] if len(steps) <= 4 else CYCLE
-    for task, axis in enumerate(axes.flat):
-        if task >= count:
-            axis.set_visible(False)
-            continue
+    for task, axis in enumerate(axes.flat[: len(truth)]):
         axis.plot(grid, truth[task], color=BLACK, lw=2.2, alpha=0.35, label="true function")
         for place, step in enumerate(steps):
             dash = (0, (4, 2)) if step == 0 else "solid" if step == steps[-1] else (0, (1, 1))
-            label = f"{step} gradient{'' if step == 1 else 's'}"
-            axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=label)
+            axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=gradients(step))
         axis.plot(support_x[task], support_y[task], "o", color=VERMILION, ms=4, mec="white", mew=0.5, label="support points")
         errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
         axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
@@ -117,14 +111,40 @@ def task_predictions(
     low, high = truth.min(), truth.max()
     margin = 0.35 * (high - low)
     axes[0, 0].set_ylim(low - margin, high + margin)  # an early network may be far off; the function is the subject
-    for axis in axes[-1]:
-        axis.set_xlabel("input x")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("output y")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    name_axes(axes)
+    shared_legend(figure, axes)
     figure.suptitle(title)
     return figure
+
+
+def gradients(count: int) -> str:
+    return f"{count} gradient{'' if count == 1 else 's'}"
+
+
+def panels(count: int, width: float, height: float, extra: float) -> tuple[Figure, np.ndarray]:
+    """A figure with `count` panels of the given inches in rows of three, and its axes; those left over are hidden."""
+    columns = min(3, count)
+    rows = -(-count // columns)
+    figure, axes = figure_grid(rows, columns, max(4.6, width * columns), height * rows + extra, sharex=True, sharey=True)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
+def name_axes(axes: np.ndarray, names: tuple[str, str] = ("input x", "output y")) -> None:
+    """Name the outer axes of a grid of panels."""
+    for axis in axes[-1]:
+        axis.set_xlabel(names[0])
+    for axis in axes[:, 0]:
+        axis.set_ylabel(names[1])
+
+
+def shared_legend(figure: Figure, axes: np.ndarray) -> None:
+    """One legend below all panels, each label once."""
+    entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    longest = max(map(len, entries), default=1)
+    columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / (longest + 6))))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def performance_over_tasks(
@@ -132,7 +152,7 @@ def performance_over_tasks(
     params: np.ndarray,
     param_names: Sequence[str],
     shots: int,
-    reference: Reference,
+    reference: Published,
     title: str,
 ) -> Figure:
     """Distribution of the error over test tasks for each K, and the error against what the task is.
@@ -144,40 +164,38 @@ def performance_over_tasks(
         reference: published means at the last gradient are marked where there are any.
     """
     figure, axes = figure_grid(1, 1 + len(param_names), 3.6 * (1 + len(param_names)), 3.6)
-    left = axes[0, 0]
-    finite = {count: np.sort(values[np.isfinite(values)]) for count, values in errors.items()}
-    for place, (count, values) in enumerate(finite.items()):
-        share = np.arange(1, len(values) + 1) / len(errors[count])
-        left.plot(np.maximum(values, 1e-8), share, color=CYCLE[place % 6], lw=1.8, label=f"K = {count}")
-        if len(values):
-            left.plot(
-                [values.mean()], [(values <= values.mean()).mean()], MARKERS[place % 6], color=CYCLE[place % 6], mec="white"
-            )
-        published = list(reference.get(count, {}).values())
-        if published:
-            left.axvline(published[-1], color=CYCLE[place % 6], ls=":", lw=1.5, label=f"Finn et al. 2017, mean, K = {count}")
-    left.set(
-        xscale="log",
-        xlabel="mean squared error of a task",
-        ylabel="share of tasks below",
-        title="all test tasks (marker: mean)",
-    )
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8, frameon=False)
+    _error_distribution(axes[0, 0], errors, reference)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     values = errors[shots]
-    shown = np.isfinite(values)
+    known = np.isfinite(values)
     for column, name in enumerate(param_names):
         axis = axes[0, 1 + column]
-        axis.plot(params[shown, column], np.maximum(values[shown], 1e-8), ".", color=BLUE, ms=3, alpha=0.35)
-        centres, medians = binned_median(params[shown, column], values[shown], 12)
+        axis.plot(params[known, column], np.maximum(values[known], 1e-8), ".", color=BLUE, ms=3, alpha=0.35)
+        centres, medians = binned_median(params[known, column], values[known], 12)
         axis.plot(centres, medians, color=VERMILION, lw=2, label="median")
-        axis.set(
-            yscale="log", xlabel=name, ylabel="mean squared error", title=f"K = {shots}: error against {name.split(' (')[0]}"
-        )
+        about = f"K = {shots}: error against {name.split(' (')[0]}"
+        axis.set(yscale="log", xlabel=name, ylabel="mean squared error", title=about)
         axis.legend(loc="lower right", frameon=False)
     for axis in axes.flat:
         axis.grid(alpha=0.25, lw=0.5)
     figure.suptitle(title)
     return figure
+
+
+def _error_distribution(axis: Axes, errors: Mapping[int, np.ndarray], reference: Published) -> None:
+    """The share of tasks below each error, a curve for each K; markers at the means, dotted lines at published ones."""
+    for place, (count, all_values) in enumerate(errors.items()):
+        values, colour = np.sort(all_values[np.isfinite(all_values)]), CYCLE[place % 6]
+        share = np.arange(1, len(values) + 1) / len(all_values)
+        axis.plot(np.maximum(values, 1e-8), share, color=colour, lw=1.8, label=f"K = {count}")
+        if len(values):
+            mean = values.mean()
+            axis.plot([mean], [(values <= mean).mean()], MARKERS[place % 6], color=colour, mec="white")
+        published = list(reference.get(count, {}).values())
+        if published:
+            axis.axvline(published[-1], color=colour, ls=":", lw=1.5, label=f"Finn et al. 2017, mean, K = {count}")
+    axis.set(xscale="log", xlabel="mean squared error of a task", ylabel="share of tasks below")
+    axis.set_title("all test tasks (marker: mean)")
 
 
 def binned_median(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +208,7 @@ def binned_median(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, 
     return (edges[:-1] + edges[1:])[used] / 2, np.array([np.median(y[place == number]) for number in used])
 
 
-def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference: Reference, title: str) -> Figure:
+def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference: Published, title: str) -> Figure:
     """Mean error against support gradients, with 95% intervals over tasks, for each K.
 
     Args:
@@ -207,15 +225,8 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
         axis.fill_between(steps, np.maximum(mean - half, lowest / 3), mean + half, color=colour, alpha=0.2, lw=0)
         axis.plot(steps, mean, color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
         if published := reference.get(count):
-            axis.plot(
-                list(published),
-                list(published.values()),
-                "x",
-                color=colour,
-                ms=9,
-                mew=2,
-                label=f"Finn et al. 2017, K = {count}",
-            )
+            label = f"Finn et al. 2017, K = {count}"
+            axis.plot(list(published), list(published.values()), "x", color=colour, ms=9, mew=2, label=label)
     axis.set(
         yscale="log", xlabel="gradients taken on the support set", ylabel="mean squared error on query points", title=title
     )
@@ -242,90 +253,3 @@ def latent_space(codes: np.ndarray, params: np.ndarray, param_names: Sequence[st
         axis.grid(alpha=0.25, lw=0.5)
     figure.suptitle(title)
     return figure
-
-
-def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
-    """The first `most` example functions of the arrays grid_*, and the network before and after adapting to them."""
-    steps = shown_steps(arrays["grid_predictions"].shape[1] - 1)
-    return task_predictions(
-        arrays["grid"],
-        arrays["grid_truth"][:most],
-        arrays["grid_support_x"][:most],
-        arrays["grid_support_y"][:most],
-        arrays["grid_predictions"][:most, steps],
-        steps,
-        title,
-    )
-
-
-def shown_steps(last: int) -> list[int]:
-    """The numbers of gradients that tables and figures show: 0, 1, 5 and the last."""
-    return sorted({0, min(1, last), min(5, last), last})
-
-
-def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], reference: Reference, title: str) -> dict[str, Figure]:
-    """Every figure of a run, by file name, from the arrays of plots/data.npz.
-
-    Args:
-        arrays: the README's table of data.npz says what they hold; codes and grid_* may be missing.
-        shots: the K of the detailed figures.
-        param_names: of the first columns of "test_params".
-        reference: published means to mark.
-    """
-    names = [name for name in arrays if name.startswith("test_errors_")]
-    errors = {int(name.split("_")[2]): arrays[name] for name in names}  # shots -> [T, S+1]
-    last = next(iter(errors.values())).shape[1] - 1
-    after = f"{len(arrays['test_params'])} test tasks after {last} gradients"
-    train = {"iteration": arrays["train_iteration"], "query_mse": arrays["train_query_mse"]}
-    validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
-    result = {
-        "training_curves": training_curves(train, validation, f"{title}: learning to learn"),
-        "performance": performance_over_tasks(
-            {count: values[:, -1] for count, values in errors.items()},
-            arrays["test_params"],
-            param_names,
-            shots,
-            reference,
-            f"{title}: {after}",
-        ),
-        "adaptive_learning": adaptive_learning(
-            {count: mean_and_interval(values) for count, values in errors.items()}, reference, f"{title}: adapting"
-        ),
-    }
-    if "grid" in arrays:
-        about = f"{title}: test functions, {shots} support points, error before → after {last} gradients"
-        result["task_predictions"] = example_figure(arrays, about)
-    if "codes" in arrays:
-        codes = f"{title}: codes of {len(arrays['codes'])} test tasks, K = {shots}"
-        result["latent_space"] = latent_space(arrays["codes"], arrays["test_params"], param_names, codes)
-    return result
-
-
-def mean_and_interval(errors: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean, 95% half-width (1.96 standard errors) and median over tasks: [T, S+1] -> [S+1] each."""
-    with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
-        spread = 1.96 * errors.std(0, ddof=1) / np.sqrt(len(errors))
-        return {"mse": errors.mean(0), "ci95": spread, "median": np.median(errors, 0)}
-
-
-def results_table(evaluation: Mapping[str, Any], reference: Reference) -> str:
-    """Mean test error after 0, 1, 5 and the last gradient for each K, beside the published figures, as text.
-
-    Args:
-        evaluation: the "evaluation" record of metrics.json.
-    """
-    steps = shown_steps(len(next(iter(evaluation["shots"].values()))["mse"]) - 1)
-    lines = [
-        f"mean squared error on {evaluation['num_tasks']} test tasks (95% interval), after this many gradients:",
-        "   K      " + "".join(f"{step:<22}" for step in steps).rstrip(),
-    ]
-    for count, result in evaluation["shots"].items():
-        numbers = {name: [math.nan if v is None else v for v in result[name]] for name in ("mse", "ci95")}  # null in JSON
-        cells = [f"{numbers['mse'][step]:.4g} +- {numbers['ci95'][step]:.2g}" for step in steps]
-        lines.append(f"{count:>4}      " + "".join(f"{cell:<22}" for cell in cells).rstrip())
-        if known := reference.get(int(count)):
-            cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]
-            lines.append(" Finn+17  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
-    if evaluation["diverged"]:
-        lines.append(f"{evaluation['diverged']} test tasks diverged")
-    return "\n".join(lines)

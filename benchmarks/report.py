@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from work import ROOT
 
-import results_manager
+from runtime.storage import json_bytes
+from runtime.system import git_state, system_report
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PEERS = ("torch", "numpy", "jax", "jaxlib", "torchopt", "higher")
 
@@ -49,7 +51,7 @@ def check_common(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 
 def machine(device: str) -> dict[str, Any]:
     """The machine, the code and the libraries, as they go into the JSON."""
-    system = results_manager.system_report()
+    system = system_report()
     versions: dict[str, str | None] = {}
     for name in PEERS:
         try:
@@ -62,7 +64,7 @@ def machine(device: str) -> dict[str, Any]:
         "memory_gib": system["memory"]["total_gib"],
         "python": system["python"],
         "libraries": versions,
-        "git": results_manager.git_state(),
+        "git": git_state(),
     }
 
 
@@ -99,6 +101,6 @@ def progress(text: str) -> None:
 
 def save(directory: Path, name: str, record: dict[str, Any], figure: Figure) -> None:
     """Write NAME.json and NAME.png into `directory`."""
-    (directory / f"{name}.json").write_bytes(results_manager.json_bytes(record))
+    (directory / f"{name}.json").write_bytes(json_bytes(record))
     figure.savefig(directory / f"{name}.png", dpi=150)
     say(f"written: {name}.json and {name}.png in {directory}")

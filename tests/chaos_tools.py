@@ -37,6 +37,7 @@ Say = Callable[[str], None]  # prints a line of the record past pytest's capture
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+CHAOS_METHODS = ("leo", "maml")  # what is tested here knows no method by name: two that differ most are enough
 PATIENCE = 120.0  # seconds after which something that never ends is a failure
 SETTINGS = {  # 15 steps, a checkpoint every second one; long enough for several kills
     "EPOCHS": 2,
@@ -98,7 +99,7 @@ def same(one: Any, other: Any) -> bool:
 
 def state_of(path: Path) -> dict[str, Any]:
     """A checkpoint without what may differ between equal runs: the time it took, and settings that may change."""
-    from results_manager import read_checkpoint
+    from runtime.storage import read_checkpoint
 
     state = read_checkpoint(path)
     return {name: value for name, value in state.items() if name not in ("train_seconds", "config")}
@@ -282,14 +283,14 @@ def die() -> None:
 
 def plant_plain() -> None:
     """No figures, and no questions to the compiler and to git: they take ten times as long as all the rest of a tiny run."""
-    import results_manager
-    import visualization
+    from commands import evaluate
     from experiment import Experiment
+    from runtime import system
 
-    visualization.run_figures = lambda *_, **__: {}
-    for name in ("add_figure_arrays", "show_progress"):
-        setattr(Experiment, name, lambda *_: None)
-    results_manager._run = lambda _: (1, "", "")
+    evaluate.draw = lambda *_: None  # type: ignore[assignment]
+    evaluate.figure_arrays = lambda *_: {}  # type: ignore[assignment]
+    Experiment.show_progress = lambda *_: None  # type: ignore[method-assign]
+    system._run = lambda _: (1, "", "")  # type: ignore[assignment]
 
 
 def plant_only(number: str, name: str, *arguments: str) -> None:
@@ -300,17 +301,17 @@ def plant_only(number: str, name: str, *arguments: str) -> None:
 
 def plant_step(number: str, signal_number: str) -> None:
     """Get that signal from nowhere after step `number`."""
-    from trainer import Trainer
+    from meta_step import MetaStep
 
-    update = Trainer._update
+    update = MetaStep._update
 
-    def hit(self: Trainer, vector: torch.Tensor) -> torch.Tensor:
+    def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
         metrics = update(self, vector)
-        if self.iteration + 1 == int(number):
+        if int(self.adam_step.item()) == int(number):
             os.kill(os.getpid(), int(signal_number))
         return metrics
 
-    Trainer._update = hit  # type: ignore[method-assign]
+    MetaStep._update = hit  # type: ignore[method-assign]
 
 
 def plant_preparing(seconds: str, signal_number: str = "0") -> None:
@@ -329,22 +330,22 @@ def plant_preparing(seconds: str, signal_number: str = "0") -> None:
 
 def plant_evaluating(seconds: str) -> None:
     """The evaluation at the end takes at least so long."""
-    from experiment import Experiment
+    from commands import evaluate
 
-    evaluate = Experiment.evaluate
+    judge = evaluate.judge
 
-    def slow(self: Experiment) -> Any:
+    def slow(*args: Any) -> Any:
         time.sleep(float(seconds))
-        return evaluate(self)
+        return judge(*args)
 
-    Experiment.evaluate = slow  # type: ignore[method-assign]
+    evaluate.judge = slow
 
 
 def plant_patience(seconds: str) -> None:
     """A shorter wait for a peer that does not answer."""
     from datetime import timedelta
 
-    import processes
+    from runtime import processes
 
     processes.PEER_TIMEOUT = timedelta(seconds=float(seconds))
     processes.MEETING_GRACE = timedelta(seconds=1)
@@ -357,12 +358,13 @@ def plant_deaf() -> None:
 
 def plant_broken() -> None:
     """Every figure fails to be drawn."""
-    import visualization
+    import experiment
+    from commands import evaluate
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no figure today")
 
-    visualization.run_figures = visualization.example_figure = broken  # type: ignore[assignment]
+    evaluate.run_figures = experiment.example_figure = broken  # type: ignore[assignment]
 
 
 def plant_worse() -> None:
@@ -391,15 +393,15 @@ def plant_at(moment: str) -> None:
 
 def plant_slow(seconds: str) -> None:
     """Every training step takes at least so long."""
-    from trainer import Trainer
+    from meta_step import MetaStep
 
-    update = Trainer._update
+    update = MetaStep._update
 
-    def slow(self: Trainer, vector: torch.Tensor) -> torch.Tensor:
+    def slow(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
         time.sleep(float(seconds))
         return update(self, vector)
 
-    Trainer._update = slow  # type: ignore[method-assign]
+    MetaStep._update = slow  # type: ignore[method-assign]
 
 
 def plant_user(number: str) -> None:
@@ -434,15 +436,15 @@ def plant_keep(folder: str) -> None:
 
 def plant_finish() -> None:
     """Die when training is done and saved, before anything is evaluated."""
-    from experiment import Experiment
+    from commands import train
 
-    Experiment.finish = lambda self: die()  # type: ignore[method-assign]
+    train.finish = lambda _: die()
 
 
 def plant_save(number: str, place: str) -> None:
     """Die in save `number` (from 0) at its system call `place`: "3.before", "3.half" or "3.after"; exit 77 if there is none."""
-    import results_manager
     from results_manager import ExperimentManager
+    from runtime import storage
 
     saves = calls = 0
     counting = False
@@ -482,7 +484,7 @@ def plant_save(number: str, place: str) -> None:
     for name in ("open", "fsync", "replace", "link", "unlink", "close"):
         setattr(os, name, deadly(getattr(os, name)))
     opened = deadly(open)
-    results_manager.open = lambda *args, **kwargs: (  # type: ignore[attr-defined]
+    storage.open = lambda *args, **kwargs: (  # type: ignore[attr-defined]
         File(opened(*args, **kwargs)) if counting else open(*args, **kwargs)  # noqa: SIM115
     )
     save = ExperimentManager.save_checkpoint

@@ -40,7 +40,7 @@ def with_figures() -> None:
 def without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """No run draws: that takes ten times as long as all the rest of a tiny one. Whoever asks for `with_figures` has them."""
     if "with_figures" not in request.fixturenames:
-        monkeypatch.setattr(Experiment, "draw", lambda *_: None)
+        monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)
         monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
 
 

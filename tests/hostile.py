@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from results_manager import SCHEMA_VERSION, checkpoint_bytes
+from runtime.storage import SCHEMA_VERSION, checkpoint_bytes
 
 
 def sealed(body: bytes) -> bytes:

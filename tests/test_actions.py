@@ -12,8 +12,12 @@ import pytest
 from test_main import ROOT, command
 
 import main
-from arguments import seed_list
-from results_manager import RunError
+from experiment import Experiment
+from main import seed_list
+from results_manager import ExperimentManager
+from runtime.errors import RunError
+from runtime.processes import Signals
+from runtime.storage import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -25,8 +29,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with a tiny run of each method, MAML with two seeds."""
     output = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main.Experiment, "draw", lambda *_: None)
-        patch.setattr(main.Experiment, "show_progress", lambda *_: None)
+        patch.setattr("commands.evaluate.draw", lambda *_: None)
+        patch.setattr(Experiment, "show_progress", lambda *_: None)
         make_runs(output)
     return output
 
@@ -75,7 +79,7 @@ def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs: Path, tmp_pat
     ends = [
         run / "checkpoints" / "best.pt" for run in (runs / "MAML_Sinusoidal_tiny-seed5", tmp_path / "MAML_Sinusoidal_alone")
     ]
-    alone, swept = (main.read_checkpoint(path)["meta_parameters"]["theta"] for path in ends)
+    alone, swept = (read_checkpoint(path)["meta_parameters"]["theta"] for path in ends)
     assert alone.equal(swept)
 
 
@@ -86,9 +90,9 @@ def test_a_sweep_whose_name_is_taken_is_refused_before_it_starts(runs: Path, cap
 
 
 def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    signals = main.Signals()
+    signals = Signals()
     signals.stop = 15
-    monkeypatch.setattr(main, "Signals", lambda: signals)
+    monkeypatch.setattr("commands.train.Signals", lambda: signals)
     assert main.main(command(tmp_path, "--seeds", "0-2")) == 143
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -181,14 +185,15 @@ def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(
 def test_a_prediction_is_written_to_output_and_its_run_found_in_either_place(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(main, "EXPERIMENTS", runs)
+    monkeypatch.setattr("commands.runs.EXPERIMENTS", runs)
+    monkeypatch.setattr("commands.predict.EXPERIMENTS", runs)
     assert main.main(["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--output", str(tmp_path / "new")]) == 0
     assert (tmp_path / "new" / "predictions.csv").is_file()
     assert not (POINTS.parent / "predictions.csv").exists()
 
 
 def test_a_run_that_another_process_writes_can_be_asked(runs: Path, tmp_path: Path) -> None:
-    manager = main.ExperimentManager(runs / "LEO_Sinusoidal_tiny", "leo", [])
+    manager = ExperimentManager(runs / "LEO_Sinusoidal_tiny", "leo", [])
     try:
         assert main.main(["--predict", str(manager.directory), "--points", str(POINTS), "--output", str(tmp_path)]) == 0
     finally:

@@ -1,4 +1,4 @@
-"""The shape of the code: who imports whom, what each module refuses to know, and what the loop refuses to do."""
+"""The shape of the code: levels, sizes, who imports whom, and what the loop refuses to do."""
 
 from __future__ import annotations
 
@@ -12,75 +12,100 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Imports run only downward: a module may import those of ours that stand in its set, and no other.
+# Imports run only downward. A folder is one room: it stands on one level, and no circle may go through it. Within a
+# level a file may import files that stand before it, within a folder any circle-free order will do.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("config", "dataset"),
+    ("learner", "runtime", "visualization"),
+    ("maml", "leo", "methods", "evaluation", "meta_step", "trainer", "results_manager", "analysis"),
+    ("registry",),
+    ("experiment",),
+    ("commands",),
+    ("main",),
+)
 METHODS = {"maml", "leo"}
-OURS = {
-    "config": set(),
-    "dataset": set(),
-    "results_manager": set(),
-    "visualization": set(),
-    "learner": {"dataset"},
-    "maml": {"config", "dataset", "learner"},
-    "leo": {"config", "dataset", "learner"},
-    "compilation": set(),
-    "processes": set(),
-    "trainer": {"compilation", "dataset", "learner", "processes"},
-}
-OURS["comparison_figures"] = {"visualization"}
-OURS["experiment"] = set(OURS) - METHODS
-OURS["comparison"] = {"comparison_figures", "config", "results_manager", "visualization"}
-OURS["prediction"] = {"comparison_figures", "dataset", "results_manager", "trainer"}
-OURS["arguments"] = {"config", "results_manager"}
-OURS["main"] = set(OURS)
+FOLDERS = ("analysis", "commands", "methods", "runtime")
+FILES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))])
+OURS = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+ROOMS = [room for level in LEVELS for room in level]
+
+MAX_FILE, MAX_FUNCTION, MAX_TOTAL, MAX_TOP_LEVEL = 300, 40, 4000, 15
 
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
-PLOTS = {"matplotlib", "visualization"}
-FILES = {"pathlib", "io", "shelve", "tempfile", "zipfile", "pickle", "json"}
-REFUSED = {  # imports that a module must not have, however deep inside a function
+PLOTS = {"matplotlib", "visualization", "analysis.figures"}
+DISK = {"pathlib", "io", "shelve", "tempfile", "zipfile", "pickle", "json"}
+REFUSED = {  # imports that a module or folder must not have, however deep inside a function
     "config": {"torch", "numpy"},
-    "dataset": {"torch", "os", *FILES, *PLOTS},
-    "learner": {"os", *FILES, *PLOTS, *TENSORBOARD},
-    "maml": {"os", *FILES, *PLOTS, *TENSORBOARD},
-    "leo": {"os", *FILES, *PLOTS, *TENSORBOARD},
-    "trainer": {*FILES, *PLOTS, *TENSORBOARD},
-    "visualization": {"torch", "os", *FILES, "matplotlib.pyplot", "pylab"},
-    "comparison_figures": {"torch", "os", *(FILES - {"io"}), "matplotlib.pyplot", "pylab"},
-    "results_manager": {"matplotlib.pyplot"},
-    "comparison": {"torch", "matplotlib.pyplot", *TENSORBOARD},
-    "prediction": {"torch", "matplotlib", *TENSORBOARD},
+    "dataset": {"torch", "os", *DISK, *PLOTS},
+    "learner": {"os", *DISK, *PLOTS, *TENSORBOARD, "config"},
+    "maml": {"os", *DISK, *PLOTS, *TENSORBOARD, "trainer", "meta_step"},
+    "leo": {"os", *DISK, *PLOTS, *TENSORBOARD, "trainer", "meta_step"},
+    "methods": {"os", *DISK, *PLOTS, *TENSORBOARD, "trainer", "meta_step", "maml", "leo"},
+    "meta_step": {*DISK, *PLOTS, *TENSORBOARD, "config"},
+    "trainer": {*DISK, *PLOTS, *TENSORBOARD, "config"},
+    "evaluation": {*DISK, *PLOTS, *TENSORBOARD, "config", "trainer", "meta_step"},
+    "visualization": {"torch", "os", *DISK, "matplotlib.pyplot", "pylab"},
+    "analysis": {"torch", "os", "matplotlib.pyplot", "pylab", *TENSORBOARD},
+    "analysis.figures": DISK,
+    "runtime": {"learner", *PLOTS},
+    "results_manager": {"matplotlib.pyplot", "learner", "trainer"},
     "experiment": {"matplotlib", *TENSORBOARD},
-    "arguments": {"torch", "matplotlib", *TENSORBOARD},
+    "commands": {"matplotlib.pyplot", *TENSORBOARD},
+    "registry": {"matplotlib", "trainer", *TENSORBOARD},
     "main": {"matplotlib"},
 }
-NO_DISK = ("dataset", "learner", "maml", "leo", "trainer", "visualization")
-METHOD_FREE = (
-    "compilation",
-    "processes",
-    "experiment",
-    "trainer",
-    "results_manager",
-    "visualization",
-    "dataset",
-    "learner",
-    "comparison",
-    "comparison_figures",
-    "prediction",
-)
+NO_DISK = ("dataset", "learner", "maml", "leo", "meta_step", "trainer", "evaluation", "visualization", "analysis.figures")
+NAME_METHODS = {"registry", "maml", "leo", "commands.train", "main", "config"}  # `maml` is the default of --method
+
+
+def path_of(module: str) -> Path:
+    path = ROOT / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def source(module: str) -> str:
-    return (ROOT / f"{module}.py").read_text(encoding="utf-8")
+    return path_of(module).read_text(encoding="utf-8")
 
 
-def imports(module: str) -> set[str]:
-    """Dotted names of everything that a module imports, at the top or inside a function."""
+def imported_names(text: str) -> set[str]:
+    """Dotted names of everything that a source imports, at the top or inside a function."""
     names = set()
-    for node in ast.walk(ast.parse(source(module))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {node.module or "."} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def imports(module: str) -> set[str]:
+    return imported_names(source(module))
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+def upward(module: str, names: set[str]) -> set[str]:
+    """Which of the imported `names` do not stand below `module`."""
+    place = ROOMS.index(room(module))
+    others = {name for name in names if room(name) in ROOMS and room(name) != room(module)}
+    return {name for name in others if ROOMS.index(room(name)) >= place}
+
+
+def circles(edges: dict[str, set[str]]) -> list[str]:
+    """Modules that reach themselves by imports."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        pending = [start]
+        while pending:
+            for target in edges.get(pending.pop(), set()) - seen:
+                seen.add(target)
+                pending.append(target)
+        return seen
+
+    return [module for module in edges if module in reached(module)]
 
 
 def within(name: str, packages: set[str]) -> bool:
@@ -91,21 +116,54 @@ def calls(node: ast.AST) -> list[ast.Call]:
     return [inner for inner in ast.walk(node) if isinstance(inner, ast.Call)]
 
 
-# ---- imports
-
-
-def test_every_module_of_the_table_exists_and_no_other() -> None:
-    assert {path.stem for path in ROOT.glob("*.py")} == set(OURS)
+# ---- sizes
 
 
 @pytest.mark.parametrize("module", OURS)
-def test_a_module_imports_only_those_of_ours_below_it(module: str) -> None:
-    assert {name for name in imports(module) if name in OURS} <= OURS[module]
+def test_no_file_is_longer_than_one_sitting(module: str) -> None:
+    assert len(source(module).splitlines()) <= MAX_FILE
 
 
-@pytest.mark.parametrize("module", REFUSED)
+@pytest.mark.parametrize("module", OURS)
+def test_no_function_is_longer_than_a_screen(module: str) -> None:
+    functions = [node for node in ast.walk(ast.parse(source(module))) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > MAX_FUNCTION] == []
+
+
+def test_the_whole_is_small() -> None:
+    assert sum(len(source(module).splitlines()) for module in OURS if room(module) not in {*METHODS, "methods"}) <= MAX_TOTAL
+    assert len(list(ROOT.glob("*.py"))) <= MAX_TOP_LEVEL
+
+
+# ---- imports
+
+
+def test_every_file_stands_on_a_level() -> None:
+    assert {room(module) for module in OURS} == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_imports_run_only_downward(module: str) -> None:
+    assert upward(module, imports(module)) == set()
+
+
+def test_no_circle_of_imports_within_a_folder_or_between_files() -> None:
+    assert circles({module: imports(module) & set(OURS) for module in OURS}) == []
+
+
+def test_an_upward_import_and_a_circle_would_be_found() -> None:
+    assert upward("runtime.storage", imported_names("def f():\n    from commands.train import run")) == {
+        "commands.train",
+        "commands.train.run",
+    }
+    assert upward("dataset", imported_names("import config, dataset, numpy")) == set()
+    assert circles({"a.b": {"a.c"}, "a.c": {"d"}, "d": {"a.b"}, "e": {"d"}}) == ["a.b", "a.c", "d"]
+
+
+@pytest.mark.parametrize("module", OURS)
 def test_a_module_does_not_import_what_it_must_not_know(module: str) -> None:
-    assert {name for name in imports(module) if within(name, REFUSED[module])} == set()
+    refused = REFUSED.get(module, set()) | REFUSED.get(room(module), set())
+    assert {name for name in imports(module) if within(name, refused)} == set()
 
 
 @pytest.mark.parametrize("module", OURS)
@@ -115,16 +173,14 @@ def test_no_import_is_hidden_in_a_call_or_a_star(module: str) -> None:
     assert not names & hidden and not any(name.endswith("*") for name in imports(module))
 
 
-def test_importing_visualization_leaves_torch_and_pyplot_out() -> None:
-    program = "import sys, visualization; print(sorted({'torch', 'matplotlib.pyplot'} & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [("visualization, analysis.figures, analysis.comparison", {"torch", "matplotlib.pyplot"}), ("config, dataset", {"torch"})],
+)
+def test_importing_a_module_leaves_out_what_it_must_not_know(modules: str, absent: set[str]) -> None:
+    program = f"import sys, {modules}; print(sorted({absent} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_importing_config_and_dataset_leaves_torch_out() -> None:
-    program = "import sys, config, dataset; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("module", NO_DISK)
@@ -143,7 +199,7 @@ def test_a_module_that_refuses_to_know_files_opens_none(module: str) -> None:
 # ---- names
 
 
-@pytest.mark.parametrize("module", METHOD_FREE)
+@pytest.mark.parametrize("module", [module for module in OURS if module not in NAME_METHODS and room(module) != "methods"])
 def test_no_method_is_named_where_any_method_must_work(module: str) -> None:
     words = re.findall(r"(?<![A-Za-z0-9])(?:maml|leo)(?![A-Za-z0-9])", source(module), re.IGNORECASE)
     assert words == []
@@ -165,7 +221,9 @@ def test_every_module_says_what_it_is_for(module: str) -> None:
     assert ast.get_docstring(ast.parse(source(module)))
 
 
-@pytest.mark.parametrize("module", ["learner", "trainer", "dataset", "visualization", "results_manager"])
+@pytest.mark.parametrize(
+    "module", ["learner", "meta_step", "trainer", "evaluation", "dataset", "visualization", "results_manager"]
+)
 def test_no_numerical_function_is_handed_a_configuration(module: str) -> None:
     functions = [node for node in ast.walk(ast.parse(source(module))) if isinstance(node, ast.FunctionDef)]
     allowed = {
@@ -181,11 +239,11 @@ def test_no_numerical_function_is_handed_a_configuration(module: str) -> None:
 
 
 def test_no_step_of_the_loop_waits_for_the_device_without_a_comment() -> None:
-    text = source("trainer")
+    text = source("meta_step") + source("trainer").replace("from __future__ import annotations\n", "\n")
     lines = text.splitlines()
     methods = {node.name: node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
     waiting = {"item", "tolist", "cpu", "numpy", "synchronize"}
-    pending, seen, found = ["train", "_whole_step", "_split_step"], set(), []
+    pending, seen, found = ["train", "__call__", "_whole_step", "_split_step"], set(), []
     while pending:
         name = pending.pop()
         seen.add(name)
@@ -207,7 +265,7 @@ def test_the_meta_loss_of_training_is_vectorised_in_one_place() -> None:
         for node in ast.walk(ast.parse(source(module)))
         if isinstance(node, ast.FunctionDef) and any(ast.unparse(call.func) in ("vmap", "torch.vmap") for call in calls(node))
     ]
-    assert sorted(places) == ["trainer._meta_loss", "trainer.predict"]
+    assert sorted(places) == ["evaluation.predict", "meta_step._meta_loss"]
 
 
 def test_nobody_calls_backward() -> None:
@@ -225,9 +283,10 @@ def test_every_torch_load_names_weights_only(module: str) -> None:
 
 
 def test_requirements_list_exactly_the_packages_agreed_on() -> None:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
-    names = [re.split(r"[^A-Za-z0-9_-]", line)[0] for line in lines]
-    assert sorted(names) == ["hypothesis", "matplotlib", "numpy", "psutil", "pytest", "tensorboard", "torch", "tqdm"]
+    files = [(ROOT / name).read_text(encoding="utf-8").split("\n") for name in ("requirements.txt", "requirements-test.txt")]
+    names = [sorted(re.split(r"[^A-Za-z0-9_-]", line)[0] for line in lines if line and line[0] != "-") for lines in files]
+    assert names == [["matplotlib", "numpy", "psutil", "tensorboard", "torch", "tqdm"], ["hypothesis", "pytest"]]
+    assert files[1][0] == "-r requirements.txt"
 
 
 @pytest.mark.parametrize(
@@ -252,5 +311,5 @@ def test_what_the_client_fixed_is_at_the_top_level(name: str) -> None:
 @pytest.mark.parametrize("module", OURS)
 def test_third_party_imports_are_in_the_requirements(module: str) -> None:
     required = {re.split(r"[^a-z]", line)[0] for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").split()}
-    tops = {name.split(".")[0] for name in imports(module)} - set(OURS) - set(sys.stdlib_module_names)
+    tops = {room(name) for name in imports(module)} - set(ROOMS) - set(sys.stdlib_module_names)
     assert tops <= required

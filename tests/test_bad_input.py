@@ -14,7 +14,8 @@ import torch
 
 from config import Config
 from dataset import stream
-from main import METHODS, main
+from main import main
+from registry import METHODS
 from results_manager import ExperimentManager
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "speed"
 sys.path.insert(0, str(BENCHMARKS))  # they are scripts: each finds the others beside itself
 
 import contestants

@@ -36,7 +36,7 @@ from chaos_tools import (
 from hostile import accidents, attacks, misfits, saved_on_cuda
 from test_bad_input import FILES, FLAGS, NOT_FINITE, VALUES, settings
 
-from results_manager import checkpoint_bytes, read_checkpoint
+from runtime.storage import checkpoint_bytes, read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chaos_tools import Say, command, finished, only_run, report_of, result_of, run, same, side_by_side, tree
+from chaos_tools import CHAOS_METHODS, Say, command, finished, only_run, report_of, result_of, run, same, side_by_side, tree
 
-from main import METHODS
-from results_manager import read_checkpoint
+from runtime.storage import read_checkpoint
 
 pytestmark = pytest.mark.chaos
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_a_checkpoint_that_the_disk_has_no_room_for_ends_the_run_and_loses_nothing(
     method: str, tmp_path: Path, say: Say
 ) -> None:

@@ -10,10 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chaos_tools import Say, command, compiling, finished, only_run, report_of, result_of, run, same, side_by_side, start
+from chaos_tools import (
+    CHAOS_METHODS,
+    Say,
+    command,
+    compiling,
+    finished,
+    only_run,
+    report_of,
+    result_of,
+    run,
+    same,
+    side_by_side,
+    start,
+)
 
-from main import METHODS
-from results_manager import RunError, read_checkpoint, read_newest
+from runtime.errors import RunError
+from runtime.storage import read_checkpoint, read_newest
 
 pytestmark = pytest.mark.chaos
 
@@ -27,7 +40,7 @@ def copied(run_directory: Path, place: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(method: str, tmp_path: Path, say: Say) -> None:
     settings = {"EPOCHS": 3, "CHECKPOINT_INTERVAL": 1}
     began = time.monotonic()
@@ -153,7 +166,7 @@ def test_a_longer_run_killed_before_its_evaluation_is_not_taken_for_complete(tmp
     assert result_of(only_run(tmp_path))["train"][-1]["iteration"] == 23
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_a_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(method: str, tmp_path: Path, say: Say) -> None:
     resumes_from_every_checkpoint(tmp_path, say, method, CHECKPOINT_INTERVAL=1)
 

@@ -6,11 +6,11 @@ import gc
 
 import psutil
 import pytest
-from chaos_tools import SETTINGS, Say
+from chaos_tools import CHAOS_METHODS, SETTINGS, Say
 
 from config import Config
 from dataset import SinusoidalTaskGenerator, TaskDataset, stream
-from main import METHODS
+from registry import METHODS
 from trainer import Trainer
 
 pytestmark = pytest.mark.chaos
@@ -19,7 +19,7 @@ WARM_UP, ITERATIONS = 3_000, 20_000
 MOST = 5 * 2**20  # bytes
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_twenty_thousand_iterations_grow_the_memory_by_less_than_5_mb(method: str, say: Say) -> None:
     config = Config.resolve(METHODS[method].defaults, SETTINGS | {"INNER_STEPS": 1})
     learner = METHODS[method].from_config(config, stream(0, "weights"))

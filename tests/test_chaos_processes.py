@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from chaos_tools import (
+    CHAOS_METHODS,
     ROOT,
     Child,
     Say,
@@ -35,8 +36,6 @@ from chaos_tools import (
     start,
     until,
 )
-
-from main import METHODS
 
 pytestmark = pytest.mark.chaos
 
@@ -61,7 +60,7 @@ def until_saved(output: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [2, 3])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_any_number_of_processes_gives_the_same_bits_with_the_same_chunk(
     method: str, chunk: int, tmp_path: Path, say: Say
 ) -> None:
@@ -77,7 +76,7 @@ def test_any_number_of_processes_gives_the_same_bits_with_the_same_chunk(
     assert equal == len(WORLDS)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_without_a_chunk_any_number_of_processes_gives_the_same_result_to_rounding(method: str, tmp_path: Path) -> None:
     ends = []
     for world in WORLDS:
@@ -100,7 +99,7 @@ def test_a_compiled_run_of_two_processes_gives_the_bits_of_one(tmp_path: Path) -
     assert same(*(result_of(only_run(tmp_path / str(world))) for world in (1, 2)))
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_a_run_goes_on_with_another_number_of_processes_to_the_same_bits(method: str, tmp_path: Path, say: Say) -> None:
     settings: dict[str, Any] = {"TASK_CHUNK": 2, **UNEVEN}
     finished(command(tmp_path / "whole", "--method", method, **settings), "plain")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chaos_tools import (
+    CHAOS_METHODS,
     Child,
     Say,
     command,
@@ -24,8 +25,6 @@ from chaos_tools import (
     state_of,
     until,
 )
-
-from main import METHODS
 
 pytestmark = pytest.mark.chaos
 
@@ -52,7 +51,7 @@ def until_training(output: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_a_run_that_is_asked_to_stop_saves_leaves_and_goes_on_to_the_same_bits(
     method: str, number: signal.Signals, tmp_path: Path, say: Say
 ) -> None:
@@ -102,7 +101,7 @@ def test_a_run_that_is_interrupted_while_it_compiles_leaves_at_once_and_can_be_r
     finished(["--output", str(tmp_path), "--resume", "latest", "--set", "COMPILE=never"], "plain")
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_sigusr1_saves_and_the_run_goes_on_to_the_same_bits(method: str, tmp_path: Path) -> None:
     settings = {"CHECKPOINT_INTERVAL": 1000, "VALIDATION_INTERVAL": 1000}
     finished(command(tmp_path / "whole", "--method", method, **settings), "plain")

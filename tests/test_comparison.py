@@ -13,24 +13,12 @@ import pytest
 from numpy.testing import assert_allclose
 
 import main
-from comparison import (
-    SAME_METHOD,
-    Comparison,
-    Entry,
-    Row,
-    compare,
-    csv_table,
-    draw,
-    entries,
-    markdown_table,
-    read_run,
-    t_quantile,
-    text_table,
-    write,
-)
+from analysis.comparison import SAME_METHOD, Comparison, Entry, Row, compare_entries, entries, mean_and_interval, t_quantile
+from analysis.text_tables import csv_table, markdown_table, text_table
+from commands.compare import draw, read_run, write
 from config import Config
-from results_manager import RunError, plain
-from visualization import mean_and_interval
+from runtime.errors import RunError
+from runtime.storage import plain
 
 TASKS = 12
 Make = Callable[..., Path]
@@ -66,7 +54,7 @@ def make(tmp_path: Path) -> Make:
 def refusal(*directories: Path) -> str:
     """The one line with which a comparison of runs is refused."""
     with pytest.raises(RunError) as caught:
-        compare(entries([read_run(directory) for directory in directories]))
+        compare_entries(entries([read_run(directory) for directory in directories]))
     assert caught.value.code == 2 and "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -86,7 +74,7 @@ def test_a_run_of_the_command_line_can_be_compared(tmp_path: Path) -> None:
     directory = tmp_path / "MAML_Sinusoidal_mine"
     run = read_run(directory)
     assert (run.method, run.tasks, run.config["HIDDEN_DIM"], run.params.shape) == ("maml", "sinusoid", 4, (4, 3))
-    comparison = compare(entries([run]))
+    comparison = compare_entries(entries([run]))
     evaluation = json.loads((directory / "metrics.json").read_text())["evaluation"]["shots"]
     assert [(row.shots, row.gradients) for row in comparison.rows] == [(3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2)]
     assert_allclose([row.mean for row in comparison.rows], [*evaluation["3"]["mse"], *evaluation["4"]["mse"]])
@@ -196,7 +184,7 @@ def test_runs_without_a_common_number_of_shots_are_refused(make: Make) -> None:
 
 def test_other_shots_and_steps_are_compared_where_they_agree(make: Make) -> None:
     runs = [read_run(make("a")), read_run(make("b", method="leo", EVAL_SHOTS=(10, 20), EVAL_STEPS=3))]
-    comparison = compare(entries(runs))
+    comparison = compare_entries(entries(runs))
     assert {row.shots for row in comparison.rows} == {10} and comparison.last == 3
 
 
@@ -231,7 +219,7 @@ def test_a_seed_that_is_there_twice_is_refused(make: Make) -> None:
 
 def test_the_groups_stand_in_the_order_in_which_they_came(make: Make) -> None:
     runs = [make("a", method="leo"), make("b"), make("c", method="leo", RANDOM_SEED=1)]
-    assert compare(entries([read_run(run) for run in runs])).labels == ["LEO", "MAML"]
+    assert compare_entries(entries([read_run(run) for run in runs])).labels == ["LEO", "MAML"]
 
 
 # ---- statistics
@@ -247,7 +235,7 @@ def found() -> list[Entry]:
 
 @pytest.fixture
 def comparison(found: list[Entry]) -> Comparison:
-    return compare(found)
+    return compare_entries(found)
 
 
 def row(comparison: Comparison, group: str, shots: int = 10, gradients: int = 6) -> Row:
@@ -288,7 +276,7 @@ def test_differences_are_paired_by_task(found: list[Entry], comparison: Comparis
 
 def test_a_constant_difference_is_found_however_much_the_tasks_differ() -> None:
     hard = np.random.default_rng(0).lognormal(0, 3, (50, 1))
-    comparison = compare([Entry("a", {5: hard}), Entry("b", {5: hard - 1e-3})])
+    comparison = compare_entries([Entry("a", {5: hard}), Entry("b", {5: hard - 1e-3})])
     assert row(comparison, "b", 5, 0).verdict == "lower"
     assert row(comparison, "b", 5, 0).ci_tasks > 1
 
@@ -316,7 +304,7 @@ def test_the_words_say_whether_the_interval_excludes_zero(difference: float, hal
 def test_a_diverged_task_shows_and_spoils_nothing_else(found: list[Entry], bad: float, tmp_path: Path) -> None:
     found[4].errors[10][2, 4:] = bad
     found[5].errors[10][:, 4:] = bad
-    comparison = compare(found)
+    comparison = compare_entries(found)
     assert not row(comparison, "TWO").mean < 1e300 and row(comparison, "TWO", gradients=3).verdict == "lower"
     assert "diverged" in text_table(comparison)
     assert csv_table(comparison) and draw(comparison, "a title")
@@ -350,7 +338,7 @@ def test_the_terminals_table_shows_0_1_5_and_the_last_gradient(comparison: Compa
 
 
 def test_the_terminals_table_is_ascii(found: list[Entry]) -> None:
-    assert text_table(compare([*found, Entry("naïve", errors_of(4))])).isascii()
+    assert text_table(compare_entries([*found, Entry("naïve", errors_of(4))])).isascii()
 
 
 def test_the_columns_of_the_terminals_table_stand_below_each_other(comparison: Comparison) -> None:
@@ -360,7 +348,7 @@ def test_the_columns_of_the_terminals_table_stand_below_each_other(comparison: C
 
 
 def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> None:
-    table = markdown_table(compare([*found, Entry("a|b", errors_of(4))]), "A title")
+    table = markdown_table(compare_entries([*found, Entry("a|b", errors_of(4))]), "A title")
     assert table.startswith("# A title\n\n| K |")
     rows = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {9} and len(rows) == 2 + 2 * 4 * 4
@@ -378,6 +366,6 @@ def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison,
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_few_gradients_can_be_compared(steps: int, tmp_path: Path) -> None:
-    comparison = compare([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
+    comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
     assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
     assert len(text_table(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2

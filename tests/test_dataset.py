@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from dataset import PURPOSES, SineLineTaskGenerator, SinusoidalTaskGenerator, Task, TaskDataset, held_out, stream
+from dataset import PURPOSES, SineLineTaskGenerator, SinusoidalTaskGenerator, Task, TaskDataset, stream
 
 MANY = 20_000
 
@@ -32,7 +32,7 @@ def visited(dataset: TaskDataset, count: int) -> np.ndarray:
     blocks = -(-count // (dataset.block * dataset.meta_batch))
     for number in range(blocks):
         dataset.draw_block(number)
-    places = {params.tobytes(): place for place, params in enumerate(dataset.functions)}
+    places = {params.tobytes(): place for place, params in enumerate(dataset.params)}
     return np.array([places[params.tobytes()] for params in np.concatenate(recorded)[:count]])
 
 
@@ -93,7 +93,7 @@ def test_other_ranges_are_honoured() -> None:
 
 
 def test_the_first_functions_of_seed_0_are_the_golden_ones(sinusoids: SinusoidalTaskGenerator) -> None:
-    functions = TaskDataset(sinusoids, 100, 4, 3, 2, seed=0).functions[:3]
+    functions = TaskDataset(sinusoids, 100, 4, 3, 2, seed=0).params[:3]
     golden = [[4.3890085, 0.64894265, 1.0], [4.1227403, 2.3162344, 1.0], [3.2194345, 0.9675836, 1.0]]
     assert_allclose(functions, golden, rtol=1e-6)
 
@@ -107,7 +107,7 @@ def test_the_first_tasks_of_seed_0_are_the_golden_ones(sinusoids: SinusoidalTask
 
 
 def test_the_first_test_tasks_are_the_golden_ones(sinusoids: SinusoidalTaskGenerator) -> None:
-    params, (support, query) = held_out(sinusoids, 3, 2, 2, "test")
+    params, (support, query) = sinusoids.held_out("test", 3, 2, 2)
     assert_allclose(params, [[0.9968864, 1.4573052, 1], [1.5419222, 2.1472723, 1], [3.1779912, 2.4766068, 1]], rtol=1e-6)
     assert_allclose(support.x[0, :, 0], [-2.446446, 1.1324873], rtol=1e-6)
     assert_allclose(support.y[0, :, 0], [0.688334, -0.318143], atol=1e-5)
@@ -255,7 +255,7 @@ def test_the_points_of_a_block_lie_on_the_functions_it_visits(sinusoids: Sinusoi
     dataset = TaskDataset(sinusoids, 6, 4, 3, 2, seed=0)
     order = visited(TaskDataset(SinusoidalTaskGenerator(), 6, 4, 3, 2, seed=0), dataset.block * 4)
     block = dataset.draw_block(0)
-    params = dataset.functions[order].reshape(dataset.block, 4, -1)
+    params = dataset.params[order].reshape(dataset.block, 4, -1)
     for points in block:
         assert_allclose(points.y, sinusoids.curve(params, points.x), atol=1e-6)
 
@@ -280,7 +280,7 @@ def test_different_blocks_have_different_points(sinusoids: SinusoidalTaskGenerat
 
 
 def test_different_seeds_have_different_functions(sinusoids: SinusoidalTaskGenerator) -> None:
-    one, other = (TaskDataset(sinusoids, 10, 3, 2, 2, seed=seed).functions[:, :2] for seed in (0, 1))
+    one, other = (TaskDataset(sinusoids, 10, 3, 2, 2, seed=seed).params[:, :2] for seed in (0, 1))
     assert not np.isin(one, other).any()
 
 
@@ -292,52 +292,52 @@ def test_a_block_of_large_meta_batches_is_small(sinusoids: SinusoidalTaskGenerat
 
 
 def test_held_out_tasks_repeat(sinusoids: SinusoidalTaskGenerator) -> None:
-    (params, task), (again, same) = (held_out(sinusoids, 4, 5, 6, "test") for _ in range(2))
+    (params, task), (again, same) = (sinusoids.held_out("test", 4, 5, 6) for _ in range(2))
     for one, other in zip([params, *arrays(task)], [again, *arrays(same)], strict=True):
         assert_array_equal(one, other)
 
 
 def test_held_out_tasks_do_not_depend_on_the_training_that_went_before(sinusoids: SinusoidalTaskGenerator) -> None:
-    before = held_out(sinusoids, 4, 5, 6, "test")[1].support.x
+    before = sinusoids.held_out("test", 4, 5, 6)[1].support.x
     TaskDataset(sinusoids, 10, 3, 2, 2, seed=17).draw_block(0)
-    assert_array_equal(before, held_out(sinusoids, 4, 5, 6, "test")[1].support.x)
+    assert_array_equal(before, sinusoids.held_out("test", 4, 5, 6)[1].support.x)
 
 
 def test_held_out_functions_are_the_same_for_each_number_of_shots(sinusoids: SinusoidalTaskGenerator) -> None:
-    assert_array_equal(held_out(sinusoids, 4, 5, 6, "test")[0], held_out(sinusoids, 4, 20, 6, "test")[0])
+    assert_array_equal(sinusoids.held_out("test", 4, 5, 6)[0], sinusoids.held_out("test", 4, 20, 6)[0])
 
 
 def test_held_out_query_points_are_the_same_for_each_number_of_shots(sinusoids: SinusoidalTaskGenerator) -> None:
-    few, many = (held_out(sinusoids, 4, shots, 6, "test")[1].query for shots in (5, 20))
+    few, many = (sinusoids.held_out("test", 4, shots, 6)[1].query for shots in (5, 20))
     assert_array_equal(few, many)
 
 
 def test_held_out_support_points_differ_between_numbers_of_shots(sinusoids: SinusoidalTaskGenerator) -> None:
-    few, many = (held_out(sinusoids, 4, shots, 6, "test")[1].support.x for shots in (5, 20))
+    few, many = (sinusoids.held_out("test", 4, shots, 6)[1].support.x for shots in (5, 20))
     assert not np.isin(few, many).any()
 
 
 def test_validation_and_test_functions_are_different(sinusoids: SinusoidalTaskGenerator) -> None:
-    one, other = (held_out(sinusoids, 50, 5, 6, purpose)[0][:, :2] for purpose in ("validation", "test"))
+    one, other = (sinusoids.held_out(purpose, 50, 5, 6)[0][:, :2] for purpose in ("validation", "test"))
     assert not np.isin(one, other).any()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_test_functions_are_not_training_functions(sinusoids: SinusoidalTaskGenerator, seed: int) -> None:
-    trained = TaskDataset(sinusoids, 1000, 25, 10, 10, seed=seed).functions[:, 0]
-    tested = held_out(sinusoids, 1000, 5, 1, "test")[0][:, 0]
+    trained = TaskDataset(sinusoids, 1000, 25, 10, 10, seed=seed).params[:, 0]
+    tested = sinusoids.held_out("test", 1000, 5, 1)[0][:, 0]
     assert np.isin(tested, trained).mean() < 0.01  # float32 amplitudes may coincide once in a while
 
 
 def test_held_out_support_points_are_noisy_where_the_tasks_are() -> None:
     generator = SinusoidalTaskGenerator(noise_std=0.3)
-    params, task = held_out(generator, 50, 20, 6, "test")
+    params, task = generator.held_out("test", 50, 20, 6)
     assert (task.support.y - generator.curve(params, task.support.x)).std() == pytest.approx(0.3, rel=0.1)
 
 
 def test_held_out_query_points_are_free_of_noise() -> None:
     generator = SinusoidalTaskGenerator(noise_std=0.3)
-    params, task = held_out(generator, 50, 20, 6, "test")
+    params, task = generator.held_out("test", 50, 20, 6)
     assert_array_equal(task.query.y, generator.curve(params, task.query.x))
 
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import KEYS, Config, ConfigError, load_settings
-from results_manager import SCHEMA_VERSION, RunError, checkpoint_bytes, read_checkpoint
+from runtime.errors import RunError
+from runtime.storage import SCHEMA_VERSION, checkpoint_bytes, read_checkpoint
 
 calm = settings(derandomize=True, deadline=None, max_examples=200, database=None)
 

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +10,15 @@ import pytest
 import torch
 
 import main
+import registry
 from config import Config
-from results_manager import read_checkpoint
+from runtime.processes import Signals
+from runtime.storage import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
 ROOT = Path(main.__file__).parent
-METHODS = sorted(main.METHODS)
+METHODS = sorted(registry.METHODS)
 TINY = {
     "EPOCHS": 2,
     "NUM_TASKS": 30,
@@ -149,9 +149,9 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
 @pytest.mark.parametrize("method", METHODS)
 def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_path, monkeypatch):
     assert main.main(command(tmp_path / "whole", "--method", method)) == 0
-    signals = main.Signals()
+    signals = Signals()
     signals.stop = 15  # SIGTERM, as if it had come before the first step
-    monkeypatch.setattr(main, "Signals", lambda: signals)
+    monkeypatch.setattr("commands.train.Signals", lambda: signals)
     assert main.main(command(tmp_path / "parts", "--method", method)) == 143
     directory = only_run(tmp_path / "parts")
     assert json.loads((directory / "full_report.json").read_text())["status"] == "interrupted"
@@ -197,7 +197,7 @@ def test_command_line_beats_file_beats_method_defaults(tmp_path):
     assert main.main([*arguments, "--output", str(tmp_path / "out"), "--name", "mine"]) == 0
     config = json.loads((tmp_path / "out" / "LEO_Sinusoidal_mine" / "config.json").read_text())
     assert (config["INNER_STEPS"], config["LEO_LATENT_STEPS"], config["RANDOM_SEED"]) == (2, 1, 9)
-    assert config["INNER_GRADIENT_CLIP"] == main.METHODS["leo"].defaults["INNER_GRADIENT_CLIP"]
+    assert config["INNER_GRADIENT_CLIP"] == registry.METHODS["leo"].defaults["INNER_GRADIENT_CLIP"]
 
 
 def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path, with_figures):
@@ -215,42 +215,3 @@ def test_inputs_of_several_dimensions_run_to_the_end(tmp_path, with_figures):
     assert main.main(command(tmp_path, INPUT_DIM=3)) == 0
     names = {path.name for path in (only_run(tmp_path) / "plots").iterdir()}
     assert "performance.png" in names and "task_predictions.png" not in names
-
-
-def readme_code(heading):
-    """The first Python block under a heading of the README."""
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index(f"# {heading}\n") :]
-    return re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
-
-
-def test_the_readme_algorithm_trains(tmp_path, monkeypatch):
-    module = types.ModuleType("meta_sgd")
-    exec(readme_code("Add a meta-learning algorithm"), module.__dict__)
-    monkeypatch.setitem(main.METHODS, "meta-sgd", module.MetaSGD)
-    assert main.main(command(tmp_path, "--method", "meta-sgd", EPOCHS=20)) == 0
-    state = read_checkpoint(only_run(tmp_path) / "checkpoints" / "last.pt")
-    assert state["meta_parameters"]["lr"].std() > 0  # the step sizes have been learned, each on its own
-
-
-def test_the_readme_task_family_trains(tmp_path, monkeypatch):
-    module = types.ModuleType("steps")
-    monkeypatch.setitem(sys.modules, "steps", module)
-    exec(readme_code("Add a task family"), module.__dict__)
-    monkeypatch.setitem(main.TASKS, "steps", lambda config: module.StepTaskGenerator())
-    assert main.main(command(tmp_path, "--tasks", "steps")) == 0
-    assert only_run(tmp_path).name.startswith("MAML_Steps_")
-
-
-def test_the_readme_lists_every_key_with_its_default():
-    text = (ROOT / "README.md").read_text()
-    for key, value in Config().to_dict().items():
-        shown = json.dumps(value) if not isinstance(value, float) else f"{value:.4g}"
-        assert re.search(rf"^\| `{key}` \| {re.escape(shown)} \|", text, re.MULTILINE), f"{key} = {shown}"
-
-
-def test_the_readme_lists_every_flag():
-    text = (ROOT / "README.md").read_text()
-    for flag in main.build_parser(main.METHODS, main.TASKS)._option_string_actions:
-        if flag.startswith("--"):
-            assert f"`{flag}" in text, flag

@@ -4,19 +4,20 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
-import main
+import registry
 from config import Config
 from dataset import Points, SinusoidalTaskGenerator, TaskDataset, stream
+from evaluation import on_device
 from learner import mse
-from trainer import Trainer, on_device
+from trainer import Trainer
 
 TINY = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 5, "LEO_DECODER_DIM": 6}
-METHODS = sorted(main.METHODS)
+METHODS = sorted(registry.METHODS)
 
 
 def make(method, dtype=torch.float64, **settings):
-    config = Config.resolve(main.METHODS[method].defaults, TINY, settings)
-    return main.METHODS[method].from_config(config, stream(1, "weights")).to(dtype)
+    config = Config.resolve(registry.METHODS[method].defaults, TINY, settings)
+    return registry.METHODS[method].from_config(config, stream(1, "weights")).to(dtype)
 
 
 def make_task(dtype=torch.float64, tasks=3, shots=6, queries=7, seed=5):
@@ -224,6 +225,6 @@ def test_maml_meta_gradient_equals_a_plain_autograd_loop_over_tasks(steps):
 
     dataset = TaskDataset(SinusoidalTaskGenerator(), 100, 3, 6, 7, 5)
     trainer = Trainer(learner, dataset, iterations=10, meta_lr=1e-3)
-    vector = trainer._gradient(task, torch.zeros(3, 0), torch.full((3,), 1 / 3, dtype=torch.float64))
+    vector = trainer.step._gradient(task, torch.zeros(3, 0), torch.full((3,), 1 / 3, dtype=torch.float64))
     torch.testing.assert_close(vector[: len(expected)], expected, rtol=1e-10, atol=1e-12)
     assert vector[len(expected)].item() == pytest.approx(total.item(), rel=1e-12)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from PIL import Image  # matplotlib brings it
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "paper"
 sys.path.insert(0, str(BENCHMARKS))  # they are scripts: each finds the others beside itself
 
 import baselines
@@ -23,12 +25,14 @@ import paper
 import published
 import runs
 import sine_line
-from oracle import ToldTaskGenerator
+from animation import adaptation_animation
+from runs import OracleTaskGenerator
 
+import evaluation
 import experiment
 from config import Config
-from dataset import SinusoidalTaskGenerator, held_out, stream
-from results_manager import RunError
+from dataset import SinusoidalTaskGenerator, stream
+from runtime.errors import RunError
 
 SMALLER = {"NUM_TASKS": 50, "EVAL_TASKS": 16, "VALIDATION_TASKS": 4}  # than the quick version
 
@@ -128,9 +132,9 @@ def test_only_what_differs_from_the_defaults_is_set(tmp_path: Path) -> None:
 
 
 def test_the_oracle_is_told_which_sinusoid_it_is(sinusoids: SinusoidalTaskGenerator) -> None:
-    params, tasks = held_out(sinusoids, 20, 5, 30, "test")
-    told = ToldTaskGenerator(sinusoids)
-    inputs = told.told(params, tasks.query.x)
+    params, tasks = sinusoids.held_out("test", 20, 5, 30)
+    told = OracleTaskGenerator(sinusoids)
+    inputs = told.inputs(params, tasks.query.x)
     assert inputs.shape == (20, 30, 3) and np.abs(inputs).max() <= 5.0001
     assert_allclose(told.curve(told.draw(20, stream(0, "functions")), inputs), tasks.query.y, atol=1e-5)
 
@@ -154,19 +158,21 @@ class Judged:
 
     def __init__(self, validation: float, test: float):
         self.errors, self.asked = {"validation": validation, "test": test}, set[str]()
-        self.trainer, self.config = self, Config(EVAL_SHOTS=(5,), EVAL_STEPS=3)
+        self.learner, self.config = self, Config(EVAL_SHOTS=(5,), EVAL_STEPS=3)
 
     def held_out(self, purpose: str, shots: int) -> tuple[None, str]:
         self.asked.add(purpose)
         return None, purpose
 
-    def evaluate(self, purpose: str, steps: int) -> np.ndarray:
+    @staticmethod
+    def errors_on(self: Judged, purpose: str, steps: int) -> np.ndarray:
         return np.full((4, steps + 1), self.errors[purpose])
 
 
-def test_a_step_size_is_chosen_on_validation_tasks() -> None:
+def test_a_step_size_is_chosen_on_validation_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that is best on the test tasks is never even asked about them; one that diverges is not chosen."""
     candidates = {0.01: Judged(2.0, 1.0), 0.1: Judged(1.0, 2.0), 1.0: Judged(np.nan, 0.1)}
+    monkeypatch.setattr("baselines.errors", Judged.errors_on)
     found = baselines.tuned("pretrained", candidates.__getitem__, list(candidates))  # type: ignore[arg-type]
     assert found.step_sizes == {5: 0.1} and found.validation[5][0.01] == 2.0
     assert (found.entry.errors[5] == 2.0).all()
@@ -177,18 +183,18 @@ def test_a_step_size_is_chosen_on_validation_tasks() -> None:
 def test_fine_tuning_a_pretrained_network_takes_its_weights(output: Path) -> None:
     directory = runs.job("pretrained", 0, output / "benchmarks" / "runs", runs.QUICK | SMALLER).directory
     assert json.loads((directory / "config.json").read_bytes())["INNER_STEPS"] == 0
-    trained, changed = baselines.opened(directory), baselines.opened(directory, {"INNER_LEARNING_RATE": 0.1})
-    assert (trained.trainer.flat == changed.trainer.flat).all()
+    trained, changed = baselines.load_best(directory), baselines.load_best(directory, {"INNER_LEARNING_RATE": 0.1})
+    assert (trained.trainer.step.flat == changed.trainer.step.flat).all()
     _, tasks = trained.held_out("test", 5)
-    before, after = (one.trainer.evaluate(tasks, 1) for one in (trained, changed))
+    before, after = (evaluation.errors(one.learner, tasks, 1) for one in (trained, changed))
     assert (before[:, 0] == after[:, 0]).all() and (before[:, 1] != after[:, 1]).any()
 
 
 def test_the_random_start_is_where_training_starts() -> None:
     config = Config(RANDOM_SEED=3, EVAL_TASKS=4, EVAL_QUERY_SAMPLES=5, EVAL_STEPS=1, EVAL_SHOTS=(5,), VALIDATION_TASKS=2)
     found = baselines.random_start(config, [0.001])
-    begun = experiment.Experiment("maml", runs.main.METHODS["maml"], "sinusoid", SinusoidalTaskGenerator(), config)
-    expected = begun.trainer.evaluate(begun.held_out("test", 5)[1], 0)
+    begun = experiment.Experiment("maml", runs.registry.METHODS["maml"], "sinusoid", SinusoidalTaskGenerator(), config)
+    expected = evaluation.errors(begun.learner, begun.held_out("test", 5)[1], 0)
     assert_allclose(found.entry.errors[5][:, :1], expected)
 
 
@@ -262,7 +268,7 @@ def test_samples_of_one_family_are_not_both() -> None:
 
 def test_published_numbers_carry_their_marks() -> None:
     assert {one.mark for one in published.PUBLISHED} == {"read", "second hand", "recalled"}
-    assert published.PUBLISHED[0].values == experiment.PUBLISHED
+    assert published.PUBLISHED[0].values == SinusoidalTaskGenerator().published
     assert all(set(values) <= set(paper.GRADIENTS) for one in published.PUBLISHED for values in one.values.values())
 
 
@@ -273,3 +279,33 @@ def test_unusable_flags_are_refused(flags: list[str], tmp_path: Path, capsys: py
     except SystemExit as stop:
         code = stop.code  # type: ignore[assignment]
     assert code == 2 and "got " in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
+# ---- the animation
+
+
+def positive(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0.1, 2.0, shape)
+
+
+def test_an_animation_has_a_frame_for_each_number_of_gradients_and_holds_the_last() -> None:
+    paths = {label: positive(4, 21) for label in ("one", "two")}
+    data = adaptation_animation(
+        np.linspace(-5, 5, 21), positive(21), np.linspace(-5, 5, 21)[:4], positive(4), paths, seconds=0.6, hold=4
+    )
+    durations = []
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.n_frames, image.info["loop"]) == ("GIF", 4, 0)
+        assert image.size[0] < 800 and len(data) < 4 / 11 * 1_000_000  # one of 11 frames fits into a README
+        for number in range(4):
+            image.seek(number)
+            durations.append(image.info["duration"])
+    assert durations == [600] * 3 + [2400]
+
+
+def test_an_animation_of_a_network_that_diverged_can_be_made() -> None:
+    for bad in (np.nan, 1e30):
+        paths = {"one": np.stack([positive(21), np.full(21, bad)]).astype(np.float32)}
+        assert adaptation_animation(
+            np.linspace(-5, 5, 21), positive(21), np.linspace(-5, 5, 21)[:4], positive(4), paths, hold=1
+        )

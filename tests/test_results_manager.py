@@ -24,19 +24,10 @@ import torch
 from matplotlib.figure import Figure
 
 import results_manager
-from results_manager import (
-    SCHEMA_VERSION,
-    ExperimentManager,
-    RunError,
-    checkpoint_bytes,
-    find_run,
-    git_state,
-    json_bytes,
-    plain,
-    read_checkpoint,
-    system_report,
-    write_atomically,
-)
+from results_manager import ExperimentManager
+from runtime.errors import RunError
+from runtime.storage import SCHEMA_VERSION, checkpoint_bytes, find_run, json_bytes, plain, read_checkpoint, write_atomically
+from runtime.system import git_state, system_report
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -412,7 +403,7 @@ def frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: Any = None) -> Frozen:
             return cls(2026, 11, 23, 20, 15, 0)
 
-    monkeypatch.setattr(results_manager, "datetime", Frozen)
+    monkeypatch.setattr("runtime.storage.datetime", Frozen)
 
 
 @pytest.mark.usefixtures("frozen_clock")
@@ -792,7 +783,7 @@ def test_the_report_keeps_the_warnings(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_report_holds_no_environment_variable_that_is_not_on_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET_TOKEN", "do-not-record-me")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr(results_manager, "_run", lambda command: (1, "", ""))
+    monkeypatch.setattr("runtime.system._run", lambda command: (1, "", ""))
     found = system_report()
     assert found["variables"]["OMP_NUM_THREADS"] == "3" and "do-not-record-me" not in json.dumps(plain(found))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks" / "paper"))
 
 from sampling import (
     Estimate,
@@ -29,10 +29,12 @@ from sampling import (
     spread_against_error_within,
 )
 
-import main
+import registry
+from commands import runs
 from config import Config
-from dataset import Points, SineLineTaskGenerator, held_out
-from trainer import Trainer
+from dataset import Points, SineLineTaskGenerator
+from evaluation import sample
+from learner import MetaLearner
 
 TASKS, SAMPLES, POINTS = 60, 200, 40
 GRID = np.linspace(-5, 5, 101)
@@ -168,7 +170,7 @@ def test_classifier_keeps_leading_dimensions() -> None:
 
 def test_exact_posterior_is_calibrated_by_every_judge(generator: SineLineTaskGenerator) -> None:
     rng = np.random.default_rng(0)
-    params, task = held_out(generator, 60, 5, 50, "test")
+    params, task = generator.held_out("test", 60, 5, 50)
     curves, _ = posterior_curves(generator, task.support, task.query.x, rng, 100, 50_000)
     judgement = judge(curves, task.query.y[..., 0], params[:, 0] == 1, 0.3, rng)
     assert 0.86 < judgement.coverage.value < 0.94
@@ -179,7 +181,7 @@ def test_exact_posterior_is_calibrated_by_every_judge(generator: SineLineTaskGen
 
 
 def test_exact_posterior_fits_what_it_has_seen(rng: np.random.Generator, generator: SineLineTaskGenerator) -> None:
-    _, task = held_out(generator, 20, 5, 10, "test")
+    _, task = generator.held_out("test", 20, 5, 10)
     curves, _ = posterior_curves(generator, task.support, task.support.x, rng, 100, 50_000)
     assert np.abs(curves.mean(1) - task.support.y[..., 0]).mean() < 0.3
 
@@ -199,32 +201,34 @@ def test_ambiguous_supports_leave_the_family_open(rng: np.random.Generator, gene
 
 
 @pytest.fixture(scope="module")
-def leo() -> Trainer:
-    config = Config.resolve(main.METHODS["leo"].defaults, main.TASK_DEFAULTS["sine-line"], {"NUM_TASKS": 25, "DEVICE": "cpu"})
-    return main.build("leo", "sine-line", config).trainer
+def leo() -> MetaLearner:
+    config = Config.resolve(
+        registry.METHODS["leo"].defaults, registry.TASK_DEFAULTS["sine-line"], {"NUM_TASKS": 25, "DEVICE": "cpu"}
+    )
+    return runs.build("leo", "sine-line", config).learner
 
 
-def test_sampled_curves_differ_and_repeat(leo: Trainer, generator: SineLineTaskGenerator) -> None:
-    _, task = held_out(generator, 3, 5, 7, "test")
-    first, again = (leo.sample(task.support, task.query.x, 2, np.random.default_rng(1), 4) for _ in range(2))
+def test_sampled_curves_differ_and_repeat(leo: MetaLearner, generator: SineLineTaskGenerator) -> None:
+    _, task = generator.held_out("test", 3, 5, 7)
+    first, again = (sample(leo, task.support, task.query.x, 2, np.random.default_rng(1), 4) for _ in range(2))
     assert first.shape == (3, 4, 7)
     assert_array_equal(first, again)
     assert (first.std(1) > 1e-6).all()
     assert single_curves(leo, task.support, task.query.x, 2).shape == (3, 1, 7)
 
 
-def test_temperature_scales_the_spread_down_to_the_single_curve(leo: Trainer, generator: SineLineTaskGenerator) -> None:
-    _, task = held_out(generator, 3, 5, 7, "test")
+def test_temperature_scales_the_spread_down_to_the_single_curve(leo: MetaLearner, generator: SineLineTaskGenerator) -> None:
+    _, task = generator.held_out("test", 3, 5, 7)
     cold, cool, usual = (
-        leo.sample(task.support, task.query.x, 0, np.random.default_rng(1), 20, temperature=temperature)
+        sample(leo, task.support, task.query.x, 0, np.random.default_rng(1), 20, temperature=temperature)
         for temperature in (0.0, 0.5, 1.0)
     )
     assert_allclose(cold, single_curves(leo, task.support, task.query.x, 0).repeat(20, axis=1), atol=1e-5)
     assert (cool.std(1) < usual.std(1)).all()
 
 
-def test_samples_of_a_task_do_not_depend_on_those_that_follow(leo: Trainer, generator: SineLineTaskGenerator) -> None:
-    _, task = held_out(generator, 3, 5, 7, "test")
-    everything = leo.sample(task.support, task.query.x, 2, np.random.default_rng(1), 4, together=7)  # a task in two parts
+def test_samples_of_a_task_do_not_depend_on_those_that_follow(leo: MetaLearner, generator: SineLineTaskGenerator) -> None:
+    _, task = generator.held_out("test", 3, 5, 7)
+    everything = sample(leo, task.support, task.query.x, 2, np.random.default_rng(1), 4, batch=7)  # a task in two parts
     alone = Points(task.support.x[:1], task.support.y[:1])
-    assert_allclose(leo.sample(alone, task.query.x[:1], 2, np.random.default_rng(1), 4), everything[:1], atol=1e-5)
+    assert_allclose(sample(leo, alone, task.query.x[:1], 2, np.random.default_rng(1), 4), everything[:1], atol=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from chaos_tools import command, only_run, ranks, report_of, result_of, same
 
-from main import METHODS
+from registry import METHODS
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-import main
+import registry
 from config import Config
-from dataset import SinusoidalTaskGenerator, Task, TaskDataset, held_out, stream
+from dataset import SinusoidalTaskGenerator, Task, TaskDataset, stream
+from evaluation import errors
 from learner import Points
-from trainer import Diverged, Trainer, tasks_at_once
+from meta_step import tasks_at_once
+from trainer import Diverged, Trainer
 
 TINY = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 5, "LEO_DECODER_DIM": 6}
-METHODS = sorted(main.METHODS)
+METHODS = sorted(registry.METHODS)
 
 
 def make(method="maml", iterations=12, tasks=5, dataset=None, settings=None, **options):
-    config = Config.resolve(main.METHODS[method].defaults, TINY, settings or {})
-    learner = main.METHODS[method].from_config(config, stream(0, "weights"))
+    config = Config.resolve(registry.METHODS[method].defaults, TINY, settings or {})
+    learner = registry.METHODS[method].from_config(config, stream(0, "weights"))
     dataset = dataset or TaskDataset(SinusoidalTaskGenerator(), 40, tasks, 6, 7, 0)
     return Trainer(learner, dataset, iterations=iterations, meta_lr=1e-3, clip=1.0, **options)
 
@@ -46,10 +48,10 @@ def test_training_twice_gives_the_same_bits(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_training_lowers_the_error_on_held_out_tasks(method):
     trainer = make(method, iterations=150, tasks=10)
-    tasks = held_out(SinusoidalTaskGenerator(), 100, 6, 20, "validation")[1]
-    before = trainer.evaluate(tasks, 3).mean(0)
+    tasks = SinusoidalTaskGenerator().held_out("validation", 100, 6, 20)[1]
+    before = errors(trainer.learner, tasks, 3).mean(0)
     run(trainer)
-    assert trainer.evaluate(tasks, 3).mean(0)[3] < before[3]
+    assert errors(trainer.learner, tasks, 3).mean(0)[3] < before[3]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,7 +71,7 @@ def test_compiled_step_equals_eager_step_to_rounding(method):
     assert compiled.prepare().startswith("compiled")
     for (_, one), (_, other) in zip(eager.train(), compiled.train(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
-    torch.testing.assert_close(eager.flat, compiled.flat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(eager.step.flat, compiled.step.flat, rtol=1e-4, atol=1e-5)
 
 
 def test_preparing_changes_no_state():
@@ -89,10 +91,10 @@ def test_chunks_of_tasks_give_the_whole_batch_gradient(method, chunk):
 
 def test_a_meta_batch_beyond_the_cache_is_cut_to_pieces_that_fit(monkeypatch):
     whole = make(iterations=1)
-    monkeypatch.setattr("trainer.FEWEST", 2)
-    monkeypatch.setattr("trainer.CACHE_WORK", 2 * whole._work() // whole.dataset.meta_batch)
+    monkeypatch.setattr("meta_step.FEWEST", 2)
+    monkeypatch.setattr("meta_step.CACHE_WORK", 2 * whole.task_work)
     cut = make(iterations=1)
-    assert (whole.chunk, cut.chunk) == (0, 2)
+    assert (whole.step.chunk, cut.step.chunk) == (0, 2)
     (_, one), (_, other) = next(whole.train()), next(cut.train())
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -114,12 +116,12 @@ def test_tasks_at_once_are_what_was_asked_for_or_what_the_cache_holds(chunk, sha
 
 def test_adam_and_clipping_equal_torch_optim():
     trainer = make(iterations=5)
-    reference = torch.nn.Parameter(trainer.flat.clone())
+    reference = torch.nn.Parameter(trainer.step.flat.clone())
     optimiser = torch.optim.Adam([reference], lr=1e-3)
     for iteration in range(5):
         task, noise = trainer._meta_batches(0)[iteration]
-        trainer.flat.copy_(reference.detach())
-        reference.grad = trainer._gradient(task, noise, trainer._groups[0][1])[: len(reference)]
+        trainer.step.flat.copy_(reference.detach())
+        reference.grad = trainer.step._gradient(task, noise, trainer.step._groups[0][1])[: len(reference)]
         torch.nn.utils.clip_grad_norm_([reference], 1.0)
         optimiser.param_groups[0]["lr"] = trainer.learning_rate(iteration)
         optimiser.step()
@@ -159,30 +161,30 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(step, value, part
     assert caught.value.iteration == step + 1
     assert caught.value.quantity in ("meta_loss", "query_mse", "grad_norm")
     clean = make()
-    expected = run(clean, step)["meta_parameters"]["theta"] if step else clean.flat
-    assert torch.equal(trainer.flat, expected)
+    expected = run(clean, step)["meta_parameters"]["theta"] if step else clean.step.flat
+    assert torch.equal(trainer.step.flat, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_evaluation_of_a_task_does_not_depend_on_its_company(method):
     trainer = make(method)
-    tasks = held_out(SinusoidalTaskGenerator(), 7, 5, 9, "test")[1]
+    tasks = SinusoidalTaskGenerator().held_out("test", 7, 5, 9)[1]
     single = Task(*(Points(points.x[2:3], points.y[2:3]) for points in tasks))
-    np.testing.assert_allclose(trainer.evaluate(single, 3)[0], trainer.evaluate(tasks, 3)[2], rtol=1e-4)
+    np.testing.assert_allclose(errors(trainer.learner, single, 3)[0], errors(trainer.learner, tasks, 3)[2], rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_evaluation_is_the_query_error_of_the_adapted_networks(method):
     trainer = make(method)
-    tasks = held_out(SinusoidalTaskGenerator(), 2, 5, 9, "test")[1]
+    tasks = SinusoidalTaskGenerator().held_out("test", 2, 5, 9)[1]
     support = Points(*(torch.from_numpy(values[1]) for values in tasks.support))
     with torch.no_grad():
         path = trainer.learner.adapt(support, torch.zeros(trainer.learner.noise_dim), 4).path
-        errors = [
+        expected = [
             ((trainer.learner.network(w, torch.from_numpy(tasks.query.x[1])).numpy() - tasks.query.y[1]) ** 2).mean()
             for w in path
         ]
-    np.testing.assert_allclose(trainer.evaluate(tasks, 4)[1], errors, rtol=1e-4)
+    np.testing.assert_allclose(errors(trainer.learner, tasks, 4)[1], expected, rtol=1e-4)
 
 
 def test_a_state_of_another_shape_is_refused_by_name():
@@ -210,7 +212,7 @@ def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(
     assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
     for (_, one), (_, other) in zip(eager.train(), traced.train(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
-    torch.testing.assert_close(eager.flat, traced.flat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(eager.step.flat, traced.step.flat, rtol=1e-4, atol=1e-5)
 
 
 def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
@@ -218,7 +220,7 @@ def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
         raise RuntimeError("the compiler is broken\nbeyond repair")
 
     trainer = make(compile_mode="always")
-    trainer._step = broken
+    monkeypatch.setattr("meta_step.compiled", broken)
     assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken beyond repair"
     assert_same_bits(run(trainer), run(make()))
 

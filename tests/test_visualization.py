@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import itertools
 import subprocess
 import sys
@@ -18,27 +17,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.testing import assert_allclose
-from PIL import Image  # matplotlib brings it
 
-import comparison_figures
-import visualization
-from comparison_figures import (
-    adaptation_animation,
-    error_against_gradients,
-    error_against_shots,
-    prediction_curves,
-    sample_bundle,
-)
-from results_manager import figure_bytes
+from analysis import figures
+from analysis.comparison import mean_and_interval, shown_steps
+from analysis.figures import error_against_gradients, error_against_shots, prediction_curves, run_figures, sample_bundle
+from analysis.text_tables import results_table
+from dataset import Published
+from runtime.storage import figure_bytes
 from visualization import (
     adaptive_learning,
     binned_median,
     latent_space,
-    mean_and_interval,
     performance_over_tasks,
-    results_table,
-    run_figures,
-    shown_steps,
     smoothed,
     task_predictions,
     training_curves,
@@ -79,12 +69,12 @@ def predictions(tasks: int = 6, steps: list[int] = STEPS) -> Figure:
     return task_predictions(GRID, numbers(*shape), points, points, numbers(tasks, len(steps), len(GRID)), steps, "a title")
 
 
-def performance(tasks: int = 40, reference: visualization.Reference = PUBLISHED) -> Figure:
+def performance(tasks: int = 40, reference: Published = PUBLISHED) -> Figure:
     errors = {count: numbers(tasks) / count for count in (5, 10)}
     return performance_over_tasks(errors, numbers(tasks, 3), NAMES, 10, reference, "a title")
 
 
-def adapting(steps: int = 10, reference: visualization.Reference = PUBLISHED) -> Figure:
+def adapting(steps: int = 10, reference: Published = PUBLISHED) -> Figure:
     results = {count: {"mse": numbers(steps + 1), "ci95": numbers(steps + 1) / 10} for count in (5, 10)}
     return adaptive_learning(results, reference, "a title")
 
@@ -198,10 +188,10 @@ def test_a_figure_changes_no_setting_of_matplotlib(name: str) -> None:
 
 def test_drawing_does_not_import_pyplot() -> None:
     program = (
-        "import io, sys, numpy as np, visualization as v, comparison_figures as c\n"
+        "import io, sys, numpy as np, visualization as v, analysis.figures as c\n"
         "x = np.ones(3)\n"
         "v.adaptive_learning({5: {'mse': x, 'ci95': x / 9}}, {}, 't').savefig(io.BytesIO(), format='pdf')\n"
-        "c.adaptation_animation(x.cumsum(), x, x, x, {'a': np.ones((2, 3))})\n"
+        "c.sample_bundle(x.cumsum(), x[None], x[None], np.ones((1, 2, 3)), 't')\n"
         "print('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
@@ -234,7 +224,7 @@ def test_few_gradients_at_evaluation_can_be_drawn(steps: int) -> None:
 @pytest.mark.parametrize("draw", [performance, adapting])
 @pytest.mark.parametrize("reference", [{}, {20: {10: 0.1}}, {5: {}}], ids=["none", "another K", "no values"])
 def test_a_number_of_shots_without_published_figures_is_drawn_without_them(
-    draw: Callable[..., Figure], reference: visualization.Reference
+    draw: Callable[..., Figure], reference: Published
 ) -> None:
     labels = {text for axis in drawn(draw(reference=reference)).axes for text in axis.get_legend_handles_labels()[1]}
     assert {"K = 5", "K = 10"} <= labels and not any("Finn" in label for label in labels)
@@ -499,7 +489,7 @@ def test_every_method_stands_once_in_the_legend(draw: Callable[..., Figure], gro
 
 
 def test_no_two_methods_look_alike() -> None:
-    looks = [comparison_figures._look(place) for place in range(24)]
+    looks = [figures._line_style(place) for place in range(24)]
     assert all(first != second for first, second in itertools.combinations(looks, 2))
 
 
@@ -583,25 +573,6 @@ def test_samples_that_diverged_leave_the_others_in_the_picture(bad: float) -> No
 
 
 # ---- the animation, and files
-
-
-def test_an_animation_has_a_frame_for_each_number_of_gradients_and_holds_the_last() -> None:
-    paths = {label: numbers(4, len(GRID)) for label in ("one", "two")}
-    data = adaptation_animation(GRID, numbers(len(GRID)), GRID[:4], numbers(4), paths, seconds=0.6, hold=4)
-    durations = []
-    with Image.open(io.BytesIO(data)) as image:
-        assert (image.format, image.n_frames, image.info["loop"]) == ("GIF", 4, 0)
-        assert image.size[0] < 800 and len(data) < 4 / 11 * 1_000_000  # one of 11 frames fits into a README
-        for number in range(4):
-            image.seek(number)
-            durations.append(image.info["duration"])
-    assert durations == [600] * 3 + [2400]
-
-
-def test_an_animation_of_a_network_that_diverged_can_be_made() -> None:
-    for bad in (np.nan, 1e30):
-        paths = {"one": np.stack([numbers(len(GRID)), np.full(len(GRID), bad)]).astype(np.float32)}
-        assert adaptation_animation(GRID, numbers(len(GRID)), GRID[:4], numbers(4), paths, hold=1)
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])

@@ -1,8 +1,8 @@
 """The training runs behind the tables of `paper.py`: which there are, what became of them, training what is missing.
 
 Each run has a directory of a fixed name, so that a second call resumes what was begun and skips what is complete.
-As a script this file is `main.py` with one more task family, that of the oracle. It refuses to know what is made of
-the results.
+As a script this file is `main.py` with one more task family: the oracle is a network that is told amplitude and phase,
+and so has one function of three inputs to learn.
 """
 
 from __future__ import annotations
@@ -20,16 +20,59 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from oracle import ToldTaskGenerator
+import numpy as np
+from paths import ROOT  # first: it puts the others on the path
 from report import progress
-from work import ROOT
 
 import main
+import registry
 from config import Config
+from dataset import Array, FunctionFamily, SinusoidalTaskGenerator
 from experiment import Experiment
-from results_manager import RunError
+from runtime.errors import RunError
 
-main.TASKS["told"] = ToldTaskGenerator.from_config  # a task family for the command line, as any other
+
+class OracleTaskGenerator(FunctionFamily):
+    """y = A sin(x - phase) as a function of x, A and phase, the latter two scaled to the range of x.
+
+    Every input is uniform, so each point is one of a sinusoid of its own, from the distribution of `sinusoids`:
+    plain regression, with nothing to adapt to.
+    """
+
+    name = "OracleSinusoidal"
+
+    def __init__(self, sinusoids: SinusoidalTaskGenerator):
+        super().__init__(3, sinusoids.x_range)
+        self.sinusoids = sinusoids
+
+    @classmethod
+    def from_config(cls, config: Config) -> OracleTaskGenerator:
+        amplitudes, phases = (config.AMPLITUDE_MIN, config.AMPLITUDE_MAX), (config.PHASE_MIN, config.PHASE_MAX)
+        return cls(SinusoidalTaskGenerator(1, (config.X_MIN, config.X_MAX), 0.0, amplitudes, phases))
+
+    def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        return np.zeros((num_tasks, 1), np.float32)  # all tasks are the same
+
+    def curve(self, params: Array, x: Array) -> Array:
+        low, high = self.x_range
+        place = (x - low) / (high - low)  # 0 to 1
+        amplitude, phase = (
+            smallest + (largest - smallest) * place[..., 1 + column : 2 + column]
+            for column, (smallest, largest) in enumerate((self.sinusoids.amplitude_range, self.sinusoids.phase_range))
+        )
+        return (amplitude * np.sin(x[..., :1] - phase)).astype(np.float32)
+
+    def inputs(self, params: Array, x: Array) -> Array:
+        """The inputs [T, N, 3] of the oracle: `params` [T, >= 2] at `x` [T, N, 1]."""
+        low, high = self.x_range
+        scaled = [
+            low + (high - low) * (params[:, None, column : column + 1] - smallest) / (largest - smallest)
+            for column, (smallest, largest) in enumerate((self.sinusoids.amplitude_range, self.sinusoids.phase_range))
+        ]
+        return np.concatenate([x, *(np.broadcast_to(part, x.shape) for part in scaled)], axis=2).astype(np.float32)
+
+
+registry.TASKS["oracle"] = OracleTaskGenerator.from_config  # a task family for the command line, as any other
 
 
 class Kind(NamedTuple):
@@ -49,10 +92,15 @@ KINDS = {
     "LEO on sine-line": Kind("leo", "sine-line", {}),
     "pretrained": Kind("maml", "sinusoid", {"INNER_STEPS": 0}),
     "MAML on sine-line": Kind("maml", "sine-line", {}),
+    "Meta-SGD": Kind("meta-sgd", "sinusoid", {}),
+    "CAVIA": Kind("cavia", "sinusoid", {}),
+    "ANIL": Kind("anil", "sinusoid", {}),
+    "R2-D2": Kind("r2d2", "sinusoid", {}),
+    "R2-D2, trained 5-shot": Kind("r2d2", "sinusoid", {"SUPPORT_SAMPLES": 5}),
     # plain regression of the same network; nothing to adapt to, so all points are query points
     "oracle": Kind(
         "maml",
-        "told",
+        "oracle",
         {"INPUT_DIM": 3, "INNER_STEPS": 0, "EVAL_STEPS": 0, "EVAL_SHOTS": [1], "SUPPORT_SAMPLES": 1, "QUERY_SAMPLES": 40},
     ),
 }
@@ -96,7 +144,7 @@ class Job(NamedTuple):
         method, tasks, _ = self.kind
         name = self.directory.name.split("_", 2)[2]
         argv = ["--method", method, "--tasks", tasks, "--output", str(self.directory.parent), "--name", name]
-        defaults = Config.resolve(main.defaults(method, tasks)).to_dict()
+        defaults = Config.resolve(registry.defaults(method, tasks)).to_dict()
         changed = {key: value for key, value in self.config.to_dict().items() if value != defaults[key]}
         return argv + [word for key, value in changed.items() for word in ("--set", f"{key}={json.dumps(value)}")]
 
@@ -104,8 +152,8 @@ class Job(NamedTuple):
 def job(label: str, seed: int, output: Path, extra: Mapping[str, Any]) -> Job:
     """The run of `KINDS[label]` with a seed; `extra` settings are those of a smaller version."""
     kind = KINDS[label]
-    config = Config.resolve(main.defaults(kind.method, kind.tasks), extra, kind.settings, {"RANDOM_SEED": seed})
-    family = main.TASKS[kind.tasks](config).name
+    config = Config.resolve(registry.defaults(kind.method, kind.tasks), extra, kind.settings, {"RANDOM_SEED": seed})
+    family = registry.TASKS[kind.tasks](config).name
     name = "".join(letter if letter.isalnum() else "-" for letter in label.lower()).replace("--", "-")
     return Job(label, seed, kind, config, output / f"{kind.method.upper()}_{family}_{name}-{seed}")
 
@@ -140,8 +188,8 @@ def train(jobs: Sequence[Job], workers: int) -> int:
     progress(f"{len(jobs)} runs: {len(jobs) - total} complete, {total} to train, {max(1, workers)} at a time")
     if not workers:
         for place, one in enumerate(waiting, start=1):
-            _judge(one, _in_process(one))
-            _tell(one, place, total, begun)
+            _require_complete(one, _in_process(one))
+            _report_progress(one, place, total, begun)
         return total
     running: dict[subprocess.Popen[bytes], Job] = {}
     try:
@@ -152,8 +200,8 @@ def train(jobs: Sequence[Job], workers: int) -> int:
                 progress(f"{'resumed' if states[one.directory] == 'begun' else 'started'}: {one.name}")
             for process in [process for process in running if process.poll() is not None]:
                 one = running.pop(process)
-                _judge(one, process.returncode)
-                _tell(one, total - len(waiting) - len(running), total, begun)
+                _require_complete(one, process.returncode)
+                _report_progress(one, total - len(waiting) - len(running), total, begun)
             time.sleep(0.1)
     finally:
         for process in running:
@@ -163,7 +211,7 @@ def train(jobs: Sequence[Job], workers: int) -> int:
     return total
 
 
-def _tell(job: Job, place: int, total: int, begun: float) -> None:
+def _report_progress(job: Job, place: int, total: int, begun: float) -> None:
     progress(f"[{place} of {total}, {time.perf_counter() - begun:.0f} s] complete: {job.name}")
 
 
@@ -186,7 +234,7 @@ def _in_process(job: Job) -> int:
     _clear(job)
     text = io.StringIO()
     # their own figures would take ten times as long as such small runs do, and nobody looks at them
-    without_figures = patch.object(Experiment, "draw"), patch.object(Experiment, "show_progress")
+    without_figures = patch("commands.evaluate.draw"), patch.object(Experiment, "show_progress")
     try:
         with redirect_stdout(text), redirect_stderr(text), without_figures[0], without_figures[1]:
             return main.main(job.argv())
@@ -201,7 +249,7 @@ def _clear(job: Job) -> None:
         shutil.rmtree(job.directory)
 
 
-def _judge(job: Job, code: int) -> None:
+def _require_complete(job: Job, code: int) -> None:
     if code or state(job) != "complete":
         lines = _log(job).read_text(encoding="utf-8", errors="replace").splitlines()
         last = lines[-1] if lines else "nothing"

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from comparison import statistics
-from visualization import mean_and_interval
+from analysis.comparison import mean_and_interval, statistics
 
 
 class Check(NamedTuple):

@@ -38,41 +38,41 @@ class Interrupted(BaseException):
 class Signals:
     """SIGINT and SIGTERM ask to save and leave, SIGUSR1 to save and go on; a second SIGINT quits at once.
 
-    In training a handler only sets a flag, on which the loop acts after the step. `at_once` is for the time around it,
+    In training a handler only sets a flag, on which the loop acts after the step. `raise_now` is for the time around it,
     when a step may be a minute away and there is nothing to lose: `Interrupted` is raised.
     """
 
-    AGAIN = 1.0  # under torchrun, Ctrl-C arrives twice: from the terminal, and at once again from torchrun
+    DUPLICATE_SECONDS = 1.0  # under torchrun, Ctrl-C arrives twice: from the terminal, and at once again from torchrun
 
     def __init__(self) -> None:
         self.stop = 0  # number of the signal that asked to stop
         self.save = 0
-        self.at_once = True
+        self.raise_now = True
         self._first = 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._ask_to_stop)
-        signal.signal(signal.SIGUSR1, self._ask_to_save)
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGUSR1, self._on_save)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """What is done inside is done whole: a signal to stop takes effect at its end."""
-        before, self.at_once = self.stop, False
+        before, self.raise_now = self.stop, False
         yield
-        self.at_once = True
+        self.raise_now = True
         if self.stop != before:
             raise Interrupted(self.stop)
 
-    def _ask_to_stop(self, number: int, _: Any) -> None:
+    def _on_stop(self, number: int, _: Any) -> None:
         if self.stop:
-            twice = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < self.AGAIN
+            twice = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < self.DUPLICATE_SECONDS
             if number == signal.SIGINT and not twice:
                 os._exit(128 + number)
             return
         self.stop, self._first = number, time.monotonic()
-        if self.at_once:
+        if self.raise_now:
             raise Interrupted(number)
 
-    def _ask_to_save(self, _number: int, _: Any) -> None:
+    def _on_save(self, _number: int, _: Any) -> None:
         self.save = 1
 
 
@@ -81,7 +81,7 @@ class PeerLost(RuntimeError):
 
 
 @contextmanager
-def peers() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
     """Communication inside turns its errors into `PeerLost`: there are many kinds, and they mean the same."""
     try:
         yield
@@ -91,16 +91,28 @@ def peers() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number in the run; 0 writes. Known before `join`, so that one error is printed once."""
+    """This process's number in the run; 0 writes. Known before `connect`, so that one error is printed once."""
     texts = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    return int(texts[0]) if _fit(*texts) else 0
+    return int(texts[0]) if _valid_rank(*texts) else 0
 
 
-def _fit(number: str, processes: str) -> bool:
+def print_once(text: str) -> None:
+    """Print a line, in one process of a run; a reader that has left (`| head -1`) does not end the run."""
+    if rank():
+        return
+    try:
+        print(text, flush=True)
+    except UnicodeEncodeError:  # a terminal without the letters of some folder's name
+        print(text.encode("ascii", "backslashreplace").decode(), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _valid_rank(number: str, processes: str) -> bool:
     return number.isdecimal() and processes.isdecimal() and int(number) < int(processes)
 
 
-def join() -> None:
+def connect() -> None:
     """Meet the other processes, if torchrun (or whoever set its variables) started several.
 
     Raises `PeerLost` for variables that make no sense, and where somebody does not come.
@@ -114,7 +126,7 @@ def join() -> None:
                 f"{name} is not set (got {', '.join(given)}; expected all of {', '.join(VARIABLES)}, as torchrun does)"
             )
     texts = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    if not _fit(*texts):
+    if not _valid_rank(*texts):
         raise PeerLost(f"RANK and WORLD_SIZE do not fit (got {' and '.join(texts)}; expected 0 <= RANK < WORLD_SIZE)")
     cuda = torch.cuda.is_available()
     if cuda:
@@ -143,7 +155,7 @@ def _give_up() -> None:
     os._exit(1)
 
 
-def leave() -> None:
+def disconnect() -> None:
     """Say goodbye; the process goes on alone."""
     if dist.is_initialized():
         with suppress(RuntimeError):  # somebody who is gone already
@@ -156,34 +168,34 @@ def world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def wait_until_ready() -> None:
+def wait_for_peers() -> None:
     """Wait for the processes that still compile."""
     if world()[1] > 1:
-        with peers():
+        with peer_errors():
             dist.monitored_barrier(timeout=READY_TIMEOUT)
 
 
-def agreed(flags: list[int]) -> list[int]:
+def max_over_processes(flags: list[int]) -> list[int]:
     """The largest of each flag over all processes: what one was asked, all do, in the same step."""
     if world()[1] == 1:
         return flags
     tensor = torch.tensor(flags)
-    with peers():
+    with peer_errors():
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.tolist()
 
 
-def from_first(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Process 0's `value`, in all processes."""
     if world()[1] == 1:
         return value
     values = [value]
-    with peers():
+    with peer_errors():
         dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
     return values[0]
 
 
-def launch() -> dict[str, str] | None:
+def launch_id() -> dict[str, str] | None:
     """What identifies the launch that this process belongs to, however often torchrun starts it again; None without torchrun.
 
     A run id alone does not: unless the user gives one, it is "none" or made up anew on each machine.

@@ -1,20 +1,38 @@
-"""Figures beside those of a run: methods side by side, predictions on given points, samples, an animation.
+"""Figures of runs and their comparisons: which figures there are, from which arrays.
 
-Arrays in, `matplotlib.figure.Figure` out (of the animation, the bytes of its file), in the style of
-`visualization.py`. This file refuses to know about torch, models and the disk.
+Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`. Independent of torch, models and the disk.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from visualization import BLACK, BLUE, CYCLE, MARKERS, ORANGE, SKY, VERMILION, Reference, figure_grid
+from analysis.comparison import mean_and_interval, shown_steps
+from dataset import Published
+from visualization import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    MARKERS,
+    ORANGE,
+    SKY,
+    VERMILION,
+    Arrays,
+    adaptive_learning,
+    figure_grid,
+    gradients,
+    latent_space,
+    name_axes,
+    panels,
+    performance_over_tasks,
+    shared_legend,
+    task_predictions,
+    training_curves,
+)
 
 # shots -> label -> {"mse" [S+1], "ci95" [S+1], "seeds" [R, S+1] (the mean of each seed; may be missing)}
 Results = Mapping[int, Mapping[str, Mapping[str, np.ndarray]]]
@@ -22,7 +40,7 @@ Results = Mapping[int, Mapping[str, Mapping[str, np.ndarray]]]
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # beyond six labels the colours come again
 
 
-def _look(place: int) -> dict[str, object]:
+def _line_style(place: int) -> dict[str, object]:
     """Colour, marker and dash of the curve number `place`: no two of the first 24 are alike."""
     return {"color": CYCLE[place % 6], "marker": MARKERS[place % 6], "ls": DASHES[place // 6 % 4]}
 
@@ -43,7 +61,7 @@ def _log_scale(axis: Axes, curves: Sequence[np.ndarray]) -> float:
     return float(usual.min())
 
 
-def error_against_gradients(results: Results, title: str, reference: Reference | None = None) -> Figure:
+def error_against_gradients(results: Results, title: str, reference: Published | None = None) -> Figure:
     """Mean error against support gradients with 95% bands over tasks: a panel for each K, a curve for each label.
 
     Args:
@@ -63,14 +81,14 @@ def error_against_gradients(results: Results, title: str, reference: Reference |
             seeds = np.asarray(values.get("seeds", mean[None]), float)
             for seed in seeds if len(seeds) > 1 else []:
                 axis.plot(steps, seed, color=colour, lw=0.6, alpha=0.7)
-            axis.plot(steps, mean, ms=4, lw=1.5, label=label, **_look(place))
+            axis.plot(steps, mean, ms=4, lw=1.5, label=label, **_line_style(place))
         if known := (reference or {}).get(shots):
             axis.plot(list(known), list(known.values()), "x", color=BLACK, ms=8, mew=1.8, label="Finn et al. 2017")
         axis.set(title=f"K = {shots}", xlabel="gradients taken on the support set")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25, lw=0.5)
     axes[0, 0].set_ylabel("mean squared error on query points")
-    _shared_legend(figure, axes)
+    shared_legend(figure, axes)
     figure.suptitle(title)
     return figure
 
@@ -90,25 +108,17 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
             mean, half = errors[place, :, panel], np.nan_to_num(intervals[place, :, panel], posinf=0.0)
             down = np.minimum(half, np.maximum(mean - lowest / 3, 0))  # a log axis has no place for zero
             x = np.array(shots) * 1.012 ** (place - (len(labels) - 1) / 2)  # side by side: bars over bars can't be read
-            axis.errorbar(x, mean, [down, half], ms=5, lw=1.5, capsize=3, label=label, **_look(place))
+            axis.errorbar(x, mean, [down, half], ms=5, lw=1.5, capsize=3, label=label, **_line_style(place))
         axis.set_xscale("log")
         axis.set_xticks(shots, [str(count) for count in shots])
         axis.set_xticks([], minor=True)
         axis.set_xlim(shots[0] / 1.25, shots[-1] * 1.25)
-        axis.set(title=f"after {step} gradient{'' if step == 1 else 's'}", xlabel="support points K")
+        axis.set(title=f"after {gradients(step)}", xlabel="support points K")
         axis.grid(alpha=0.25, lw=0.5)
     axes[0, 0].set_ylabel("mean squared error on query points")
-    _shared_legend(figure, axes)
+    shared_legend(figure, axes)
     figure.suptitle(title)
     return figure
-
-
-def _shared_legend(figure: Figure, axes: np.ndarray) -> None:
-    """One legend below all panels, each label once."""
-    entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    longest = max(map(len, entries), default=1)
-    columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / (longest + 6))))
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 
 def prediction_curves(
@@ -134,15 +144,14 @@ def prediction_curves(
     figure, axes = figure_grid(1, 1, 7.2, 4.6)
     axis = axes[0, 0]
     outside = [(grid[0], min(x_range[0], grid[-1])), (max(x_range[1], grid[0]), grid[-1])]
-    for low, high in outside:
-        if low < high:
-            axis.axvspan(low, high, color="0.5", alpha=0.15, lw=0, label="extrapolation")
+    for low, high in [ends for ends in outside if ends[0] < ends[1]]:
+        axis.axvspan(low, high, color="0.5", alpha=0.15, lw=0, label="extrapolation")
     if band is not None:
         axis.fill_between(grid, band[0], band[1], color=SKY, alpha=0.35, lw=0, label="90% of sampled curves")
     for curve in samples if samples is not None else []:
         axis.plot(grid, curve, color=BLUE, lw=0.6, alpha=0.45, label="some sampled curves")
     axis.plot(grid, before, color=ORANGE, lw=1.5, ls=(0, (4, 2)), label="before adapting")
-    axis.plot(grid, after, color=BLUE, lw=2, label=f"after {steps} gradient{'' if steps == 1 else 's'}")
+    axis.plot(grid, after, color=BLUE, lw=2, label=f"after {gradients(steps)}")
     small = len(support_x) > 200
     axis.plot(support_x, support_y, "o", color=VERMILION, ms=2 if small else 5, mec="white", mew=0.2 if small else 0.7)
     axis.lines[-1].set_label("given points")
@@ -150,7 +159,7 @@ def prediction_curves(
     axis.set_ylim(*_limits([support_y, before, after], float(support_y.min()) - reach, float(support_y.max()) + reach))
     axis.set(xlabel="input x", ylabel="output y", title=title, xlim=(grid[0], grid[-1]))
     axis.grid(alpha=0.25, lw=0.5)
-    _shared_legend(figure, axes)
+    shared_legend(figure, axes)
     return figure
 
 
@@ -180,90 +189,72 @@ def sample_bundle(
         is_sine: which samples look like a sinusoid rather than a line, [T, M] booleans; they differ in colour.
         panel_titles: one for each task.
     """
-    count = len(curves)
-    columns = min(3, count)
-    rows = -(-count // columns)
-    figure, axes = figure_grid(rows, columns, max(4.6, 3.3 * columns), 2.7 * rows + 0.8, sharex=True, sharey=True)
-    for task, axis in enumerate(axes.flat):
-        if task >= count:
-            axis.set_visible(False)
-            continue
-        faint = min(0.5, max(0.08, 12 / curves.shape[1]))
+    figure, axes = panels(len(curves), 3.3, 2.7, 0.8)
+    known = [support_y, *([truth] if truth is not None else [])]
+    faint = min(0.5, max(0.08, 12 / curves.shape[1]))
+    for task, axis in enumerate(axes.flat[: len(curves)]):
         for sample, curve in enumerate(curves[task]):
-            if is_sine is None:
-                colour, label = BLUE, "sampled networks"
-            elif is_sine[task, sample]:
-                colour, label = BLUE, "samples like a sinusoid"
-            else:
-                colour, label = VERMILION, "samples like a line"
+            colour, label = (BLUE, "sampled networks") if is_sine is None else SAMPLE_STYLES[bool(is_sine[task, sample])]
             axis.plot(grid, curve, color=colour, lw=0.8, alpha=faint, label=label)
         if truth is not None:
             axis.plot(grid, truth[task], color=BLACK, lw=1.6, ls=(0, (4, 2)), label="true function")
         axis.plot(support_x[task], support_y[task], "o", color=BLACK, ms=6, mec="white", mew=1, label="support points")
-        if panel_titles:
-            axis.set_title(panel_titles[task])
+        axis.set(title=panel_titles[task] if panel_titles else "", xlim=(grid[0], grid[-1]))
         axis.grid(alpha=0.25, lw=0.5)
-        axis.set_xlim(grid[0], grid[-1])
-    known = [support_y, *([truth] if truth is not None else [])]
     low, high = min(float(part.min()) for part in known), max(float(part.max()) for part in known)
     reach = 0.6 * max(high - low, 0.5)
     axes[0, 0].set_ylim(*_limits([*known, curves], low - reach, high + reach))
-    for axis in axes[-1]:
-        axis.set_xlabel("input x")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("output y")
-    _shared_legend(figure, axes)
+    name_axes(axes)
+    shared_legend(figure, axes)
     for handle in figure.legends[0].legend_handles:
-        if handle is not None:
-            handle.set_alpha(1)  # the lines are faint because they are many
+        handle.set_alpha(1)  # type: ignore[union-attr]  # the lines are faint because they are many
     figure.suptitle(title)
     return figure
 
 
-def adaptation_animation(
-    grid: np.ndarray,
-    truth: np.ndarray,
-    support_x: np.ndarray,
-    support_y: np.ndarray,
-    predictions: Mapping[str, np.ndarray],
-    title: str = "",
-    seconds: float = 0.6,
-    hold: int = 4,
-) -> bytes:
-    """A GIF of networks that adapt to one task gradient by gradient, a panel for each label, as the bytes of a file.
+SAMPLE_STYLES = {True: (BLUE, "samples like a sinusoid"), False: (VERMILION, "samples like a line")}
+
+
+# ---- the figures of a run
+
+
+def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
+    """The first `most` example functions of the arrays grid_*, and the network before and after adapting to them."""
+    steps = shown_steps(arrays["grid_predictions"].shape[1] - 1)
+    truth, x, y = (arrays[name][:most] for name in ("grid_truth", "grid_support_x", "grid_support_y"))
+    return task_predictions(arrays["grid"], truth, x, y, arrays["grid_predictions"][:most, steps], steps, title)
+
+
+def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], reference: Published, title: str) -> dict[str, Figure]:
+    """Every figure of a run, by file name, from the arrays of plots/data.npz.
 
     Args:
-        grid, truth: [N]; support_x, support_y: [K].
-        predictions: label -> [S+1, N], after 0 to S gradients; the same S for all.
-        seconds: how long a frame stays; hold: how many times as long the last one stays.
+        arrays: docs/run_directory.md says what they hold; codes and grid_* may be missing.
+        shots: the K of the detailed figures.
+        param_names: of the first columns of "test_params".
+        reference: published means to mark.
     """
-    figure, axes = figure_grid(1, len(predictions), 3.7 * len(predictions) + 0.2, 3.9, sharex=True, sharey=True)
-    figure.set_dpi(90)
-    moving = []
-    for axis, (label, path) in zip(axes[0], predictions.items(), strict=True):
-        axis.plot(grid, truth, color=BLACK, lw=2.6, alpha=0.35, label="true function")
-        axis.plot(grid, path[0], color=ORANGE, lw=1.4, ls=(0, (4, 2)), label="before adapting")
-        moving.append((axis, label, path, axis.plot(grid, path[0], color=BLUE, lw=2, label="the network now")[0]))
-        axis.plot(support_x, support_y, "o", color=VERMILION, ms=6, mec="white", mew=0.8, label="support points")
-        axis.set(xlabel="input x", xlim=(grid[0], grid[-1]))
-        axis.grid(alpha=0.25, lw=0.5)
-    axes[0, 0].set_ylabel("output y")
-    low, high = float(min(truth.min(), support_y.min())), float(max(truth.max(), support_y.max()))
-    reach = 0.35 * max(high - low, 0.5)
-    axes[0, 0].set_ylim(low - reach, high + reach)
-    _shared_legend(figure, axes)
-    frames = len(next(iter(predictions.values())))
-    buffer = io.BytesIO()
-    buffer.name = "animation.gif"  # how the writer knows the format
-    writer = PillowWriter(fps=1 / seconds)  # type: ignore[arg-type]  # it divides by it, and ours is below one
-    writer.setup(figure, "animation.gif")
-    writer.outfile = buffer  # type: ignore[assignment]  # written once, at the end, by Pillow, which takes a stream
-    for step in [*range(frames), *[frames - 1] * (hold - 1)]:
-        for axis, label, path, line in moving:
-            line.set_ydata(path[step])
-            axis.set_title(f"{label}: error {np.square(path[step] - truth, dtype=np.float64).mean():.3g}", fontsize=11)
-        head = f"{title}: " if title else ""
-        figure.suptitle(f"{head}after {step} gradient{'' if step == 1 else 's'}", fontsize=11)
-        writer.grab_frame()
-    writer.finish()
-    return buffer.getvalue()
+    names = [name for name in arrays if name.startswith("test_errors_")]
+    errors = {int(name.split("_")[2]): arrays[name] for name in names}  # shots -> [T, S+1]
+    params, last = arrays["test_params"], next(iter(errors.values())).shape[1] - 1
+    final = {count: values[:, -1] for count, values in errors.items()}
+    means = {count: mean_and_interval(values) for count, values in errors.items()}
+    train = {"iteration": arrays["train_iteration"], "query_mse": arrays["train_query_mse"]}
+    validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
+    about = f"{title}: {len(params)} test tasks after {gradients(last)}"
+    result = {
+        "training_curves": training_curves(train, validation, f"{title}: learning to learn"),
+        "performance": performance_over_tasks(final, params, param_names, shots, reference, about),
+        "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting"),
+    }
+    if "grid" in arrays:
+        about = f"{title}: test functions, {shots} support points, error before → after {gradients(last)}"
+        result["task_predictions"] = example_figure(arrays, about)
+    if "grid_samples" in arrays:
+        about = f"{title}: {arrays['grid_samples'].shape[1]} samples each, {shots} support points"
+        support = arrays["grid_support_x"], arrays["grid_support_y"]
+        result["samples"] = sample_bundle(arrays["grid"], *support, arrays["grid_samples"], about, arrays["grid_truth"])
+    if "codes" in arrays:
+        about = f"{title}: codes of {len(arrays['codes'])} test tasks, K = {shots}"
+        result["latent_space"] = latent_space(arrays["codes"], params, param_names, about)
+    return result

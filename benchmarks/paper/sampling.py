@@ -8,24 +8,19 @@ the same functions: it is the limit for any method. This file refuses to know an
 Notation: T tasks, M sampled curves a task (1 = a single prediction), N points; "grid" is a vector of inputs.
 """
 
-# ruff: noqa: E402  the project has to be on the path before its modules are imported
-
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import paths  # noqa: F401  puts the project on the path
 import torch
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from dataset import Points, SineLineTaskGenerator, TaskGenerator
-from trainer import Trainer
+from dataset import FunctionFamily, Points, SineLineTaskGenerator
+from evaluation import predict
+from learner import MetaLearner
 
 Array = NDArray[np.floating]
 Flags = NDArray[np.bool_]
@@ -55,13 +50,13 @@ def over_tasks(values: Array) -> Estimate:
 # ---- curves
 
 
-def single_curves(trainer: Trainer, support: Points, x: Array, steps: int) -> Array:
+def single_curves(learner: MetaLearner, support: Points, x: Array, steps: int) -> Array:
     """The prediction without randomness after `steps` gradients, [T, 1, N], for support [T, K, ...] and x [T, N, D]."""
-    return trainer.predict(support, x, steps)[0][:, -1:]
+    return predict(learner, support, x, steps)[0][:, -1:]
 
 
 def posterior_curves(
-    generator: TaskGenerator,
+    generator: FunctionFamily,
     support: Points,
     x: Array,
     rng: np.random.Generator,

@@ -4,27 +4,22 @@ This file knows this project's public pieces and how a contestant is asked to wo
 any peer does it, and to measure time.
 """
 
-# ruff: noqa: E402  the project has to be on the path before its modules are imported
-
 from __future__ import annotations
 
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from paths import ROOT  # noqa: F401  first: it puts the project on the path
 
 from config import Config
 from dataset import Points, SinusoidalTaskGenerator, Task, TaskDataset, stream
+from evaluation import on_device
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
-from trainer import Trainer, on_device
+from trainer import Trainer
 
 PRELOAD = ["torch", "torch._dynamo"]  # what a fork server imports once for all its processes: torch's step needs both
 FOREVER = 10**9  # iterations of a run: no contestant reaches its end, and the schedule stays at its start
@@ -150,9 +145,9 @@ class Project(Contestant):
         self.steps = trainer.train()
         _, metrics = next(self.steps)
         # Read off a real step: Adam's first moment starts at zero, so it is now a tenth of the clipped gradient.
-        norm = float(metrics[trainer.names.index("grad_norm")])
-        clipped = trainer.exp_avg.cpu().numpy() / (1 - 0.9)
-        return clipped * max(1.0, (norm + 1e-6) / trainer.clip)
+        norm = float(metrics[trainer.step.names.index("grad_norm")])
+        clipped = trainer.step.exp_avg.cpu().numpy() / (1 - 0.9)
+        return clipped * max(1.0, (norm + 1e-6) / trainer.step.clip)
 
     def run(self, iterations: int) -> float:
         for _ in range(iterations):

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import work  # noqa: F401  puts the project on the path
-from oracle import ToldTaskGenerator
+from runs import OracleTaskGenerator  # first: it puts the project on the path
 
-import main
-from comparison import Entry
+from analysis.comparison import Entry
+from commands.runs import build
 from config import Config
 from dataset import Points
+from evaluation import errors, predict
 from experiment import Experiment
-from results_manager import read_checkpoint
+from runtime.storage import read_checkpoint
 
 # Wide enough that the best one is never at an end: from 0.02 on some tasks diverge.
 STEP_SIZES = (0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02)
@@ -37,34 +37,34 @@ class Tuned(NamedTuple):
     validation: dict[int, dict[float, float]]  # shots -> step size -> error after the last gradient
 
 
-def opened(directory: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
+def load_best(directory: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
     """A finished run's experiment with its best checkpoint, to be judged but not trained; `changes` to its settings."""
     state = read_checkpoint(directory / "checkpoints" / "best.pt")
     config = Config.resolve(state["config"], {"COMPILE": "never"}, changes or {})
-    experiment = main.build(state["method"], state["tasks"], config)
+    experiment = build(state["method"], state["tasks"], config)
     experiment.trainer.load(state)
     return experiment
 
 
-def tuned(label: str, build: Callable[[float], Experiment], step_sizes: Sequence[float] = STEP_SIZES) -> Tuned:
+def tuned(label: str, build_at: Callable[[float], Experiment], step_sizes: Sequence[float] = STEP_SIZES) -> Tuned:
     """Fine-tune with the best step size for each K, by the mean validation error after the last gradient.
 
     Args:
-        build: the network at a given inner step size.
+        build_at: the network at a given inner step size.
     """
-    experiments = {size: build(size) for size in step_sizes}
+    experiments = {size: build_at(size) for size in step_sizes}
     config = next(iter(experiments.values())).config
-    errors, chosen, validation = {}, {}, {}
+    found, chosen, validation = {}, {}, {}
     for shots in config.EVAL_SHOTS:
         validation[shots] = {
-            size: float(one.trainer.evaluate(one.held_out("validation", shots)[1], config.EVAL_STEPS)[:, -1].mean())
+            size: float(errors(one.learner, one.held_out("validation", shots)[1], config.EVAL_STEPS)[:, -1].mean())
             for size, one in experiments.items()
         }
         known = {size: error for size, error in validation[shots].items() if np.isfinite(error)}
         chosen[shots] = min(known, key=known.__getitem__)
         best = experiments[chosen[shots]]
-        errors[shots] = best.trainer.evaluate(best.held_out("test", shots)[1], config.EVAL_STEPS)
-    return Tuned(Entry(label, errors), chosen, validation)
+        found[shots] = errors(best.learner, best.held_out("test", shots)[1], config.EVAL_STEPS)
+    return Tuned(Entry(label, found), chosen, validation)
 
 
 def tuning(config: Config, step_size: float) -> dict[str, Any]:
@@ -75,28 +75,28 @@ def tuning(config: Config, step_size: float) -> dict[str, Any]:
 def random_start(config: Config, step_sizes: Sequence[float] = STEP_SIZES) -> Tuned:
     """The network from which MAML's training with `config` starts, fine-tuned."""
 
-    def build(size: float) -> Experiment:
-        return main.build("maml", "sinusoid", Config.resolve(config.to_dict(), tuning(config, size)))
+    def build_at(size: float) -> Experiment:
+        return build("maml", "sinusoid", Config.resolve(config.to_dict(), tuning(config, size)))
 
-    return tuned("random", build, step_sizes)
+    return tuned("random", build_at, step_sizes)
 
 
 def pretrained(directory: Path, config: Config, step_sizes: Sequence[float] = STEP_SIZES) -> Tuned:
     """The network of a run without inner steps, fine-tuned and judged as MAML with `config` is."""
-    return tuned("pretrained", lambda size: opened(directory, tuning(config, size)), step_sizes)
+    return tuned("pretrained", lambda size: load_best(directory, tuning(config, size)), step_sizes)
 
 
 def oracle(directory: Path, config: Config) -> Entry:
-    """The oracle of a run on `ToldTaskGenerator`, on the test tasks of `config`: the same error after any gradients."""
-    experiment = opened(directory)
-    told = experiment.generator
-    assert isinstance(told, ToldTaskGenerator)
-    judge = main.build("maml", "sinusoid", Config.resolve(config.to_dict(), {"COMPILE": "never"}))
-    errors = {}
+    """The oracle of a run on `OracleTaskGenerator`, on the test tasks of `config`: the same error after any gradients."""
+    experiment = load_best(directory)
+    family = experiment.generator
+    assert isinstance(family, OracleTaskGenerator)
+    tasks_of = build("maml", "sinusoid", Config.resolve(config.to_dict(), {"COMPILE": "never"}))
+    found = {}
     for shots in config.EVAL_SHOTS:
-        params, tasks = judge.held_out("test", shots)
+        params, tasks = tasks_of.held_out("test", shots)
         nothing = Points(np.zeros((len(params), 1, 3), np.float32), np.zeros((len(params), 1, 1), np.float32))
-        predictions, _ = experiment.trainer.predict(nothing, told.told(params, tasks.query.x), 0)  # [T, 1, Q]
+        predictions, _ = predict(experiment.learner, nothing, family.inputs(params, tasks.query.x), 0)  # [T, 1, Q]
         error = np.square(predictions[:, 0] - tasks.query.y[..., 0], dtype=np.float64).mean(1)
-        errors[shots] = np.repeat(error[:, None], config.EVAL_STEPS + 1, axis=1)
-    return Entry("oracle", errors)
+        found[shots] = np.repeat(error[:, None], config.EVAL_STEPS + 1, axis=1)
+    return Entry("oracle", found)

@@ -1,8 +1,8 @@
 """What a meta-iteration costs as the work grows: time, peak memory, and how close it comes to the machine's limits.
 
-    python benchmarks/scaling.py
-    python benchmarks/scaling.py --axes tasks steps --max-gib 16
-    python benchmarks/scaling.py --quick
+    python benchmarks/speed/scaling.py
+    python benchmarks/speed/scaling.py --axes tasks steps --max-gib 16
+    python benchmarks/speed/scaling.py --quick
 
 MAML along four axes (meta-batch size, inner steps, shots, hidden units), everything else at its default, and
 first-order MAML along the inner steps. Each point has a process of its own. Along a fifth axis a large meta-batch is

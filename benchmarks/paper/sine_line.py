@@ -11,16 +11,17 @@ from typing import NamedTuple
 
 import numpy as np
 import sampling
-from baselines import opened
+from baselines import load_best
 from checks import Check, Link, link
 from matplotlib.figure import Figure
 from report import progress, table
 from runs import Job
 from sampling import Estimate, Judgement
 
-from comparison import read_run
-from comparison_figures import sample_bundle
+from analysis.figures import sample_bundle
+from commands.compare import read_run
 from dataset import Points, SineLineTaskGenerator, stream
+from evaluation import sample
 
 SHOTS = 5
 JUDGED = 200  # test tasks for which curves are sampled: 100 for each of them take their time
@@ -75,18 +76,18 @@ def measure(mamls: Sequence[Job], leos: Sequence[Job], samples: int) -> SineLine
 
 def judged(maml: Job, leo: Job, samples: int) -> list[Bundle]:
     """MAML's and LEO's single curves, and LEO's sampled ones, on the first test tasks."""
-    found = {"MAML": opened(maml.directory), "LEO": opened(leo.directory)}
+    found = {"MAML": load_best(maml.directory), "LEO": load_best(leo.directory)}
     params, tasks = found["LEO"].held_out("test", SHOTS)
     count = min(JUDGED, len(params))
     support, x = Points(*(part[:count] for part in tasks.support)), tasks.query.x[:count]
     truth, is_line = tasks.query.y[:count, :, 0], params[:count, 0] == 1
     steps = {label: one.config.EVAL_STEPS for label, one in found.items()}
     curves = {
-        "MAML": sampling.single_curves(found["MAML"].trainer, support, x, steps["MAML"]),
-        "LEO, without noise": sampling.single_curves(found["LEO"].trainer, support, x, steps["LEO"]),
+        "MAML": sampling.single_curves(found["MAML"].learner, support, x, steps["MAML"]),
+        "LEO, without noise": sampling.single_curves(found["LEO"].learner, support, x, steps["LEO"]),
     } | {
-        label: found["LEO"].trainer.sample(
-            support, x, steps["LEO"], stream(leo.seed, "samples"), samples, temperature=temperature
+        label: sample(
+            found["LEO"].learner, support, x, steps["LEO"], stream(leo.seed, "samples"), samples, temperature=temperature
         )
         for label, temperature in {"LEO, sampled": 1.0, f"LEO, sampled, noise x {WARMER:g}": WARMER}.items()
     }
@@ -99,7 +100,7 @@ def judged(maml: Job, leo: Job, samples: int) -> list[Bundle]:
 
 def exact(leo: Job, samples: int) -> Bundle:
     """The exact posterior on the same tasks: no method can be better on average."""
-    found = opened(leo.directory)
+    found = load_best(leo.directory)
     params, tasks = found.held_out("test", SHOTS)
     count = min(JUDGED, len(params))
     support, x = Points(*(part[:count] for part in tasks.support)), tasks.query.x[:count]
@@ -114,7 +115,7 @@ def exact(leo: Job, samples: int) -> Bundle:
 
 def ambiguous(leo: Job, count: int) -> tuple[SineLineTaskGenerator, Points, np.ndarray, np.ndarray]:
     """The generator, `count` ambiguous support sets, the sinusoids [T, N] behind them, and the grid [N]."""
-    found = opened(leo.directory)
+    found = load_best(leo.directory)
     generator, config = found.generator, found.config
     assert isinstance(generator, SineLineTaskGenerator)
     support, waves, _ = sampling.ambiguous_supports(generator, count, SHOTS, stream(0, "samples", 3))
@@ -129,9 +130,9 @@ def grid_of(grid: np.ndarray, count: int) -> np.ndarray:
 def ambiguous_curves(leo: Job, samples: int, count: int) -> tuple[Points, np.ndarray, np.ndarray, np.ndarray]:
     """Ambiguous support sets, the sinusoids behind them [T, N], LEO's curves [T, M, N], and the grid [N]."""
     _, support, truth, grid = ambiguous(leo, count)
-    found = opened(leo.directory)
+    found = load_best(leo.directory)
     steps, rng = found.config.EVAL_STEPS, stream(leo.seed, "samples", 4)
-    curves = found.trainer.sample(support, grid_of(grid, count), steps, rng, samples)
+    curves = sample(found.learner, support, grid_of(grid, count), steps, rng, samples)
     return support, truth, curves, grid
 
 
@@ -151,13 +152,13 @@ def exact_ambiguous(leo: Job, samples: int) -> float:
 def figures(leo: Job, samples: int, columns: int = 3) -> dict[str, Figure]:
     """LEO's figure 2 by file name: test tasks, and ambiguous support sets, on scales of their own."""
     support, truth, curves, grid = ambiguous_curves(leo, samples, columns)
-    found = opened(leo.directory)
+    found = load_best(leo.directory)
     params, tasks = found.held_out("test", SHOTS)
     # the first ones, but with both families among them
     chosen = [int(np.flatnonzero(params[:, 0] == family)[place]) for family, place in ((0, 0), (1, 0), (0, 1))][:columns]
     plain = Points(*(part[chosen] for part in tasks.support))
     at, steps, rng = grid_of(grid, columns), found.config.EVAL_STEPS, stream(leo.seed, "samples", 6)
-    ordinary = found.trainer.sample(plain, at, steps, rng, samples)
+    ordinary = sample(found.learner, plain, at, steps, rng, samples)
     names = ["a line" if params[place, 0] == 1 else "a sinusoid" for place in chosen]
     shares = sampling.looks_sinusoidal(grid, curves).mean(1)
     each = f"{samples} sampled networks for each support set of {SHOTS} noisy points"

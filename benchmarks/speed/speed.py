@@ -1,8 +1,8 @@
 """Time the same work for this project and for each peer that is installed, side by side.
 
-    python benchmarks/speed.py
-    python benchmarks/speed.py --cases maml-1 --contestants compiled jax-scan --rounds 15
-    python benchmarks/speed.py --quick
+    python benchmarks/speed/speed.py
+    python benchmarks/speed/speed.py --cases maml-1 --contestants compiled jax-scan --rounds 15
+    python benchmarks/speed/speed.py --quick
 
 The work is a meta-iteration with the default settings: tasks drawn, second-order meta-gradient, clipping, Adam.
 Before anything is timed, everyone has to show the same meta-gradient on the same batch and weights; who does not

@@ -16,7 +16,7 @@ from torch.nn import functional
 from work import Contestant, Work
 
 from dataset import Task
-from trainer import on_device
+from evaluation import on_device
 
 Backward = Callable[[nn.Sequential, Task, float, int], Tensor]
 

@@ -1,7 +1,7 @@
 """The MAML paper's table and curves, LEO's figure, and what all of it must show: one command.
 
-    python benchmarks/paper.py            # trains what is missing (about 45 minutes on two cores), writes PAPER.md
-    python benchmarks/paper.py --quick    # everything in a tiny version, under 5 minutes, beside the real one
+    python benchmarks/paper/paper.py            # trains what is missing (about 45 minutes on two cores), writes PAPER.md
+    python benchmarks/paper/paper.py --quick    # everything in a tiny version, under 5 minutes, beside the real one
 
 Runs lie under benchmarks/runs/: what is complete is not trained again, what was interrupted goes on where it was.
 """
@@ -18,26 +18,30 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import sine_line
-from baselines import STEP_SIZES, Tuned, opened, oracle, pretrained, random_start
+from animation import adaptation_animation
+from baselines import STEP_SIZES, Tuned, load_best, oracle, pretrained, random_start
 from checks import Check, Link, better_than, order, order_check, times_better
+from paths import ROOT
 from published import PUBLISHED, REMARKS
 from report import available_threads, heading, machine, progress, say, table
 from runs import KINDS, QUICK, Job, commits, job, seconds, train
-from work import ROOT
 
-import comparison
-import experiment
-from comparison import Comparison, Entry, Row
-from comparison_figures import adaptation_animation
+from analysis.comparison import Comparison, Entry, Row, compare_entries, entries
+from analysis.text_tables import csv_table
+from commands.compare import draw, read_run
+from commands.predict import predict_points
 from config import ConfigError, parse_assignment
-from dataset import Points
-from prediction import predict_points, read_points
-from results_manager import RunError, figure_bytes, write_atomically
+from dataset import Points, SinusoidalTaskGenerator
+from evaluation import errors, predict
+from runtime.csv_files import read_points
+from runtime.errors import RunError
+from runtime.storage import figure_bytes, write_atomically
 
-TRAINED = ("MAML", "first-order MAML", "LEO", "LEO, trained 5-shot")  # judged by their own runs
-ROWS = ("MAML", "first-order MAML", "LEO", "LEO, trained 5-shot", "oracle", "pretrained", "random")
+FURTHER = ("Meta-SGD", "ANIL", "CAVIA", "R2-D2", "R2-D2, trained 5-shot")
+TRAINED = ("MAML", "first-order MAML", "LEO", "LEO, trained 5-shot", *FURTHER)  # judged by their own runs
+ROWS = (*TRAINED, "oracle", "pretrained", "random")
 GRADIENTS = (1, 5, 10)
-FINN = experiment.PUBLISHED
+FINN = SinusoidalTaskGenerator().published
 POINTS = ROOT / "docs" / "points.csv"  # of 2.5 sin(x - 1), without noise
 
 
@@ -55,23 +59,23 @@ def measure(jobs: Sequence[Job]) -> Results:
     """All methods and baselines on the sinusoids' test tasks, from finished runs; the first one is MAML."""
     found = {(one.label, one.seed): one for one in jobs}
     seeds = sorted({one.seed for one in jobs})
-    runs = {key: comparison.read_run(one.directory) for key, one in found.items() if key[0] in TRAINED}
-    comparison.entries(list(runs.values()))  # refuses runs whose test tasks differ
-    entries, fine_tuned = [], []
+    runs = {key: read_run(one.directory) for key, one in found.items() if key[0] in TRAINED}
+    entries(list(runs.values()))  # refuses runs whose test tasks differ
+    found_entries, fine_tuned = [], []
     for label in ROWS:
         for seed in seeds:
             maml = found["MAML", seed]
             if label in TRAINED:
-                entries.append(Entry(label, runs[label, seed].errors))
+                found_entries.append(Entry(label, runs[label, seed].errors))
                 continue
             progress(f"{label}, seed {seed} ...")
             if label == "oracle":
-                entries.append(oracle(found[label, seed].directory, maml.config))
+                found_entries.append(oracle(found[label, seed].directory, maml.config))
                 continue
             one = random_start(maml.config) if label == "random" else pretrained(found[label, seed].directory, maml.config)
-            entries.append(one.entry)
+            found_entries.append(one.entry)
             fine_tuned.append((seed, one))
-    return Results(comparison.compare(entries), fine_tuned)
+    return Results(compare_entries(found_entries), fine_tuned)
 
 
 def last_errors(found: Comparison, shots: int) -> dict[str, np.ndarray]:
@@ -81,16 +85,16 @@ def last_errors(found: Comparison, shots: int) -> dict[str, np.ndarray]:
 
 def prediction_check(leos: Sequence[Job]) -> Check:
     """The points of docs/points.csv, as `--predict` takes them, against the function that they were taken from."""
-    points, errors = read_points(POINTS, 1), []
+    points, measured_errors = read_points(POINTS, 1), []
     for one in leos:
-        found = opened(one.directory)
+        found = load_best(one.directory)
         low, high = found.generator.x_range
         rng = np.random.default_rng(0)
-        predicted = predict_points(found.trainer, points, found.config.EVAL_STEPS, (low, high), rng, num_samples=1)
-        errors.append(float(np.square(predicted.outputs[-1] - 2.5 * np.sin(predicted.x[:, 0] - 1)).mean()))
-    measured = ", ".join(f"{error:.2g}" for error in errors) + " (each seed)"
+        predicted = predict_points(found.learner, points, found.config.EVAL_STEPS, (low, high), rng, num_samples=1)
+        measured_errors.append(float(np.square(predicted.outputs[-1] - 2.5 * np.sin(predicted.x[:, 0] - 1)).mean()))
+    measured = ", ".join(f"{error:.2g}" for error in measured_errors) + " (each seed)"
     what = "`--predict` on docs/points.csv, 10 points of 2.5 sin(x - 1), LEO"
-    return Check(what, "error on the whole curve below 0.02", measured, max(errors) < 0.02)
+    return Check(what, "error on the whole curve below 0.02", measured, max(measured_errors) < 0.02)
 
 
 def sinusoid_checks(found: Comparison, links: Sequence[Link], leos: Sequence[Job]) -> list[Check]:
@@ -112,7 +116,7 @@ def sinusoid_checks(found: Comparison, links: Sequence[Link], leos: Sequence[Job
 
 def time_check(jobs: Sequence[Job], trained: int, took: float) -> Check:
     """How long all of it takes; a call that found some runs complete can't tell."""
-    what, must = "all of `benchmarks/paper.py`", "under 60 minutes on 2 cores"
+    what, must = "all of `benchmarks/paper/paper.py`", "under 60 minutes on 2 cores"
     if trained < len(jobs):
         return Check(what, must, f"{seconds(jobs):.0f} s of training in all, on one core each", None)
     return Check(what, must, f"{took / 60:.0f} minutes", took < 3600)
@@ -120,17 +124,17 @@ def time_check(jobs: Sequence[Job], trained: int, took: float) -> Check:
 
 def animation(maml: Job, leo: Job) -> bytes:
     """MAML beside LEO, 5-shot, on the test task on which MAML's last error is the median one: nobody chose it."""
-    both = {"MAML": opened(maml.directory), "LEO": opened(leo.directory)}
-    judge = both["MAML"]
-    config = judge.config
-    params, tasks = judge.held_out("test", 5)
-    errors = judge.trainer.evaluate(tasks, config.EVAL_STEPS)[:, -1]
-    place = int(np.argsort(errors)[len(errors) // 2])
+    both = {"MAML": load_best(maml.directory), "LEO": load_best(leo.directory)}
+    reference = both["MAML"]
+    config = reference.config
+    params, tasks = reference.held_out("test", 5)
+    last = errors(reference.learner, tasks, config.EVAL_STEPS)[:, -1]
+    place = int(np.argsort(last)[len(last) // 2])
     support = Points(*(part[place : place + 1] for part in tasks.support))
     grid = np.linspace(config.X_MIN, config.X_MAX, 201, dtype=np.float32)
     x = grid[None, :, None]
-    paths = {label: one.trainer.predict(support, x, config.EVAL_STEPS)[0][0] for label, one in both.items()}
-    truth = judge.generator.curve(params[place : place + 1], x)[0, :, 0]
+    paths = {label: predict(one.learner, support, x, config.EVAL_STEPS)[0][0] for label, one in both.items()}
+    truth = reference.generator.truth(params[place : place + 1], x)[0, :, 0]
     return adaptation_animation(grid, truth, support.x[0, :, 0], support.y[0, :, 0], paths, "5 points of a new sinusoid")
 
 
@@ -154,6 +158,11 @@ def paper_table(found: Comparison, shots: int) -> str:
         "first-order MAML": "the same, inner gradients as constants",
         "LEO": "trained 10-shot, 5 steps in z, 5 in weights",
         "LEO, trained 5-shot": "trained 5-shot, 5 steps in z, 5 in weights",
+        "Meta-SGD": "trained 10-shot, 1 step, a learned step size for each weight",
+        "ANIL": "trained 10-shot, 1 step, last layer only",
+        "CAVIA": "trained 10-shot, 1 step in 5 context parameters",
+        "R2-D2": "trained 10-shot; one closed-form solution, further gradients change nothing",
+        "R2-D2, trained 5-shot": "trained 5-shot; the same",
         "oracle": "told amplitude and phase; takes no gradient",
         "pretrained": "fine-tuned, step size from validation tasks",
         "random": "untrained; fine-tuned, step size from validation tasks",
@@ -231,7 +240,7 @@ def provenance(jobs: Sequence[Job], extra: Mapping[str, Any], trained: int, bega
     here = machine("cpu")
     git = here["git"]
     lines = [
-        f"* command: `python benchmarks/paper.py{''.join(' ' + word for word in sys.argv[1:])}`",
+        f"* command: `python benchmarks/paper/paper.py{''.join(' ' + word for word in sys.argv[1:])}`",
         f"* commit: {str(git['commit'])[:12]}{' with changes' if git['dirty'] else ''}; the runs were trained at "
         + ", ".join(commits(jobs)),
         f"* machine: {heading(here)}",
@@ -290,12 +299,12 @@ def run(args: argparse.Namespace) -> list[Check]:
     progress("figures ...")
     contents = {
         f"docs/{name.replace('comparison', 'paper')}.png": figure_bytes(figure, "png")
-        for name, figure in comparison.draw(results.comparison, "Sinusoids", FINN).items()
+        for name, figure in draw(results.comparison, "Sinusoids", FINN).items()
     }
     contents |= {f"docs/{name}.png": figure_bytes(figure, "png") for name, figure in mixed.figures.items()}
     contents["docs/adaptation.gif"] = animation(by_label["MAML"][0], by_label["LEO, trained 5-shot"][0])
     checks.append(time_check(jobs, trained, time.perf_counter() - began))
-    contents["benchmarks/paper.csv"] = comparison.csv_table(results.comparison).encode()
+    contents["benchmarks/paper.csv"] = csv_table(results.comparison).encode()
     text = document(results, links, checks, provenance(jobs, extra, trained, began), sine_line.section(mixed))
     contents["benchmarks/PAPER.md"] = text.encode()
     write(args.output, contents)

@@ -1,112 +1,61 @@
-"""Curves through somebody's own points: `--predict RUN --points FILE.csv`.
+"""`--predict RUN --points FILE.csv`: adapt a trained learner to somebody's own points.
 
-Points are read strictly, a trained learner is adapted to them, and what it says on a fine grid is written as a table
-and a figure. This file refuses to know any method by name, training, and run directories.
+Points are read strictly, the run's best checkpoint is adapted to them, and what it says on a fine grid is written as a
+table and a figure.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import math
-import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import psutil
 
-from comparison_figures import prediction_curves
-from dataset import Points
-from results_manager import RunError, figure_bytes, write_atomically
-from trainer import Trainer
+from analysis.figures import prediction_curves
+from commands.runs import EXPERIMENTS, build_from_checkpoint, load_run, runs_folder
+from dataset import Points, stream
+from evaluation import predict as predict_tasks
+from evaluation import sample
+from learner import MetaLearner
+from runtime.csv_files import read_points
+from runtime.errors import RunError
+from runtime.processes import print_once
+from runtime.storage import figure_bytes, write_atomically
 
-MAX_POINTS = 10_000
-MAX_NUMBER = 1e6  # as far as the ranges of a Config go; squares of more leave float32
 GRID_POINTS = 201
 SAMPLES_SHOWN = 8
 PAIR_BYTES = 400  # about what a learner that compares all pairs of points needs for each
 PAIRS_AT_ONCE = 200_000  # bounds the memory of the copies that are adapted together
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)  # float() also reads 1_000, nan and ١
 
 
-# ---- reading points
-
-
-def read_points(path: Path, input_dim: int) -> Points:
-    """The points of a CSV file: columns x (or x1..xD) and y under a header, in any order; x [K, D], y [K, 1], float32.
-
-    Raises `RunError` for anything else, in one line that names the place. Reads no further than it must.
-    """
-    longest = 40 * (input_dim + 1) + 1000  # characters of a line
+def predict(args: argparse.Namespace) -> int:
+    """Adapt a run's best checkpoint to the points of a file; writes beside the points or to --output."""
     try:
-        if not path.is_file():
-            raise RunError(f"no such file (got {path}; expected a CSV file of points)")
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(_lines(file, path, longest), strict=True)
-            return _parsed(rows, path, input_dim)
-    except UnicodeDecodeError:
-        raise RunError(f"{path} is not text in UTF-8 (got other bytes; expected a CSV file of points)") from None
-    except csv.Error as error:
-        raise RunError(f"{path} is not CSV (got {error}; expected numbers between commas)") from None
-    except OSError as error:
-        raise RunError(f"{path} can't be read (got {error.strerror}; expected a readable CSV file)") from None
-
-
-def _lines(file: IO[str], path: Path, longest: int) -> Iterator[str]:
-    """Lines of bounded length and number: a file of any size is refused before it fills the memory."""
-    for number in range(1, MAX_POINTS + 3):
-        line = file.readline(longest)
-        if not line:
-            return
-        if len(line) == longest:
-            raise RunError(f"{path} has too long a line {number} (got {longest} characters or more; expected short numbers)")
-        if number > MAX_POINTS + 1:
-            raise RunError(f"{path} is too long (got more than {MAX_POINTS} lines of points; expected at most {MAX_POINTS})")
-        yield line
-
-
-def _parsed(rows: Iterator[list[str]], path: Path, input_dim: int) -> Points:
-    columns = _header(next(rows, []), path, input_dim)
-    points = []
-    for place, row in enumerate(rows, start=2):
-        if not row:  # an empty line
-            continue
-        if len(row) != len(columns):
-            raise RunError(f"{path} line {place} can't be used (got {len(row)} columns; expected {len(columns)})")
-        points.append(np.array([_number(row[column], f"{path} line {place}") for column in columns], np.float32))
-    if len(points) < 2:
-        raise RunError(f"{path} has too few points (got {len(points)}; expected at least 2)")
-    values = np.stack(points)  # [K, D + 1]
-    return Points(values[:, :-1], values[:, -1:])
-
-
-def _header(row: Sequence[str], path: Path, input_dim: int) -> list[int]:
-    """Where the columns x1..xD and y are."""
-    wanted = [*(["x"] if input_dim == 1 else [f"x{number + 1}" for number in range(input_dim)]), "y"]
-    names = [name.strip() for name in row]
-    if input_dim == 1 and sorted(names) == ["x1", "y"]:
-        wanted = ["x1", "y"]
-    if sorted(names) != sorted(wanted):
-        expected = ", ".join(wanted) if input_dim <= 4 else f"x1, ..., x{input_dim}, y"
-        raise RunError(f"{path} has no header that can be used (got {_shown(', '.join(names))}; expected {expected})")
-    return [names.index(name) for name in wanted]
-
-
-def _number(text: str, where: str) -> float:
-    text = text.strip()
-    value = float(text) if NUMBER.fullmatch(text) else math.nan
-    if not abs(value) <= MAX_NUMBER:
-        raise RunError(
-            f"{where} can't be used (got {_shown(text)}; expected a finite number from {-MAX_NUMBER:g} to {MAX_NUMBER:g})"
-        )
-    return value
-
-
-def _shown(text: str) -> str:
-    """A stranger's text as it appears in a message: printable, quoted, of bounded length."""
-    return ascii(text) if len(text) <= 40 else ascii(text[:40]) + "..."
+        directory, state, warning = load_run(args.predict, runs_folder(args), best=True)
+    except RunError:
+        if args.output is None:
+            raise
+        directory, state, warning = load_run(args.predict, EXPERIMENTS, best=True)  # --output is for what is written
+    experiment = build_from_checkpoint(args, directory, state)
+    config = experiment.config
+    points = read_points(args.points, config.INPUT_DIM)
+    files = output_files(args.output or args.points.parent, args.points, config.INPUT_DIM)
+    experiment.load(state)
+    rng = stream(config.RANDOM_SEED, "samples")
+    prediction = predict_points(experiment.learner, points, config.EVAL_STEPS, experiment.generator.x_range, rng)
+    for line in [*([warning] if warning else []), *warnings_about(prediction)]:
+        print(f"warning: {line}", file=sys.stderr)
+    write(files, prediction, f"{experiment.method.upper()} on {args.points.name}: {len(points.x)} points")
+    print_once(summary(prediction))
+    print_once(f"written: {', '.join(map(str, files))}")
+    return 0
 
 
 # ---- predicting
@@ -122,7 +71,7 @@ class Prediction(NamedTuple):
     extrapolated: np.ndarray  # whether x lies outside the meta-trained range, [N] booleans
     x_range: tuple[float, float]  # the meta-trained range, in each dimension
     samples: np.ndarray  # curves after S gradients [M, N]; none (M = 0) from a learner without randomness
-    lost: int  # sampled curves left out, because they are not finite
+    num_left_out: int  # sampled curves left out, because they are not finite
 
     @property
     def band(self) -> np.ndarray | None:
@@ -131,14 +80,14 @@ class Prediction(NamedTuple):
 
 
 def predict_points(
-    trainer: Trainer,
+    learner: MetaLearner,
     points: Points,
     steps: int,
     x_range: tuple[float, float],
     rng: np.random.Generator,
     num_samples: int = 100,
 ) -> Prediction:
-    """Adapt the trainer's learner to `points` with `steps` gradients; a learner with randomness is sampled as well.
+    """Adapt the learner to `points` with `steps` gradients; a learner with randomness is sampled as well.
 
     Args:
         points: x [K, D], y [K, 1], float32.
@@ -148,19 +97,19 @@ def predict_points(
     Raises `RunError` where there are more points than the memory allows.
     """
     count, dim = points.x.shape
-    noise_dim = trainer.learner.noise_dim
+    noise_dim = learner.noise_dim
     _check_memory(count if noise_dim else 0)
     x = grid_over(points.x[:, 0], x_range)[:, None] if dim == 1 else points.x
     everywhere = np.concatenate([x, points.x])[None]  # [1, N + K, D]
     support = Points(points.x[None], points.y[None])
     with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge: a result
-        predicted = trainer.predict(support, everywhere, steps)[0][0]  # [S+1, N + K]
+        predicted = predict_tasks(learner, support, everywhere, steps)[0][0]  # [S+1, N + K]
         outputs, at_points = np.split(predicted, [len(x)], axis=1)
         errors = np.square(at_points - points.y[:, 0], dtype=np.float64).mean(1)
     curves = np.empty((0, len(x)), np.float32)
     if noise_dim:
-        together = max(1, PAIRS_AT_ONCE // count**2)
-        curves = trainer.sample(support, x[None], steps, rng, num_samples, together=together)[0]
+        batch = max(1, PAIRS_AT_ONCE // count**2)
+        curves = sample(learner, support, x[None], steps, rng, num_samples, batch=batch)[0]
     low, high = x_range
     outside = np.any((x < low) | (x > high), axis=1)
     finite = np.isfinite(curves).all(1)
@@ -196,9 +145,9 @@ def warnings_about(prediction: Prediction) -> list[str]:
     if not np.isfinite(prediction.outputs[-1]).all():
         last = len(prediction.errors) - 1
         lines.append(f"adapting diverged (got predictions that are not finite after {last} gradients; expected finite ones)")
-    if prediction.lost:
-        every = prediction.lost + len(prediction.samples)
-        lines.append(f"the band leaves out sampled curves (got {prediction.lost} of {every} not finite; expected none)")
+    if prediction.num_left_out:
+        every = prediction.num_left_out + len(prediction.samples)
+        lines.append(f"the band leaves out sampled curves (got {prediction.num_left_out} of {every} not finite; expected none)")
     return lines
 
 
@@ -249,18 +198,10 @@ def write(files: Sequence[Path], prediction: Prediction, title: str) -> None:
     files[0].parent.mkdir(parents=True, exist_ok=True)
     contents = {".csv": csv_table(prediction).encode()}
     if len(files) > 1:
-        figure = prediction_curves(
-            prediction.x[:, 0],
-            prediction.points.x[:, 0],
-            prediction.points.y[:, 0],
-            prediction.outputs[0],
-            prediction.outputs[-1],
-            len(prediction.errors) - 1,
-            prediction.x_range,
-            title,
-            None if prediction.band is None else prediction.band[[0, 2]],
-            prediction.samples[:SAMPLES_SHOWN],
-        )
+        points, band = prediction.points, None if prediction.band is None else prediction.band[[0, 2]]
+        curves = prediction.x[:, 0], points.x[:, 0], points.y[:, 0], prediction.outputs[0], prediction.outputs[-1]
+        about = len(prediction.errors) - 1, prediction.x_range, title
+        figure = prediction_curves(*curves, *about, band, prediction.samples[:SAMPLES_SHOWN])
         contents |= {f".{suffix}": figure_bytes(figure, suffix) for suffix in ("png", "pdf")}
     for file in files:
         write_atomically(file, contents[file.suffix])

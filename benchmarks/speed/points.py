@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from work import Case, Project, Unfit, Work
 
-import processes
+from runtime import processes
 
 REPEATS = 5  # times that a piece of work is timed; the median counts
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
@@ -185,12 +185,12 @@ def peer(
     os.environ.update({name: str(value) for name, value in launch.items()})
     torch.set_num_threads(1)
     try:
-        processes.join()
+        processes.connect()
         trainer = Work(case, tasks, device).trainer(compile_mode)
         note = trainer.prepare()
         if compile_mode == "always" and not trainer.compiled:
             raise Unfit(note)
-        processes.wait_until_ready()
+        processes.wait_for_peers()
         steps = trainer.train()
 
         def run(iterations: int) -> float:
@@ -201,9 +201,9 @@ def peer(
             return (time.perf_counter() - started) / iterations
 
         run(2)
-        count = processes.from_first(max(1, round(seconds / REPEATS / run(3))))  # all have to take the same steps
+        count = processes.broadcast(max(1, round(seconds / REPEATS / run(3))))  # all have to take the same steps
         times = [run(count) for _ in range(REPEATS)]
-        processes.leave()
+        processes.disconnect()
         answer: tuple[bool, Any] = (
             True,
             {"ms": 1000 * statistics.median(times), "range_ms": [1000 * min(times), 1000 * max(times)], "threads": 1},

@@ -1,0 +1,179 @@
+"""Runs side by side: groups of seeds, means, intervals and paired differences.
+
+Runs judged on the same test tasks are grouped into methods, seeds within a method are averaged, and each method is
+compared with the first one task by task. Methods without a run directory, such as baselines, come in as an `Entry` of
+arrays. Independent of any method by name, of learners and training, and of the disk.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from runtime.errors import RunError
+
+# Settings that say what the test tasks are; a family's own keys follow its own prefixes.
+TASK_KEYS = ("INPUT_DIM", "NOISE_STD", "EVAL_TASKS", "EVAL_QUERY_SAMPLES")
+TASK_PREFIXES = ("AMPLITUDE_", "PHASE_", "X_", "SLOPE_", "INTERCEPT_")
+
+# Settings that do not tell two methods apart. The seed is what a group averages over. DEVICE, COMPILE and TASK_CHUNK
+# change results by rounding only, the two intervals only what is recorded, and EVAL_SHOTS what is measured. But
+# VALIDATION_INTERVAL, VALIDATION_TASKS and EVAL_STEPS decide which checkpoint is the best one: they stay.
+SAME_METHOD = ("RANDOM_SEED", "DEVICE", "COMPILE", "TASK_CHUNK", "LOG_INTERVAL", "CHECKPOINT_INTERVAL", "EVAL_SHOTS")
+
+
+class Run(NamedTuple):
+    directory: Path
+    method: str
+    tasks: str  # the task family
+    config: dict[str, Any]  # of its last evaluation
+    params: np.ndarray  # of the test functions, [T, F]
+    errors: dict[int, np.ndarray]  # shots -> [T, S+1]
+
+
+class Entry(NamedTuple):
+    """One trained network's errors, wherever they come from; entries of one label are seeds of one method."""
+
+    label: str
+    errors: Mapping[int, np.ndarray]  # shots -> [T, S+1], on test tasks that are the same for all entries
+
+
+class Row(NamedTuple):
+    """One method at one K after so many gradients; intervals are half-widths at 95%, NaN where there is none."""
+
+    group: str
+    shots: int
+    gradients: int
+    seeds: int
+    tasks: int
+    mean: float
+    ci_tasks: float  # 1.96 standard errors over tasks of the mean over seeds: holds for these trained networks
+    ci_seeds: float  # Student's t over the seeds' means: holds for the method on these tasks
+    difference: float  # to the first group, task by task
+    difference_ci: float  # 1.96 standard errors over tasks
+
+    @property
+    def verdict(self) -> str:
+        """What the difference says, in words: an interval that contains 0 decides nothing."""
+        if not math.isfinite(self.difference_ci):
+            return "" if math.isfinite(self.mean) else "diverged"
+        below, above = self.difference < -self.difference_ci, self.difference > self.difference_ci
+        return "lower" if below else "higher" if above else "not distinguishable"
+
+
+class Comparison(NamedTuple):
+    """Errors of every group at what all entries have in common."""
+
+    errors: dict[int, dict[str, np.ndarray]]  # shots -> label -> [R, T, S+1], R seeds
+    rows: list[Row]  # by shots, then gradients, then group
+
+    @property
+    def labels(self) -> list[str]:
+        return list(next(iter(self.errors.values())))
+
+    @property
+    def last(self) -> int:
+        """The last number of gradients that all entries have."""
+        return max(row.gradients for row in self.rows)
+
+
+def _task_settings(run: Run) -> dict[str, Any]:
+    settings = {key: value for key, value in run.config.items() if key in TASK_KEYS or key.startswith(TASK_PREFIXES)}
+    return {"task family": run.tasks} | settings
+
+
+def entries(runs: Sequence[Run]) -> list[Entry]:
+    """The runs' errors under labels that tell their methods apart: the method, and the settings in which it differs.
+
+    Raises `RunError` for runs whose test tasks differ, naming the settings, and for a run or seed given twice.
+    """
+    first, seen = runs[0], dict[tuple[str, int], Path]()
+    reference = _task_settings(first)
+    for run in runs:
+        settings, got, expected = _task_settings(run), "other test_params", "equal ones"
+        if different := [key for key in reference if settings[key] != reference[key]]:
+            got, expected = (", ".join(f"{key}={values[key]}" for key in different) for values in (settings, reference))
+        if different or not np.array_equal(run.params, first.params):
+            raise RunError(f"{run.directory} has other test tasks than {first.directory} (got {got}; expected {expected})")
+    result = []
+    for run in runs:
+        peers = [peer.config for peer in runs if peer.method == run.method]
+        keys = [key for key in run.config if key not in SAME_METHOD and any(peer[key] != run.config[key] for peer in peers)]
+        label = " ".join([run.method.upper(), *(f"{key}={json.dumps(run.config[key])}" for key in keys)])
+        identity = (label, run.config["RANDOM_SEED"])
+        if identity in seen:
+            got = f"{label} with RANDOM_SEED={identity[1]} twice"
+            raise RunError(f"{run.directory} repeats {seen[identity]} (got {got}; expected different seeds)")
+        seen[identity] = run.directory
+        result.append(Entry(label, run.errors))
+    return result
+
+
+# ---- statistics
+
+
+def compare_entries(found: Sequence[Entry]) -> Comparison:
+    """Group entries by label and compare every group with the first, at the K and gradients that all have.
+
+    Raises `RunError` where no K is common.
+    """
+    common = sorted(set.intersection(*(set(entry.errors) for entry in found)))
+    if not common:
+        each = "; ".join(f"{entry.label}: {sorted(entry.errors)}" for entry in found)
+        raise RunError(f"EVAL_SHOTS has no value in common (got {each[:200]}; expected at least one K that all have)")
+    last = min(entry.errors[shots].shape[1] for entry in found for shots in common)
+    labels = list(dict.fromkeys(entry.label for entry in found))
+
+    def of(label: str, shots: int) -> np.ndarray:
+        return np.stack([np.asarray(entry.errors[shots][:, :last], float) for entry in found if entry.label == label])
+
+    errors = {shots: {label: of(label, shots) for label in labels} for shots in common}
+    rows = []
+    for shots, groups in errors.items():
+        results = {label: statistics(values, groups[labels[0]]) for label, values in groups.items()}
+        for gradients in range(last):
+            for label, values in groups.items():
+                numbers = {name: float(array[gradients]) for name, array in results[label].items()}
+                if label == labels[0]:
+                    numbers |= {"difference": math.nan, "difference_ci": math.nan}
+                rows.append(Row(label, shots, gradients, values.shape[0], values.shape[1], **numbers))
+    return Comparison(errors, rows)
+
+
+def statistics(values: np.ndarray, first: np.ndarray) -> dict[str, np.ndarray]:
+    """The numbers of a `Row` at every number of gradients, [S+1] each, from errors [R, T, S+1] of a group and the first."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
+        own, seeds = mean_and_interval(values.mean(0)), values.mean(1)  # seeds: [R, S+1]
+        paired = mean_and_interval(values.mean(0) - first.mean(0))
+        over_seeds = np.full(values.shape[2], math.nan)
+        if len(seeds) > 1:
+            over_seeds = t_quantile(len(seeds) - 1) * seeds.std(0, ddof=1) / math.sqrt(len(seeds))
+    result = {"mean": own["mse"], "ci_tasks": own["ci95"], "ci_seeds": over_seeds}
+    return result | {"difference": paired["mse"], "difference_ci": paired["ci95"]}
+
+
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5% quantile of Student's t; beyond 10 degrees of freedom by the expansion around the normal's."""
+    if degrees <= len(T_975):
+        return T_975[degrees - 1]
+    return 1.959964 + 2.372272 / degrees + 2.822499 / degrees**2 + 2.555850 / degrees**3
+
+
+def mean_and_interval(errors: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean, 95% half-width (1.96 standard errors) and median over tasks: [T, S+1] -> [S+1] each."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
+        spread = 1.96 * errors.std(0, ddof=1) / np.sqrt(len(errors))
+        return {"mse": errors.mean(0), "ci95": spread, "median": np.median(errors, 0)}
+
+
+def shown_steps(last: int) -> list[int]:
+    """The numbers of gradients that tables and figures show: 0, 1, 5 and the last."""
+    return sorted({0, min(1, last), min(5, last), last})

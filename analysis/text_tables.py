@@ -1,0 +1,85 @@
+"""Results as text: for terminals in ASCII, as Markdown, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from analysis.comparison import Comparison, Row, shown_steps
+from dataset import Published
+
+
+def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
+    """Mean test error after 0, 1, 5 and the last gradient for each K, beside the published figures, as text.
+
+    Args:
+        evaluation: the "evaluation" record of metrics.json.
+    """
+    steps = shown_steps(len(next(iter(evaluation["shots"].values()))["mse"]) - 1)
+    lines = [
+        f"mean squared error on {evaluation['num_tasks']} test tasks (95% interval), after this many gradients:",
+        "   K      " + "".join(f"{step:<22}" for step in steps).rstrip(),
+    ]
+    for count, result in evaluation["shots"].items():
+        numbers = {name: [math.nan if v is None else v for v in result[name]] for name in ("mse", "ci95")}  # null in JSON
+        cells = [f"{numbers['mse'][step]:.4g} +- {numbers['ci95'][step]:.2g}" for step in steps]
+        lines.append(f"{count:>4}      " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        if known := reference.get(int(count)):
+            cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]
+            lines.append(" Finn+17  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+    if evaluation["diverged"]:
+        lines.append(f"{evaluation['diverged']} test tasks diverged")
+    return "\n".join(lines)
+
+
+def csv_table(comparison: Comparison) -> str:
+    """Every row as CSV: full precision, empty cells where there is no interval."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    for row in comparison.rows:
+        writer.writerow("" if isinstance(value, float) and math.isnan(value) else value for value in row)
+    return text.getvalue()
+
+
+def text_table(comparison: Comparison) -> str:
+    """The comparison after 0, 1, 5 and the last gradient for a terminal, in ASCII."""
+    cells = [list(HEADER), *_cells(comparison)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    for place in range(len(cells) - 1, 0, -1):
+        if cells[place][0] != cells[place - 1][0]:  # another K begins
+            lines.insert(place, "  ".join("-" * width for width in widths))
+    return "\n".join([*lines, *_notes(comparison)]).encode("ascii", "replace").decode()
+
+
+def markdown_table(comparison: Comparison, title: str = "") -> str:
+    """The same table in Markdown."""
+    lines = [f"# {title}", ""] if title else []
+    lines += [f"| {' | '.join(HEADER)} |", "|" + " --- |" * len(HEADER)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in _cells(comparison)]
+    return "\n".join([*lines, "", *(f"* {note}" for note in _notes(comparison))]) + "\n"
+
+
+HEADER = ("K", "gradients", "method", "mean squared error", "seeds", "over seeds", "minus the first", "in words")
+
+
+def _cells(comparison: Comparison) -> list[list[str]]:
+    result = []
+    for row in comparison.rows:
+        error, over_seeds = f"{row.mean:.4g} +- {row.ci_tasks:.2g}", f"+- {row.ci_seeds:.2g}" if row.seeds > 1 else ""
+        difference = f"{row.difference:.3g} +- {row.difference_ci:.2g}" if row.group != comparison.labels[0] else ""
+        where = [str(row.shots), str(row.gradients), row.group]
+        result.append([*where, error, str(row.seeds), over_seeds, difference, row.verdict])
+    steps = shown_steps(comparison.last)
+    return [line for line, row in zip(result, comparison.rows, strict=True) if row.gradients in steps]
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    return [
+        f"+- are 95% intervals: over {comparison.rows[0].tasks} test tasks (these trained networks), and over seeds.",
+        f"Differences to {comparison.labels[0]} are taken task by task; in words where their interval excludes 0.",
+    ]

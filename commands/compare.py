@@ -1,0 +1,115 @@
+"""`--compare RUN RUN ...`: finished runs side by side, as tables and figures."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from analysis.comparison import Comparison, Run, compare_entries, entries, mean_and_interval
+from analysis.figures import error_against_gradients, error_against_shots
+from analysis.text_tables import csv_table, markdown_table, text_table
+from commands.runs import runs_folder
+from config import Config, ConfigError
+from dataset import Published
+from registry import TASKS
+from runtime.errors import RunError
+from runtime.processes import print_once
+from runtime.storage import figure_bytes, find_run, new_directory, write_atomically
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Compare finished runs that were judged on the same test tasks."""
+    output = runs_folder(args)
+    compare_runs([find_run(text, output) for text in args.compare], output)
+    return 0
+
+
+def compare_runs(directories: Sequence[Path], output: Path) -> None:
+    """Print the comparison of finished runs, and write it into a new directory under `output`."""
+    runs = [read_run(directory) for directory in directories]
+    comparison = compare_entries(entries(runs))
+    print_once(text_table(comparison))
+    directory = new_directory(output, "Comparison")
+    title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
+    generator = TASKS[runs[0].tasks](Config.resolve(runs[0].config))
+    write(directory, comparison, title, generator.published)
+    print_once(f"written: {directory}")
+
+
+def read_run(directory: Path) -> Run:
+    """Read a finished run; raises `RunError` for one that is not evaluated, or whose files can't be used."""
+    metrics, report = (_read_json(directory / name) for name in ("metrics.json", "full_report.json"))
+    if metrics.get("evaluation") is None:
+        status = str(report.get("status"))[:40]
+        raise RunError(f"{directory} has no test results (got status {status}; expected a run that is complete)")
+    try:
+        # the report's settings are those of the last evaluation; config.json may be ahead of it, in a resumed run
+        config = Config.resolve(report["config"]).to_dict()
+        method, tasks = str(metrics["method"]), str(report["tasks"])
+        wanted = {int(shots): len(result["mse"]) for shots, result in metrics["evaluation"]["shots"].items()}
+    except ConfigError as error:
+        raise RunError(f"{directory / 'full_report.json'}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{directory} has a damaged record (got {type(error).__name__}; expected that of a run)") from None
+    params, errors = _read_arrays(directory / "plots" / "data.npz", config["EVAL_TASKS"], wanted)
+    return Run(directory, method, tasks, config, params, errors)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise RunError(f"{path} can't be read (got {error.strerror}; expected the record of a finished run)") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} is damaged (got {type(error).__name__}; expected a JSON object)") from None
+
+
+def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Parameters [T, F] and test errors, shots -> [T, S+1], where `wanted` says S+1 for each number of shots."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            params = stored["test_params"]
+            errors = {shots: stored[f"test_errors_{shots}_shot"] for shots in wanted}
+    except Exception as error:  # a damaged archive can raise anything, and none of it matters to the user
+        got = getattr(error, "strerror", None) or type(error).__name__
+        raise RunError(f"{path} can't be used (got {got}; expected the arrays of a finished run)") from None
+    shapes = {shots: array.shape for shots, array in errors.items()}
+    expected = {shots: (num_tasks, length) for shots, length in wanted.items()}
+    if not errors or shapes != expected or any(array.dtype.kind != "f" for array in errors.values()):
+        raise RunError(f"{path} does not fit its run (got errors of shape {shapes}; expected {expected})")
+    return params, errors
+
+
+def draw(comparison: Comparison, title: str, reference: Published | None = None) -> dict[str, Figure]:
+    """The two figures, by file name; `reference` holds published means to mark."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        results = {
+            shots: {label: mean_and_interval(values.mean(0)) | {"seeds": values.mean(1)} for label, values in groups.items()}
+            for shots, groups in comparison.errors.items()
+        }
+    steps = sorted({min(1, comparison.last), comparison.last})
+    return {
+        "comparison_gradients": error_against_gradients(results, f"{title}: error against gradients", reference),
+        "comparison_shots": error_against_shots(results, steps, f"{title}: error against shots"),
+    }
+
+
+def write(directory: Path, comparison: Comparison, title: str = "Comparison", reference: Published | None = None) -> list[Path]:
+    """Write tables and figures into `directory`, which is made where it is missing; returns the files' paths.
+
+    Raises OSError where the disk is full or read-only.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    contents = {"comparison.md": markdown_table(comparison, title).encode(), "comparison.csv": csv_table(comparison).encode()}
+    for name, figure in draw(comparison, title, reference).items():
+        contents |= {f"{name}.{suffix}": figure_bytes(figure, suffix) for suffix in ("png", "pdf")}
+    for name, data in contents.items():
+        write_atomically(directory / name, data)
+    return [directory / name for name in contents]

@@ -1,0 +1,76 @@
+"""Experiments from command lines and from run directories: what every action starts with."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from config import Config, ConfigError, parse_assignment
+from experiment import Experiment
+from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS
+from results_manager import ExperimentManager
+from runtime.errors import RunError
+from runtime.storage import find_run, read_checkpoint, read_newest
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+
+
+def runs_folder(args: argparse.Namespace) -> Path:
+    """Where run directories are made and looked for."""
+    return args.output or EXPERIMENTS
+
+
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings given on the command line: named flags, and --set, which wins. Raises `ConfigError`."""
+    named = {}
+    if args.seed is not None:
+        named["RANDOM_SEED"] = parse_assignment(f"RANDOM_SEED={args.seed}")[1]
+    if args.device is not None:
+        named["DEVICE"] = args.device
+    return named | dict(parse_assignment(text) for text in args.set)
+
+
+def build(method: str, tasks: str, config: Config) -> Experiment:
+    return Experiment(method, METHODS[method], tasks, TASKS[tasks](config), config)
+
+
+def load_run(text: str, output: Path, best: bool = False) -> tuple[Path, dict[str, Any], str]:
+    """The directory of RUN, its last (or `best`) checkpoint, and a warning where that was damaged; a file is itself."""
+    directory = find_run(text, output)
+    if Path(text).is_file():
+        return directory, read_checkpoint(Path(text)), ""
+    if best and (directory / "checkpoints" / "best.pt").exists():
+        return directory, read_checkpoint(directory / "checkpoints" / "best.pt"), ""
+    return directory, *read_newest(directory)
+
+
+def build_from_checkpoint(args: argparse.Namespace, directory: Path, state: dict[str, Any]) -> Experiment:
+    """The experiment that a checkpoint is of, with the changes that the command line may make to it."""
+    method, tasks, settings = (state.get(name) for name in ("method", "tasks", "config"))
+    if method not in list(METHODS) or tasks not in list(TASKS) or not isinstance(settings, dict):
+        raise RunError(f"{directory} can't be continued (got method {method!r}, tasks {tasks!r}; expected known ones)")
+    if (args.method or method) != method or (args.tasks or tasks) != tasks:
+        raise RunError(f"{directory} is another kind of run (got --method or --tasks; expected {method}, {tasks})")
+    changes = overrides(args)
+    for key, value in changes.items():
+        if key not in MAY_CHANGE_ON_RESUME and settings.get(key) != value:
+            raise ConfigError(f"{key} can't change in a run that exists (got {value}; expected {settings.get(key)})")
+    return build(method, tasks, Config.resolve(settings, changes))
+
+
+def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment of --resume or --evaluate, as its last checkpoint left it, and that checkpoint."""
+    directory, state, warning = load_run(text, runs_folder(args))
+    experiment = build_from_checkpoint(args, directory, state)
+    experiment.manager = manager = ExperimentManager(directory, experiment.method, sys.argv)
+    if warning:
+        manager.warn(warning)
+    try:
+        experiment.load(state)
+    except RunError:
+        manager.close()
+        raise
+    experiment.complete = min(experiment.trainer.iteration, manager.completed()) >= experiment.config.iterations
+    return experiment, state

@@ -1,0 +1,151 @@
+"""Training: new, resumed, of several seeds, alone or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from commands.compare import compare_runs
+from commands.evaluate import finish
+from commands.runs import build, overrides, reopen, runs_folder
+from config import Config, ConfigError, load_settings
+from experiment import Experiment
+from registry import TASKS, defaults
+from results_manager import ExperimentManager
+from runtime import processes
+from runtime.errors import RunError
+from runtime.processes import Interrupted, PeerLost, Signals, print_once
+from runtime.storage import find_launched
+from trainer import Diverged
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train anew, or each of several seeds; returns the exit code."""
+    return train_run(args)[0] if args.seeds is None else train_seeds(args)
+
+
+def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any] | None]:
+    """A new experiment in a directory of its own, with settings found good before the directory is made.
+
+    Where torchrun starts the same command again, it is the experiment that was started first, and its state.
+    """
+    launch = processes.launch_id()
+    earlier = launch and find_launched(runs_folder(args), lambda other: processes.same_launch(launch, other))
+    if earlier and (earlier / "checkpoints" / "last.pt").exists():
+        return reopen(args, str(earlier))
+    method, tasks = args.method or "maml", args.tasks or "sinusoid"
+    given = load_settings(args.config) if args.config else {}
+    experiment = build(method, tasks, Config.resolve(defaults(method, tasks), given, overrides(args)))
+    if earlier:
+        manager = ExperimentManager(earlier, method, sys.argv)
+    else:
+        manager = ExperimentManager.create(runs_folder(args), method, experiment.generator.name, args.name, sys.argv)
+    if launch:
+        manager.save_json(".launch", launch)
+    experiment.manager = manager
+    manager.save_json("config.json", experiment.config.to_dict())
+    experiment.save()  # from the first moment on there is something to resume
+    manager.open_tensorboard(0)
+    return experiment, None
+
+
+def open_experiment(args: argparse.Namespace) -> Experiment:
+    """The experiment, in every process: process 0 makes or finds the run and sends it to the others."""
+    if processes.rank():
+        message = processes.broadcast(None)
+        if isinstance(message, int):
+            raise RunError("process 0 has printed the error", message)
+        method, tasks, settings, state, complete = message
+        experiment = build(method, tasks, Config(**settings))
+        if state is not None:
+            experiment.load(state)
+        experiment.complete = complete
+        return experiment
+    try:
+        experiment, state = new_experiment(args) if args.resume is None else reopen(args, args.resume)
+    except BaseException as error:
+        processes.broadcast(error.code if isinstance(error, RunError) else 2 if isinstance(error, ConfigError) else 1)
+        raise
+    processes.broadcast((experiment.method, experiment.tasks, experiment.config.to_dict(), state, experiment.complete))
+    if state is not None and not experiment.complete:
+        experiment.manager.save_json("config.json", experiment.config.to_dict())
+        experiment.manager.open_tensorboard(experiment.trainer.iteration + 1)
+    return experiment
+
+
+def train_run(args: argparse.Namespace) -> tuple[int, Path | None]:
+    """Train, evaluate and report, anew or from where a run is; returns the exit code and the run's directory."""
+    signals, experiment = Signals(), None
+    try:
+        processes.connect()
+        with signals.deferred():
+            experiment = open_experiment(args)
+        return run(experiment, signals), experiment.manager.directory
+    except Interrupted as stop:
+        if experiment:
+            experiment.stop_early("interrupted", signal.Signals(stop.number).name)
+        return 128 + stop.number, None
+    except PeerLost as error:
+        if experiment:
+            experiment.save()  # a step is whole or not done, in this process too
+            experiment.stop_early("failed", str(error))
+        raise RunError(str(error), 1) from None
+    except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        if experiment:
+            with suppress(OSError):
+                experiment.stop_early("failed", str(error))
+        raise
+    finally:
+        signals.raise_now = False  # there is nothing left to interrupt
+        if experiment:
+            experiment.manager.close()
+
+
+def run(experiment: Experiment, signals: Signals) -> int:
+    """Train from where the experiment is, then evaluate and report; returns the exit code."""
+    config, manager = experiment.config, experiment.manager
+    if experiment.complete:
+        print_once(f"already complete: {manager.display_path} (raise EPOCHS to go on)")
+        return 0
+    steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
+    print_once(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.display_path}")
+    experiment.prepare()
+    signals.raise_now = False
+    try:
+        experiment.train(signals)
+    except Diverged as error:
+        experiment.stop_early("diverged", str(error))
+        kept = f"; the last good checkpoint is {manager.display_path}/checkpoints/last.pt"
+        raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
+    processes.disconnect()
+    signals.raise_now = True
+    if signals.stop:
+        experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
+        return 128 + signals.stop
+    if not processes.rank():
+        finish(experiment)
+    return 0
+
+
+def train_seeds(args: argparse.Namespace) -> int:
+    """A run for each seed, one after another, and then all side by side; the first that fails ends it."""
+    method, output = args.method or "maml", runs_folder(args)
+    stem = f"{method.upper()}_{TASKS[args.tasks or 'sinusoid'](Config()).name}"
+    names = {seed: f"{args.name}-seed{seed}" if args.name else None for seed in args.seeds}
+    for name in names.values():
+        if name and (output / f"{stem}_{name}").exists():
+            raise RunError(f"{output / f'{stem}_{name}'} exists (got --name {args.name}; expected a new name)")
+    runs: list[Path] = []
+    for seed, name in names.items():
+        code, directory = train_run(argparse.Namespace(**vars(args) | {"seed": str(seed), "name": name}))
+        if code or directory is None:
+            return code
+        runs.append(directory)
+    compare_runs(runs, output)
+    return 0

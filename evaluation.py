@@ -1,0 +1,91 @@
+"""Adapt to many tasks without a graph, by the `adapt` that training uses: predictions, samples, errors.
+
+Independent of any method by name, of the trainer, and of files, plots and logs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from dataset import Points, Task
+from learner import MetaLearner
+
+EVAL_CHUNK = 250  # tasks adapted at a time: bounds memory
+
+
+def predict(learner: MetaLearner, support: Points, x: Any, steps: int, noise: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions [T, steps + 1, N] after 0 to `steps` gradients, and the codes [T, Z] (Z = 0 without any).
+
+    Args:
+        support: arrays x [T, K, D], y [T, K, 1].
+        x: where to predict, [T, N, D].
+        noise: [T, noise_dim]; None = zeros, the means of a stochastic method.
+    """
+    device = next(learner.parameters()).device
+    if noise is None:
+        noise = np.zeros((len(x), learner.noise_dim), np.float32)
+
+    def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor, Tensor]:
+        adaptation = learner.adapt(points, randomness, steps)
+        outputs = [learner.network(weights, at)[:, 0] for weights in adaptation.path]
+        return torch.stack(outputs), adaptation.code  # [S+1, N], [Z]
+
+    outputs, codes = [], []
+    with torch.no_grad():
+        for first in range(0, len(x), EVAL_CHUNK):
+            here = slice(first, first + EVAL_CHUNK)
+            points = on_device(Points(support.x[here], support.y[here]), device)
+            at, randomness = on_device((x[here], noise[here]), device)
+            output, code = vmap(one)(points, at, randomness)
+            outputs.append(output.cpu().numpy())
+            codes.append(code.cpu().numpy())
+    return np.concatenate(outputs), np.concatenate(codes)
+
+
+def sample(
+    learner: MetaLearner,
+    support: Points,
+    x: Any,
+    steps: int,
+    rng: np.random.Generator,
+    num_samples: int,
+    *,
+    temperature: float = 1.0,
+    batch: int = 1000,
+) -> np.ndarray:
+    """Predictions [T, M, N] after `steps` gradients from M = `num_samples` draws of a stochastic method's noise.
+
+    Args:
+        support: arrays x [T, K, D], y [T, K, 1]; x: where to predict, [T, N, D].
+        rng: the samples of a task depend on it and on the task's place, not on how many tasks follow.
+        temperature: factor on the noise, and so on the standard deviations of what is sampled: 1 samples the
+            distributions that were trained. Any other value has to be chosen on validation tasks.
+        batch: copies of support sets that are adapted at a time; it bounds memory and changes no number.
+    """
+    rows, outputs = len(x) * num_samples, []
+    for first in range(0, rows, batch):
+        task = np.arange(first, min(first + batch, rows)) // num_samples
+        noise = rng.standard_normal((len(task), learner.noise_dim), dtype=np.float32)
+        noise *= np.float32(temperature)
+        outputs.append(predict(learner, Points(support.x[task], support.y[task]), x[task], steps, noise)[0][:, -1])
+    return np.concatenate(outputs).reshape(len(x), num_samples, x.shape[1])
+
+
+def errors(learner: MetaLearner, task: Task, steps: int) -> np.ndarray:
+    """Mean squared error [T, steps + 1] on the query points after 0 to `steps` support gradients."""
+    predictions, _ = predict(learner, task.support, task.query.x, steps)
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged task is a result, not a warning
+        return np.square(predictions - task.query.y[:, None, :, 0], dtype=np.float64).mean(-1)
+
+
+def on_device(arrays: Any, device: torch.device) -> Any:
+    """Nested tuples of numpy arrays as tensors on `device`, in the same tuples."""
+    if isinstance(arrays, np.ndarray):
+        return torch.from_numpy(arrays).to(device)
+    parts = [on_device(part, device) for part in arrays]
+    return type(arrays)(*parts) if hasattr(arrays, "_fields") else tuple(parts)

@@ -1,0 +1,246 @@
+"""One outer step of any `MetaLearner`: meta-loss, meta-gradient, clipping, Adam.
+
+All meta-parameters live in one flat vector, so that the step is a pure function of a few tensors and compiles into one
+graph. Independent of any method by name, of where tasks come from, and of files, plots and logs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.func import functional_call, grad_and_value, vmap
+from torch.optim.adam import adam
+
+from dataset import Points, Task
+from learner import MetaLearner, mse
+from runtime.compilation import compiled
+from runtime.processes import peer_errors, world
+
+CACHE_WORK = 3_600_000  # points x weights that a CPU's cache holds; beyond, a task takes two to three times as long
+FEWEST = 25  # tasks that are worth a chunk of their own
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
+ADAM: dict[str, Any] = {
+    "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False, "foreach": False
+}  # fmt: skip
+
+
+def tasks_at_once(chunk: int, share: int, work: int, device: torch.device) -> int:
+    """How many of a process's `share` of tasks are differentiated together, where a task is `work` points x weights.
+
+    `chunk` where that is given; 0 leaves it to the machine: everything, or on a CPU what its cache holds.
+    """
+    if chunk:
+        return chunk
+    cached = CACHE_WORK // max(work, 1)
+    if device.type != "cpu" or not FEWEST <= cached < share:
+        return share
+    return -(-share // -(-share // cached))  # pieces of one size: a short last one is computed as a whole
+
+
+class MetaStep:
+    """The meta-parameters of `learner`, Adam's state, and the step that changes them.
+
+    The meta-loss is the mean over tasks of query error plus penalty. With several processes (`torch.distributed`
+    initialised) each takes a share of every meta-batch.
+
+    Args:
+        learner: its parameters become views of one flat vector.
+        meta_batch: T, tasks in a meta-batch.
+        task_work: points x weights of one task, see `tasks_at_once`.
+        clip: bound on the norm of the meta-gradient; 0 = none.
+        chunk: tasks differentiated at a time; 0 = `tasks_at_once`. A chunk bounds memory, and makes the result
+            independent of the number of processes.
+        device: where meta-parameters and tasks live.
+    """
+
+    def __init__(
+        self, learner: MetaLearner, meta_batch: int, task_work: int, clip: float, chunk: int, device: torch.device | str
+    ):
+        self.learner, self.meta_batch, self.clip, self.device = learner, meta_batch, clip, torch.device(device)
+        self.rank, self.world = world()
+        share = -(-meta_batch // self.world)
+        at_once = tasks_at_once(chunk, share, task_work, self.device)
+        self.chunk = at_once if chunk or at_once < share else 0
+        self._gather_meta_parameters()
+        self._groups = [self._group(number) for number in range(self.rank, self._total_groups, self.world)]
+        self._single = self.world == 1 and self._total_groups == 1  # one process, one group: one graph
+        self.use_eager()
+
+    def _gather_meta_parameters(self) -> None:
+        """Move all meta-parameters into one flat vector; the learner's own become views of it."""
+        parameters = dict(self.learner.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self.sizes = [parameter.numel() for parameter in parameters.values()]
+        self.flat = torch.cat([p.detach().reshape(-1) for p in parameters.values()]).to(self.device)  # [M]
+        for parameter, view in zip(parameters.values(), self._views(self.flat).values(), strict=True):
+            parameter.data = view
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self.adam_step = torch.zeros((), device=self.device)
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # False from the first bad step on
+        self.names = ["meta_loss", "query_mse", *self._diagnostic_names(), "grad_norm"]
+        self.metrics = torch.zeros(len(self.names), device=self.device)
+        self.lr = torch.zeros((), device=self.device)
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
+
+    def _diagnostic_names(self) -> list[str]:
+        """What the method reports, found by adapting once to a task of zeros."""
+        dim = self.learner.network.shapes[0][0]
+        support = Points(torch.zeros(1, dim, device=self.device), torch.zeros(1, 1, device=self.device))
+        with torch.no_grad():
+            return list(self.learner.adapt(support, torch.zeros(self.learner.noise_dim, device=self.device), 0).diagnostics)
+
+    # ---- state
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next step depends on, as tensors on the CPU."""
+        return {
+            "meta_parameters": {name: view.detach().cpu().clone() for name, view in self._views(self.flat).items()},
+            "adam": {name: tensor.cpu().clone() for name, tensor in zip(ADAM_STATE, self._adam_state(), strict=True)},
+        }
+
+    def _adam_state(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.exp_avg, self.exp_avg_sq, self.adam_step
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore `state`; raises ValueError where it does not fit this learner."""
+        given = {name: tuple(tensor.shape) for name, tensor in state["meta_parameters"].items()}
+        wanted = {name: tuple(shape) for name, shape in self.shapes.items()}
+        if given != wanted:
+            name = next(n for n in [*wanted, *given] if given.get(n) != wanted.get(n))
+            raise ValueError(f"meta-parameter {name} does not fit (got shape {given.get(name)}; expected {wanted.get(name)})")
+        sources = [torch.cat([state["meta_parameters"][name].reshape(-1) for name in self.shapes])]
+        sources += [state["adam"][name] for name in ADAM_STATE]
+        for target, source in zip((self.flat, *self._adam_state()), sources, strict=True):
+            if (target.shape, target.dtype) != (source.shape, source.dtype) or not source.isfinite().all():
+                got, expected = f"{source.dtype} {tuple(source.shape)}", f"finite {target.dtype} {tuple(target.shape)}"
+                raise ValueError(f"its numbers can't be used (got {got}; expected {expected})")
+            target.copy_(source)
+
+    def first_bad_value(self) -> tuple[int, str, float] | None:
+        """Number of the refused step, counted from 0, and which log value was not finite; waits for the device."""
+        if self.finite.item():
+            return None
+        values = dict(zip(self.names, self.metrics.tolist(), strict=True))
+        name = next(name for name, value in values.items() if not math.isfinite(value))
+        return int(self.adam_step.item()), name, values[name]
+
+    # ---- the step
+
+    def __call__(self, task: Task, noise: Tensor, lr: float) -> Tensor:
+        """Take one step with step size `lr`; returns the log values by `names`, on their device.
+
+        Args:
+            task: tensors [T, K or Q, D or 1].
+            noise: [T, noise_dim], standard normal.
+        """
+        self.lr.fill_(lr)
+        with torch.no_grad():
+            return self._step(task, noise)
+
+    def _task_loss(self, flat: Tensor, task: Task, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Meta-loss [] of one task, and what is worth logging [1 + diagnostics]."""
+        adaptation = functional_call(self.learner, self._views(flat), (task.support, noise))
+        query_mse = mse(self.learner.network(adaptation.path[-1], task.query.x), task.query.y)
+        return query_mse + adaptation.penalty, torch.stack([query_mse, *adaptation.diagnostics.values()])
+
+    def _meta_loss(self, flat: Tensor, task: Task, noise: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted sum over tasks of loss [] and log values [1 + diagnostics]; `shares` [T] sum to 1 over all processes."""
+        losses, values = vmap(self._task_loss, in_dims=(None, 0, 0))(flat, task, noise)
+        return losses @ shares, shares @ values
+
+    def _gradient(self, task: Task, noise: Tensor, shares: Tensor) -> Tensor:
+        """The meta-gradient of one group of tasks and its log values, in one vector [M + 2 + diagnostics]."""
+        gradient, (loss, values) = grad_and_value(self._meta_loss, has_aux=True)(self.flat, task, noise, shares)
+        return torch.cat([gradient, loss[None], values])
+
+    def _update(self, vector: Tensor) -> Tensor:
+        """Clip and take one Adam step, unless something is not finite: then nothing changes, now or later."""
+        gradient, values = vector.split([len(self.flat), len(vector) - len(self.flat)])
+        norm = torch.linalg.vector_norm(gradient)
+        if self.clip:
+            gradient = gradient * (self.clip / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        finite = self.finite & values.isfinite().all() & norm.isfinite()
+        state = (self.flat, *self._adam_state())
+        before = [tensor.clone() for tensor in state]
+        # the functional form of torch.optim.Adam: unlike the class it compiles into the graph of the gradient
+        capturable = torch.compiler.is_compiling() or self.device.type == "cuda"
+        moments = [self.exp_avg], [self.exp_avg_sq]
+        adam([self.flat], [gradient], *moments, [], [self.adam_step], capturable=capturable, lr=self.lr, **ADAM)
+        for tensor, old in zip(state, before, strict=True):
+            tensor.copy_(torch.where(finite, tensor, old))
+        # the log values freeze at the first bad step, so that the message can name it
+        self.metrics.copy_(torch.where(self.finite, torch.cat([values, norm[None]]), self.metrics))
+        self.finite.copy_(finite)
+        return self.metrics.clone()
+
+    def _whole_step(self, task: Task, noise: Tensor) -> Tensor:
+        return self._update(self._gradient(task, noise, self._groups[0][1]))
+
+    # ---- compiled or eager
+
+    def use_eager(self) -> None:
+        """Run the step operation by operation: the same numbers to rounding, later."""
+        self._step: Callable[[Task, Tensor], Tensor] = self._whole_step if self._single else self._split_step
+        self._gradient_of_group: Callable[[Task, Tensor, Tensor], Tensor] = self._gradient
+
+    def compile(self, task: Task, noise: Tensor) -> None:
+        """Compile the step by running it on one meta-batch, without a change of state; raises what the compiler raises."""
+        self.finite.fill_(False)  # such a step computes everything and changes nothing
+        try:
+            with torch.no_grad():
+                if self._single:
+                    self._step = compiled(self._whole_step, self.device)
+                    self._step(task, noise)
+                else:
+                    self._gradient_of_group = compiled(self._gradient, self.device)
+                    self._split_gradients(task, noise)
+        except Exception:
+            self.use_eager()
+            raise
+        finally:
+            self.finite.fill_(True)
+
+    # ---- groups of tasks: chunks, and the shares of several processes
+
+    @property
+    def _total_groups(self) -> int:
+        return -(-self.meta_batch // self.chunk) if self.chunk else self.world
+
+    def _group(self, number: int) -> tuple[Tensor, Tensor]:
+        """Which tasks form a group, and the share of each in the mean; a short last group repeats tasks at share 0."""
+        total = self.meta_batch
+        size = self.chunk or -(-total // self.world)
+        index = torch.arange(number * size, (number + 1) * size)
+        shares = (index < total).float() / total
+        return index.clamp(max=total - 1).to(self.device), shares.to(self.device)
+
+    def _split_gradients(self, task: Task, noise: Tensor) -> Tensor:
+        """One row [M + log values] for each group of this process, and zeros where it has fewer than another."""
+        rows = torch.zeros(-(-self._total_groups // self.world), len(self.flat) + len(self.names) - 1, device=self.device)
+        for row, (index, shares) in zip(rows, self._groups, strict=False):
+            part = Task(*(Points(points.x[index], points.y[index]) for points in task))
+            row.copy_(self._gradient_of_group(part, noise[index], shares))
+        return rows
+
+    def _split_step(self, task: Task, noise: Tensor) -> Tensor:
+        """The same step from several groups. Chunks are summed in one order, whoever computed them: float32 sums
+        depend on their order, and so the result would depend on the number of processes."""
+        rows = self._split_gradients(task, noise)
+        if self.world == 1:
+            return self._update(rows.sum(0))
+        if not self.chunk:
+            with peer_errors():
+                dist.all_reduce(rows)
+            return self._update(rows[0])
+        everyone = [torch.empty_like(rows) for _ in range(self.world)]
+        with peer_errors():
+            dist.all_gather(everyone, rows)
+        in_order = torch.stack(everyone, 1).flatten(0, 1)  # row r of rank k is group r * world + k
+        return self._update(in_order[: self._total_groups].sum(0))

@@ -1,0 +1,63 @@
+"""R2-D2: ridge regression in closed form on learned features (Bertinetto, Henriques, Torr, Vedaldi 2019, arXiv 1805.08136).
+
+    features F = the last hidden layer's units and a 1, at the support points        [K, H + 1]
+    head = mean + (F'F + diag(precision))^-1 F' (y - F mean)                          (eq. 4; here with a prior mean)
+
+The paper shrinks all weights of the head to 0 by one learned number; here their prior has a learned mean (the head in
+`theta`) and a learned precision for each, relative to that of the noise. Entry 0 of the path is the prior head. One
+"gradient" solves for the best one, and further ones leave it as it is. With more features than points the same head is found
+from a K x K system (eq. 5, Woodbury).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config import Config
+from dataset import Points
+from learner import Adaptation, MetaLearner, Network
+
+
+class R2D2(MetaLearner):
+    """Meta-parameters: `theta` [P], features and prior mean of the head, and `log_precision` [H + 1] of the prior.
+
+    Args:
+        network: the network whose last layer is adapted.
+        theta: its weights before meta-training, [P].
+    """
+
+    defaults: ClassVar = {"EPOCHS": 16, "META_LEARNING_RATE": 0.01}
+
+    def __init__(self, network: Network, theta: Tensor):
+        super().__init__()
+        self.network = network
+        self.body = Network([fan_in for fan_in, _ in network.shapes], network.activation)
+        self.theta = nn.Parameter(theta)
+        self.log_precision = nn.Parameter(torch.zeros(sum(network.splits[-2:])))
+
+    @classmethod
+    def from_config(cls, config: Config, rng: np.random.Generator) -> R2D2:
+        network = Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1))
+        return cls(network, network.init(rng))
+
+    def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
+        body, head = self.theta.split([self.body.num_weights, len(self.log_precision)])
+        features = self.network.activation(self.body(body, support.x))  # [K, H]
+        features = torch.cat([features, torch.ones_like(support.x[:, :1])], dim=1)  # [K, H + 1]
+        residual = support.y - features @ head[:, None]  # [K, 1]
+        posterior = head + self._shift(features, residual)[:, 0]
+        path = [self.theta, *[torch.cat([body, posterior])] * (1 if steps is None else steps)]
+        return Adaptation(path, penalty=self.theta.new_zeros(()), diagnostics={}, code=self.theta[:0])
+
+    def _shift(self, features: Tensor, residual: Tensor) -> Tensor:
+        """The ridge solution [H + 1, 1] for `features` [K, H + 1] and `residual` [K, 1]."""
+        count, size = features.shape
+        if count >= size:
+            return torch.linalg.solve(features.T @ features + self.log_precision.exp().diag(), features.T @ residual)
+        scaled = features * (-self.log_precision).exp()  # [K, H + 1]
+        identity = torch.eye(count, device=features.device, dtype=features.dtype)
+        return scaled.T @ torch.linalg.solve(scaled @ features.T + identity, residual)
