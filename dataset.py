@@ -127,7 +127,7 @@ class FunctionFamily(TaskGenerator):
         return Task(Points(x[..., :shots, :], y[..., :shots, :]), Points(x[..., shots:, :], y[..., shots:, :]))
 
     def held_out(self, split: str, size: int, shots: int, queries: int) -> tuple[Array, Task]:
-        """Every K has its own points of the same functions; the query points are free of noise: the distance to the function."""
+        """Every K has points of its own on the same functions; query points carry no noise."""
         params = self.split(split, size, HELD_OUT_SEED)
         support = self.points(params, shots, stream(HELD_OUT_SEED, split, shots))
         query_x = self.points(params, queries, stream(HELD_OUT_SEED, split, QUERY_INDEX)).x

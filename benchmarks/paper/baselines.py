@@ -1,11 +1,11 @@
-"""What MAML and LEO have to be better than, on the same frozen test tasks; each comes out as a `comparison.Entry`.
+"""The baselines that the methods are compared with, on the same test tasks.
 
-* random: a network before any training, fine-tuned;
+* random: the untrained network, fine-tuned;
 * pretrained: one network fitted to all tasks at once (MAML without an inner step), fine-tuned;
-* oracle: a network that is told the true amplitude and phase, and has nothing to adapt to.
+* oracle: a network that has the true amplitude and phase as inputs, and does not adapt.
 
-The first two are fine-tuned with the step size that is best on the validation tasks. This file refuses to know how
-runs are trained, and what is made of the entries.
+The first two are fine-tuned with the step size that is best on the validation tasks. Here are also the task family that
+the oracle is trained on, and the loading of trained networks. How runs are trained is in runs.py.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from runs import OracleTaskGenerator  # first: it puts the project on the path
 
+import registry
 from analysis.comparison import Entry
 from commands.runs import build
 from config import Config
-from dataset import Points
+from dataset import Array, FunctionFamily, Points, SinusoidalTaskGenerator
 from evaluation import errors, predict
 from experiment import Experiment
 from runtime.storage import read_checkpoint
@@ -29,16 +29,8 @@ from runtime.storage import read_checkpoint
 STEP_SIZES = (0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02)
 
 
-class Tuned(NamedTuple):
-    """A fine-tuned baseline: its entry, and for each K the step size and the mean validation errors it was chosen by."""
-
-    entry: Entry
-    step_sizes: dict[int, float]  # shots -> step size
-    validation: dict[int, dict[float, float]]  # shots -> step size -> error after the last gradient
-
-
 def load_best(directory: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
-    """A finished run's experiment with its best checkpoint, to be judged but not trained; `changes` to its settings."""
+    """The experiment of a finished run with its best checkpoint, for evaluation; `changes` to its settings."""
     state = read_checkpoint(directory / "checkpoints" / "best.pt")
     config = Config.resolve(state["config"], {"COMPILE": "never"}, changes or {})
     experiment = build(state["method"], state["tasks"], config)
@@ -46,57 +38,114 @@ def load_best(directory: Path, changes: Mapping[str, Any] | None = None) -> Expe
     return experiment
 
 
-def tuned(label: str, build_at: Callable[[float], Experiment], step_sizes: Sequence[float] = STEP_SIZES) -> Tuned:
+# ---- fine-tuned networks
+
+
+class FineTuned(NamedTuple):
+    """A fine-tuned baseline: its test errors, and for each K the step size and the validation errors it was chosen by."""
+
+    entry: Entry
+    step_sizes: dict[int, float]  # shots -> step size
+    validation: dict[int, dict[float, float]]  # shots -> step size -> mean error after the last gradient
+
+
+def fine_tuned(label: str, build_at: Callable[[float], Experiment], step_sizes: Sequence[float] = STEP_SIZES) -> FineTuned:
     """Fine-tune with the best step size for each K, by the mean validation error after the last gradient.
 
     Args:
-        build_at: the network at a given inner step size.
+        build_at: the network with a given inner step size.
     """
     experiments = {size: build_at(size) for size in step_sizes}
     config = next(iter(experiments.values())).config
-    found, chosen, validation = {}, {}, {}
+    test_errors, chosen, validation = {}, {}, {}
     for shots in config.EVAL_SHOTS:
         validation[shots] = {
             size: float(errors(one.learner, one.held_out("validation", shots)[1], config.EVAL_STEPS)[:, -1].mean())
             for size, one in experiments.items()
         }
-        known = {size: error for size, error in validation[shots].items() if np.isfinite(error)}
-        chosen[shots] = min(known, key=known.__getitem__)
+        finite = {size: error for size, error in validation[shots].items() if np.isfinite(error)}
+        chosen[shots] = min(finite, key=finite.__getitem__)
         best = experiments[chosen[shots]]
-        found[shots] = errors(best.learner, best.held_out("test", shots)[1], config.EVAL_STEPS)
-    return Tuned(Entry(label, found), chosen, validation)
+        test_errors[shots] = errors(best.learner, best.held_out("test", shots)[1], config.EVAL_STEPS)
+    return FineTuned(Entry(label, test_errors), chosen, validation)
 
 
-def tuning(config: Config, step_size: float) -> dict[str, Any]:
-    """Settings for one candidate. As many validation as test tasks: a step too long ruins one task in a thousand."""
+def candidate(config: Config, step_size: float) -> dict[str, Any]:
+    """Settings for one step size. As many validation as test tasks: a step too long ruins one task in a thousand."""
     return {"COMPILE": "never", "INNER_LEARNING_RATE": step_size, "VALIDATION_TASKS": config.EVAL_TASKS}
 
 
-def random_start(config: Config, step_sizes: Sequence[float] = STEP_SIZES) -> Tuned:
+def random_start(config: Config, step_sizes: Sequence[float] = STEP_SIZES) -> FineTuned:
     """The network from which MAML's training with `config` starts, fine-tuned."""
 
     def build_at(size: float) -> Experiment:
-        return build("maml", "sinusoid", Config.resolve(config.to_dict(), tuning(config, size)))
+        return build("maml", "sinusoid", Config.resolve(config.to_dict(), candidate(config, size)))
 
-    return tuned("random", build_at, step_sizes)
+    return fine_tuned("random", build_at, step_sizes)
 
 
-def pretrained(directory: Path, config: Config, step_sizes: Sequence[float] = STEP_SIZES) -> Tuned:
-    """The network of a run without inner steps, fine-tuned and judged as MAML with `config` is."""
-    return tuned("pretrained", lambda size: load_best(directory, tuning(config, size)), step_sizes)
+def pretrained(directory: Path, config: Config, step_sizes: Sequence[float] = STEP_SIZES) -> FineTuned:
+    """The network of a run without inner steps, fine-tuned and evaluated as MAML with `config` is."""
+    return fine_tuned("pretrained", lambda size: load_best(directory, candidate(config, size)), step_sizes)
+
+
+# ---- the oracle
+
+
+class OracleTaskGenerator(FunctionFamily):
+    """y = A sin(x - phase) as a function of x, A and phase, the latter two scaled to the range of x.
+
+    Every input is uniform, so each point is from another sinusoid of the distribution of `sinusoids`: plain regression,
+    with nothing to adapt to.
+    """
+
+    name = "OracleSinusoidal"
+
+    def __init__(self, sinusoids: SinusoidalTaskGenerator):
+        super().__init__(3, sinusoids.x_range)
+        self.ranges = sinusoids.amplitude_range, sinusoids.phase_range
+
+    @classmethod
+    def from_config(cls, config: Config) -> OracleTaskGenerator:
+        amplitudes, phases = (config.AMPLITUDE_MIN, config.AMPLITUDE_MAX), (config.PHASE_MIN, config.PHASE_MAX)
+        return cls(SinusoidalTaskGenerator(1, (config.X_MIN, config.X_MAX), 0.0, amplitudes, phases))
+
+    def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
+        return np.zeros((num_tasks, 1), np.float32)  # all tasks are the same
+
+    def curve(self, params: Array, x: Array) -> Array:
+        low, high = self.x_range
+        share = (x[..., 1:] - low) / (high - low)  # 0 to 1: of the way from the smallest to the largest
+        amplitude, phase = (
+            smallest + (largest - smallest) * share[..., column : column + 1]
+            for column, (smallest, largest) in enumerate(self.ranges)
+        )
+        return (amplitude * np.sin(x[..., :1] - phase)).astype(np.float32)
+
+    def inputs(self, params: Array, x: Array) -> Array:
+        """The oracle's inputs [T, N, 3] for sinusoids with `params` [T, >= 2] at `x` [T, N, 1]."""
+        low, high = self.x_range
+        scaled = [
+            low + (high - low) * (params[:, None, column : column + 1] - smallest) / (largest - smallest)
+            for column, (smallest, largest) in enumerate(self.ranges)
+        ]
+        return np.concatenate([x, *(np.broadcast_to(part, x.shape) for part in scaled)], axis=2).astype(np.float32)
+
+
+registry.TASKS["oracle"] = OracleTaskGenerator.from_config  # so that it can be trained from the command line
 
 
 def oracle(directory: Path, config: Config) -> Entry:
-    """The oracle of a run on `OracleTaskGenerator`, on the test tasks of `config`: the same error after any gradients."""
+    """A run on `OracleTaskGenerator`, evaluated on the test tasks of `config`: the same error after any number of gradients."""
     experiment = load_best(directory)
     family = experiment.generator
     assert isinstance(family, OracleTaskGenerator)
-    tasks_of = build("maml", "sinusoid", Config.resolve(config.to_dict(), {"COMPILE": "never"}))
-    found = {}
+    sinusoids = registry.TASKS["sinusoid"](config)
+    test_errors = {}
     for shots in config.EVAL_SHOTS:
-        params, tasks = tasks_of.held_out("test", shots)
-        nothing = Points(np.zeros((len(params), 1, 3), np.float32), np.zeros((len(params), 1, 1), np.float32))
-        predictions, _ = predict(experiment.learner, nothing, family.inputs(params, tasks.query.x), 0)  # [T, 1, Q]
+        params, tasks = sinusoids.held_out("test", config.EVAL_TASKS, shots, config.EVAL_QUERY_SAMPLES)
+        support = Points(np.zeros((len(params), 1, 3), np.float32), np.zeros((len(params), 1, 1), np.float32))  # not used
+        predictions, _ = predict(experiment.learner, support, family.inputs(params, tasks.query.x), 0)  # [T, 1, Q]
         error = np.square(predictions[:, 0] - tasks.query.y[..., 0], dtype=np.float64).mean(1)
-        found[shots] = np.repeat(error[:, None], config.EVAL_STEPS + 1, axis=1)
-    return Entry("oracle", found)
+        test_errors[shots] = np.repeat(error[:, None], config.EVAL_STEPS + 1, axis=1)  # [T, S+1]
+    return Entry("oracle", test_errors)
