@@ -8,11 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import paths  # noqa: F401  puts the project on the path
 from matplotlib.animation import PillowWriter
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from visualization import BLACK, BLUE, ORANGE, VERMILION, figure_grid, gradients, shared_legend
+from visualization import BLACK, BLUE, ORANGE, VERMILION, figure_grid, shared_legend
 
 
 def adaptation_animation(
@@ -32,28 +29,6 @@ def adaptation_animation(
         predictions: label -> [S+1, N], after 0 to S gradients; the same S for all.
         seconds: how long a frame stays; hold: how many times as long the last one stays.
     """
-    figure, moving = _first_frame(grid, truth, support_x, support_y, predictions)
-    frames = len(next(iter(predictions.values())))
-    buffer = io.BytesIO()
-    buffer.name = "animation.gif"  # how the writer knows the format
-    writer = PillowWriter(fps=1 / seconds)  # type: ignore[arg-type]  # it divides by it, and ours is below one
-    writer.setup(figure, "animation.gif")
-    writer.outfile = buffer  # type: ignore[assignment]  # written once, at the end, by Pillow, which takes a stream
-    for step in [*range(frames), *[frames - 1] * (hold - 1)]:
-        for axis, label, path, line in moving:
-            line.set_ydata(path[step])
-            axis.set_title(f"{label}: error {np.square(path[step] - truth, dtype=np.float64).mean():.3g}", fontsize=11)
-        head = f"{title}: " if title else ""
-        figure.suptitle(f"{head}after {gradients(step)}", fontsize=11)
-        writer.grab_frame()
-    writer.finish()
-    return buffer.getvalue()
-
-
-def _first_frame(
-    grid: np.ndarray, truth: np.ndarray, support_x: np.ndarray, support_y: np.ndarray, predictions: Mapping[str, np.ndarray]
-) -> tuple[Figure, list[tuple[Axes, str, np.ndarray, Line2D]]]:
-    """The figure before any gradient, and what moves in it: (axis, label, path, line) of each panel."""
     figure, axes = figure_grid(1, len(predictions), 3.7 * len(predictions) + 0.2, 3.9, sharex=True, sharey=True)
     figure.set_dpi(90)
     moving = []
@@ -69,4 +44,18 @@ def _first_frame(
     reach = 0.35 * max(high - low, 0.5)
     axes[0, 0].set_ylim(low - reach, high + reach)
     shared_legend(figure, axes)
-    return figure, moving
+    frames = len(next(iter(predictions.values())))
+    buffer = io.BytesIO()
+    buffer.name = "animation.gif"  # how the writer knows the format
+    writer = PillowWriter(fps=1 / seconds)  # type: ignore[arg-type]  # it divides by it, and ours is below one
+    writer.setup(figure, "animation.gif")
+    writer.outfile = buffer  # type: ignore[assignment]  # written once, at the end, by Pillow, which takes a stream
+    for step in [*range(frames), *[frames - 1] * (hold - 1)]:
+        for axis, label, path, line in moving:
+            line.set_ydata(path[step])
+            axis.set_title(f"{label}: error {np.square(path[step] - truth, dtype=np.float64).mean():.3g}", fontsize=11)
+        head = f"{title}: " if title else ""
+        figure.suptitle(f"{head}after {step} gradient{'' if step == 1 else 's'}", fontsize=11)
+        writer.grab_frame()
+    writer.finish()
+    return buffer.getvalue()
