@@ -11,9 +11,6 @@ import torch
 from dataset import SinusoidalTaskGenerator
 from experiment import Experiment
 
-# The benchmark scripts are between two layouts: their tests come back with the move's second half.
-collect_ignore = ["test_benchmarks.py", "test_paper.py", "test_sampling.py"]
-
 torch.set_num_threads(1)  # the networks are small: threads would only wait for each other
 
 

@@ -1,14 +1,14 @@
-"""The benchmarks run, in a tiny version and without any peer installed, and time nobody on other work.
+"""The speed benchmarks run, in a tiny version and without any peer installed, and time only equal work.
 
-What they measure is not judged here: a test machine is busy with other things.
+What they measure is not checked here: a test machine is busy with other things.
 """
-
-# ruff: noqa: E402  the benchmarks have to be on the path before they are imported
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "speed"
-sys.path.insert(0, str(BENCHMARKS))  # they are scripts: each finds the others beside itself
+from benchmarks.common import ROOT
+from benchmarks.speed import implementations, peers_torch, scaling, speed
+from benchmarks.speed.child import MeasurementError
+from benchmarks.speed.measure import count_products
+from benchmarks.speed.work import CASES, ThisProject, Work
 
-import contestants
-import peers_torch
-import scaling
-import speed
-from work import CASES, Project, Unfit, Work
+SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def work() -> Work:
 
 @pytest.fixture(scope="module")
 def reference(work: Work) -> np.ndarray:
-    return Project(work, "never").meta_gradient()
+    return ThisProject(work, "never").meta_gradient()
 
 
 def read(directory: Path, name: str) -> dict[str, Any]:
@@ -43,30 +42,42 @@ def read(directory: Path, name: str) -> dict[str, Any]:
 
 def test_speed_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["eager", "loop"]
-    argv = ["--quick", "--contestants", *names, "--tasks", "3", "--threads", "1", "--device", "cpu", "--output", str(tmp_path)]
+    argv = [
+        "--quick",
+        "--implementations",
+        *names,
+        "--tasks",
+        "3",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--output",
+        str(tmp_path),
+    ]
     assert speed.main(argv) == 0
     case = read(tmp_path, "speed")["cases"]["maml-1"]
-    assert case["base"] == "eager" and case["left_out"] == {} and list(case["contestants"]) == names
-    for record in case["contestants"].values():
+    assert case["base"] == "eager" and case["left_out"] == {} and list(case["implementations"]) == names
+    for record in case["implementations"].values():
         low, high = record["range_ms"]
         assert 0 < low <= record["median_ms"] <= high and len(record["ms"]) == 2
         assert record["gradient_difference"] < 1e-5
-    assert case["contestants"]["eager"]["ratio"] == 1.0
+    assert case["implementations"]["eager"]["ratio"] == 1.0
     assert "plain autograd loop" in capsys.readouterr().out
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And with nobody left there is a table without rows, not a crash."""
+    """And where none is left there is a table without rows, not a crash."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    args = speed.parse(["--quick", "--contestants", "jax-scan", "higher", "--tasks", "3", "--device", "cpu"])
-    result = speed.hold("maml-1", args)
+    args = speed.parse(["--quick", "--implementations", "jax-scan", "higher", "--tasks", "3", "--device", "cpu"])
+    result = speed.measure_case("maml-1", args)
     assert result["left_out"] == {"jax-scan": "jax is not installed", "higher": "higher is not installed"}
-    assert result["contestants"] == {} and result["base"] is None
-    speed.show(result)
+    assert result["implementations"] == {} and result["base"] is None
+    speed.print_case(result)
 
 
-def test_the_same_meta_gradient_is_admitted(work: Work, reference: np.ndarray) -> None:
-    assert speed.admit(peers_torch.TorchPeer(work, peers_torch.plain_loop), reference) < 1e-5
+def test_the_same_meta_gradient_is_accepted(work: Work, reference: np.ndarray) -> None:
+    assert speed.gradient_difference(peers_torch.TorchPeer(work, peers_torch.plain_loop), reference) < 1e-5
 
 
 @pytest.mark.parametrize("change", ["first order", "inner step size", "a missing step", "not a number"])
@@ -74,8 +85,8 @@ def test_another_meta_gradient_is_refused(work: Work, reference: np.ndarray, cha
     peer = peers_torch.TorchPeer(work, peers_torch.plain_loop)
     if change == "first order":
         own = Work(CASES["maml-5"]._replace(settings={"INNER_STEPS": 5, "FIRST_ORDER": True}), 3, "cpu")
-        with pytest.raises(Unfit, match="differs by"):
-            speed.admit(Project(own, "never"), reference)
+        with pytest.raises(MeasurementError, match="differs by"):
+            speed.gradient_difference(ThisProject(own, "never"), reference)
         return
     if change == "inner step size":
         peer.inner_lr *= 1.02
@@ -83,18 +94,18 @@ def test_another_meta_gradient_is_refused(work: Work, reference: np.ndarray, cha
         peer.steps -= 1
     else:
         peer.inner_lr = float("nan")
-    with pytest.raises(Unfit, match="differs by"):
-        speed.admit(peer, reference)
+    with pytest.raises(MeasurementError, match="differs by"):
+        speed.gradient_difference(peer, reference)
 
 
-def test_a_contestant_that_fails_leaves_the_others_alone(reference: np.ndarray) -> None:
-    """What goes wrong in a contestant's process comes back as one line."""
-    remote = contestants.Remote("loop", "leo", 3, "cpu", 1)  # the loop knows no LEO
+def test_an_implementation_that_fails_reports_one_line(reference: np.ndarray) -> None:
+    """What goes wrong in its process comes back as one line."""
+    process = implementations.InProcess("loop", "leo", 3, "cpu", 1)  # the loop knows no LEO
     try:
-        with pytest.raises(Unfit, match="theta"):
-            speed.admit(remote, reference)
+        with pytest.raises(MeasurementError, match="theta"):
+            speed.gradient_difference(process, reference)
     finally:
-        remote.close()
+        process.close()
 
 
 def test_scaling_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,20 +123,18 @@ def test_scaling_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_meta_batch_shared_by_two_processes_is_timed() -> None:
-    answer = scaling.Child().together(2, CASES["maml-1"], 3, "cpu", "never", 0.05, timeout=60)
+    answer = scaling.in_several_children(2, CASES["maml-1"], 3, "cpu", "never", 0.05, timeout=60)
     assert 0 < answer["range_ms"][0] <= answer["ms"] <= answer["range_ms"][1]
 
 
 def test_flops_are_those_counted_by_hand() -> None:
     """First-order MAML, one step: the products of a 1-40-40-1 network, forward and backward, at 10 + 10 points."""
-    from points import count
-
     case = CASES["maml-1"]._replace(settings={"FIRST_ORDER": True})
     layers = 40 * 40 + 40  # multiplications a point, in layers of more than one contracted number
     forward = 2 * layers
     backward_weights = 2 * layers  # the first layer's is a sum of products by elements
     backward_units = 2 * 40 * 40  # and so is the last one's
-    flops, moved = count(case, 7)
+    flops, moved = count_products(case, 7)
     expected = 7 * 20 * (forward + backward_weights + backward_units)
     assert flops == pytest.approx(expected, rel=0.05) and moved > 0
 
@@ -133,9 +142,9 @@ def test_flops_are_those_counted_by_hand() -> None:
 def test_points_beyond_the_limits_are_predicted() -> None:
     args = scaling.parse(["--quick", "--max-gib", "1", "--max-seconds", "10", "--device", "cpu"])
     before = {"value": 25, "ms": 1.0, "peak_mib": 100.0, "process_mib": 300.0, "start_seconds": 4.0}
-    assert scaling.refusal(None, 1.0, 1.0, args) == "" == scaling.refusal(before, 4.0, 1.0, args)
-    assert "1.3 GiB" in scaling.refusal(before, 10.0, 1.0, args)
-    assert "16 s" in scaling.refusal(before, 4.0, 4.0, args)
+    assert scaling.reason_to_skip(None, 1.0, 1.0, args) == "" == scaling.reason_to_skip(before, 4.0, 1.0, args)
+    assert "1.3 GiB" in scaling.reason_to_skip(before, 10.0, 1.0, args)
+    assert "16 s" in scaling.reason_to_skip(before, 4.0, 4.0, args)
 
 
 @pytest.mark.parametrize("script", [speed, scaling])
@@ -144,3 +153,23 @@ def test_unusable_flags_are_refused(script: Any, flag: list[str], tmp_path: Path
     with pytest.raises(SystemExit) as stop:
         script.main(["--quick", "--output", str(tmp_path), *flag])
     assert stop.value.code == 2 and f"{flag[0]} can't be used" in capsys.readouterr().err
+
+
+# ---- the scripts of both folders
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT / "benchmarks").as_posix())
+def test_no_script_and_none_of_its_functions_is_long(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert len(text.splitlines()) <= 300
+    assert [f.name for f in functions if (f.end_lineno or 0) - f.lineno + 1 > 40] == []
+
+
+def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
+    commands = [ROOT / "benchmarks" / name for name in ("paper/paper.py", "speed/speed.py", "speed/scaling.py")]
+    argv = [[sys.executable, str(command), "--help"] for command in commands]
+    started = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for words in argv]
+    for command, process in zip(commands, started, strict=True):
+        assert "--quick" in process.communicate(timeout=60)[0] and process.returncode == 0
+        assert f"python {command.relative_to(ROOT).as_posix()}" in command.with_name("README.md").read_text(encoding="utf-8")

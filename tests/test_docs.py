@@ -22,6 +22,13 @@ from docs import make_configuration
 from results_manager import ExperimentManager
 from runtime.storage import read_checkpoint
 
+
+@pytest.fixture(autouse=True)
+def families_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of the benchmarks, collected by the same pytest, add a family of their own."""
+    monkeypatch.delitem(registry.TASKS, "oracle", raising=False)
+
+
 ROOT = Path(main.__file__).parent
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")

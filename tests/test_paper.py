@@ -1,35 +1,25 @@
 """The papers' comparison: end to end in its quick version, and its parts: the baselines, and checks that can fail."""
 
-# ruff: noqa: E402  the benchmarks have to be on the path before they are imported
-
 from __future__ import annotations
 
 import csv
 import io
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from numpy.testing import assert_allclose
 from PIL import Image  # matplotlib brings it
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks" / "paper"
-sys.path.insert(0, str(BENCHMARKS))  # they are scripts: each finds the others beside itself
-
-import baselines
-import checks
-import paper
-import published
-import runs
-import sine_line
-from animation import adaptation_animation
-from runs import OracleTaskGenerator
-
 import evaluation
 import experiment
+import registry
+from analysis.comparison import Comparison, Entry, compare_entries
+from benchmarks.paper import baselines, checks, document, figures, paper, runs, sine_line
 from config import Config
 from dataset import SinusoidalTaskGenerator, stream
 from runtime.errors import RunError
@@ -54,9 +44,9 @@ def test_everything_is_written(output: Path) -> None:
     for name in ("paper_gradients", "paper_shots", "paper_samples", "paper_ambiguous"):
         assert (output / "docs" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     text = (output / "benchmarks" / "PAPER.md").read_text(encoding="utf-8")
-    for words in ("0.67 / 0.38 / 0.35", "recalled", "second hand", "* commit: ", "* seeds: 0, 1", "not those of the papers"):
+    for words in ("0.67 / 0.38 / 0.35", "recalled", "second hand", "* commit: ", "* seeds: 0, 1", "not the papers' settings"):
         assert words in text
-    for label in paper.ROWS:
+    for label in document.PROTOCOLS:
         assert f"| **{label}**" in text
     for name in ("paper_gradients.png", "paper_shots.png", "paper_samples.png", "paper_ambiguous.png", "adaptation.gif"):
         assert f"](../docs/{name})" in text
@@ -64,10 +54,15 @@ def test_everything_is_written(output: Path) -> None:
 
 
 def test_the_table_has_every_method_at_every_k(output: Path) -> None:
-    rows = list(csv.DictReader((output / "benchmarks" / "paper.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((output / "benchmarks" / "results" / "paper.csv").read_text().splitlines()))
     found = {(row["group"], int(row["shots"]), int(row["gradients"])) for row in rows}
-    assert found == {(label, shots, step) for label in paper.ROWS for shots in (5, 10, 20) for step in range(11)}
+    assert found == {(label, shots, step) for label in document.PROTOCOLS for shots in (5, 10, 20) for step in range(11)}
     assert {(row["seeds"], row["tasks"]) for row in rows} == {("2", "16")}
+
+
+def test_every_registered_method_is_compared() -> None:
+    compared = {runs.KINDS[label].method for label in document.PROTOCOLS if label not in document.BASELINES}
+    assert compared == set(registry.METHODS) and set(figures.STYLES) == set(document.PROTOCOLS)
 
 
 def test_a_small_run_says_that_a_check_does_not_hold(output: Path) -> None:
@@ -131,12 +126,12 @@ def test_only_what_differs_from_the_defaults_is_set(tmp_path: Path) -> None:
 # ---- baselines
 
 
-def test_the_oracle_is_told_which_sinusoid_it_is(sinusoids: SinusoidalTaskGenerator) -> None:
+def test_the_oracle_has_amplitude_and_phase_as_inputs(sinusoids: SinusoidalTaskGenerator) -> None:
     params, tasks = sinusoids.held_out("test", 20, 5, 30)
-    told = OracleTaskGenerator(sinusoids)
-    inputs = told.inputs(params, tasks.query.x)
+    oracle = baselines.OracleTaskGenerator(sinusoids)
+    inputs = oracle.inputs(params, tasks.query.x)
     assert inputs.shape == (20, 30, 3) and np.abs(inputs).max() <= 5.0001
-    assert_allclose(told.curve(told.draw(20, stream(0, "functions")), inputs), tasks.query.y, atol=1e-5)
+    assert_allclose(oracle.curve(oracle.draw(20, stream(0, "functions")), inputs), tasks.query.y, atol=1e-5)
 
 
 def test_the_oracle_learns(tmp_path: Path) -> None:
@@ -153,8 +148,8 @@ def test_the_oracle_learns(tmp_path: Path) -> None:
     assert (entry.errors[10] == entry.errors[10][:, :1]).all()
 
 
-class Judged:
-    """Stands in for a network at one step size, with errors that say which tasks they are from."""
+class FakeExperiment:
+    """Stands in for a network with one step size, with errors that say which tasks they are from."""
 
     def __init__(self, validation: float, test: float):
         self.errors, self.asked = {"validation": validation, "test": test}, set[str]()
@@ -165,15 +160,15 @@ class Judged:
         return None, purpose
 
     @staticmethod
-    def errors_on(self: Judged, purpose: str, steps: int) -> np.ndarray:
+    def errors_on(self: FakeExperiment, purpose: str, steps: int) -> np.ndarray:
         return np.full((4, steps + 1), self.errors[purpose])
 
 
 def test_a_step_size_is_chosen_on_validation_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that is best on the test tasks is never even asked about them; one that diverges is not chosen."""
-    candidates = {0.01: Judged(2.0, 1.0), 0.1: Judged(1.0, 2.0), 1.0: Judged(np.nan, 0.1)}
-    monkeypatch.setattr("baselines.errors", Judged.errors_on)
-    found = baselines.tuned("pretrained", candidates.__getitem__, list(candidates))  # type: ignore[arg-type]
+    candidates = {0.01: FakeExperiment(2.0, 1.0), 0.1: FakeExperiment(1.0, 2.0), 1.0: FakeExperiment(np.nan, 0.1)}
+    monkeypatch.setattr("benchmarks.paper.baselines.errors", FakeExperiment.errors_on)
+    found = baselines.fine_tuned("pretrained", candidates.__getitem__, list(candidates))  # type: ignore[arg-type]
     assert found.step_sizes == {5: 0.1} and found.validation[5][0.01] == 2.0
     assert (found.entry.errors[5] == 2.0).all()
     asked = {size: one.asked for size, one in candidates.items()}
@@ -193,7 +188,7 @@ def test_fine_tuning_a_pretrained_network_takes_its_weights(output: Path) -> Non
 def test_the_random_start_is_where_training_starts() -> None:
     config = Config(RANDOM_SEED=3, EVAL_TASKS=4, EVAL_QUERY_SAMPLES=5, EVAL_STEPS=1, EVAL_SHOTS=(5,), VALIDATION_TASKS=2)
     found = baselines.random_start(config, [0.001])
-    begun = experiment.Experiment("maml", runs.registry.METHODS["maml"], "sinusoid", SinusoidalTaskGenerator(), config)
+    begun = experiment.Experiment("maml", registry.METHODS["maml"], "sinusoid", SinusoidalTaskGenerator(), config)
     expected = evaluation.errors(begun.learner, begun.held_out("test", 5)[1], 0)
     assert_allclose(found.entry.errors[5][:, :1], expected)
 
@@ -211,8 +206,8 @@ def errors(means: dict[str, float], spread: float = 0.1) -> dict[str, np.ndarray
 
 
 def test_the_order_holds_where_it_is_there() -> None:
-    links = checks.order(errors(IN_ORDER))
-    assert [one.holds for one in links] == [True] * 5 and checks.order_check(links).verdict == "holds"
+    pairs = checks.compare_in_order(errors(IN_ORDER))
+    assert [one.holds for one in pairs] == [True] * 5 and checks.order_check(pairs).verdict == "holds"
 
 
 @pytest.mark.parametrize(
@@ -227,31 +222,31 @@ def test_the_order_holds_where_it_is_there() -> None:
     ],
 )
 def test_the_order_does_not_hold_where_it_is_not(change: dict[str, float], broken: str) -> None:
-    check = checks.order_check(checks.order(errors(IN_ORDER | change)))
+    check = checks.order_check(checks.compare_in_order(errors(IN_ORDER | change)))
     assert check.verdict == "does not hold" and broken in check.measured
 
 
 def test_one_seed_can_break_the_order() -> None:
     values = errors(IN_ORDER)
     values["pretrained"][1] *= 1.6  # the mean of both is still well below
-    (broken,) = [one for one in checks.order(values) if not one.holds]
+    (broken,) = [one for one in checks.compare_in_order(values) if not one.holds]
     assert broken.upper == "random" and broken.apart and not broken.seeds_agree
 
 
 def test_equal_methods_fit_at_most_but_not_below() -> None:
     values = errors({"MAML": 1.0, "first-order MAML": 1.0})
-    assert checks.link("MAML", "<=", "first-order MAML", values).holds
-    assert not checks.link("MAML", "<", "first-order MAML", values).holds
+    assert checks.compare_pair("MAML", "<=", "first-order MAML", values).holds
+    assert not checks.compare_pair("MAML", "<", "first-order MAML", values).holds
 
 
 def test_thresholds_are_kept() -> None:
-    assert checks.better_than([0.6, 0.3, 0.3], [0.67, 0.38, 0.35]).holds
-    assert not checks.better_than([0.6, 0.39, 0.3], [0.67, 0.38, 0.35]).holds
+    assert checks.better_than_published([0.6, 0.3, 0.3], [0.67, 0.38, 0.35]).holds
+    assert not checks.better_than_published([0.6, 0.39, 0.3], [0.67, 0.38, 0.35]).holds
     assert checks.times_better("", 0.01, 0.2, 20).holds and not checks.times_better("", 0.0101, 0.2, 20).holds
     assert not checks.times_better("", float("nan"), 0.2, 20).holds
 
 
-def test_time_is_judged_where_all_of_it_was_spent_in_one_call(output: Path) -> None:
+def test_time_is_checked_where_all_of_it_was_spent_in_one_call(output: Path) -> None:
     jobs = [runs.job("MAML", seed, output / "benchmarks" / "runs", runs.QUICK | SMALLER) for seed in (0, 1)]
     assert [paper.time_check(jobs, *spent).holds for spent in ((2, 3599.0), (2, 3601.0), (1, 10.0))] == [True, False, None]
 
@@ -260,16 +255,16 @@ def test_samples_of_one_family_are_not_both() -> None:
     grid = np.linspace(-5, 5, 50)
     wave, line = np.sin(grid), grid
     curves = np.stack([np.stack(pair) for pair in ((wave, line), (wave, wave), (line, line))])
-    assert sine_line.with_both(grid, curves).tolist() == [True, False, False]
+    assert sine_line.has_both_families(grid, curves).tolist() == [True, False, False]
 
 
 # ---- published numbers
 
 
 def test_published_numbers_carry_their_marks() -> None:
-    assert {one.mark for one in published.PUBLISHED} == {"read", "second hand", "recalled"}
-    assert published.PUBLISHED[0].values == SinusoidalTaskGenerator().published
-    assert all(set(values) <= set(paper.GRADIENTS) for one in published.PUBLISHED for values in one.values.values())
+    assert {one.mark for one in document.PUBLISHED} == {"read", "second hand", "recalled"}
+    assert document.PUBLISHED[0].values == SinusoidalTaskGenerator().published
+    assert all(set(values) <= set(document.GRADIENTS) for one in document.PUBLISHED for values in one.values.values())
 
 
 @pytest.mark.parametrize("flags", [["--workers", "-1"], ["--seeds", "1", "1"], ["--set", "WIDTH=3"], ["--seeds", "-1"]])
@@ -281,7 +276,38 @@ def test_unusable_flags_are_refused(flags: list[str], tmp_path: Path, capsys: py
     assert code == 2 and "got " in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
-# ---- the animation
+# ---- figures
+
+
+def error_curves(labels: Sequence[str], error: float = 1.0) -> Comparison:
+    """Two seeds of each label on 30 tasks, with 0 to 3 gradients."""
+    errors = {shots: error * np.random.default_rng(shots).uniform(0.5, 2.0, (30, 4)) for shots in (5, 10)}
+    return compare_entries([Entry(label, errors) for label in labels for _ in range(2)])
+
+
+def test_every_row_of_the_table_has_a_line_of_its_own_in_the_figures() -> None:
+    """The methods in colour, the baselines in grey, all in the legend, which is below the panels."""
+    found = error_curves(list(document.PROTOCOLS))
+    drawn = figures.error_against_gradients(found, {5: {1: 0.67}}), figures.error_against_shots(found, (1, 3))
+    for figure in drawn:
+        (legend,) = figure.legends
+        names = [text.get_text() for text in legend.get_texts()]
+        assert names[: len(document.PROTOCOLS)] == list(document.PROTOCOLS)
+        lines = {line.get_label(): line for line in figure.axes[0].lines if line.get_label() in document.PROTOCOLS}
+        assert len({(line.get_color(), str(line.get_linestyle()), line.get_marker()) for line in lines.values()}) == len(lines)
+        grey = {label for label, line in lines.items() if len(set(to_rgb(line.get_color()))) == 1}
+        assert grey == set(document.BASELINES)
+    assert "MAML, Finn et al. 2017" in [text.get_text() for text in drawn[0].legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("error", [np.nan, np.inf, 1e30])
+def test_a_method_that_diverged_leaves_the_others_readable(error: float) -> None:
+    found = error_curves(["MAML", "ANIL"])
+    found.errors[5]["ANIL"][..., 2:] = error
+    for figure in (figures.error_against_gradients(found, {}), figures.error_against_shots(found, (1, 3))):
+        figure.draw_without_rendering()
+        low, high = figure.axes[0].get_ylim()
+        assert 0.1 < low < high < 10
 
 
 def positive(*shape: int) -> np.ndarray:
@@ -290,7 +316,7 @@ def positive(*shape: int) -> np.ndarray:
 
 def test_an_animation_has_a_frame_for_each_number_of_gradients_and_holds_the_last() -> None:
     paths = {label: positive(4, 21) for label in ("one", "two")}
-    data = adaptation_animation(
+    data = figures.adaptation_animation(
         np.linspace(-5, 5, 21), positive(21), np.linspace(-5, 5, 21)[:4], positive(4), paths, seconds=0.6, hold=4
     )
     durations = []
@@ -306,6 +332,6 @@ def test_an_animation_has_a_frame_for_each_number_of_gradients_and_holds_the_las
 def test_an_animation_of_a_network_that_diverged_can_be_made() -> None:
     for bad in (np.nan, 1e30):
         paths = {"one": np.stack([positive(21), np.full(21, bad)]).astype(np.float32)}
-        assert adaptation_animation(
+        assert figures.adaptation_animation(
             np.linspace(-5, 5, 21), positive(21), np.linspace(-5, 5, 21)[:4], positive(4), paths, hold=1
         )

@@ -1,35 +1,30 @@
-"""The judges of sampled curves, on samples whose worth is known: Gaussians, plain curves, an exact posterior."""
+"""The metrics of sampled curves, on samples for which they are known: Gaussians, plain curves, an exact posterior."""
 
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks" / "paper"))
-
-from sampling import (
+import registry
+from benchmarks.paper.sampling import (
     Estimate,
     ambiguous_supports,
     coverage,
     family_errors,
-    judge,
     looks_sinusoidal,
+    mean_over_tasks,
     negative_log_likelihood,
-    over_tasks,
     posterior_curves,
     rank_correlation,
     ranks,
+    sample_metrics,
     single_curves,
     spread_against_error,
     spread_against_error_within,
 )
-
-import registry
 from commands import runs
 from config import Config
 from dataset import Points, SineLineTaskGenerator
@@ -63,7 +58,7 @@ def calibrated(rng: np.random.Generator, factor: float = 1.0) -> tuple[np.ndarra
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_calibrated_samples_cover_as_often_as_they_say(rng: np.random.Generator, level: float) -> None:
     truth, curves = calibrated(rng)
-    covered = over_tasks(coverage(curves, truth + 0.3 * rng.standard_normal(truth.shape), 0.3, level))
+    covered = mean_over_tasks(coverage(curves, truth + 0.3 * rng.standard_normal(truth.shape), 0.3, level))
     assert abs(covered.value - level) < 0.02
 
 
@@ -151,7 +146,7 @@ def test_family_errors_are_means_over_their_own_tasks() -> None:
     assert errors["line"] == Estimate(9, 9, 9)
 
 
-def test_lines_and_sinusoids_are_told_apart(rng: np.random.Generator, generator: SineLineTaskGenerator) -> None:
+def test_lines_and_sinusoids_are_distinguished(rng: np.random.Generator, generator: SineLineTaskGenerator) -> None:
     params = generator.draw(500, rng)
     params[:, 1] = np.maximum(params[:, 1], 1)  # a sinusoid flatter than the wobble below is none
     curves = generator.curve(params, np.broadcast_to(GRID[:, None], (500, 101, 1)))[..., 0]
@@ -168,16 +163,16 @@ def test_classifier_keeps_leading_dimensions() -> None:
 # ---- the exact posterior
 
 
-def test_exact_posterior_is_calibrated_by_every_judge(generator: SineLineTaskGenerator) -> None:
+def test_exact_posterior_is_calibrated_by_every_metric(generator: SineLineTaskGenerator) -> None:
     rng = np.random.default_rng(0)
     params, task = generator.held_out("test", 60, 5, 50)
     curves, _ = posterior_curves(generator, task.support, task.query.x, rng, 100, 50_000)
-    judgement = judge(curves, task.query.y[..., 0], params[:, 0] == 1, 0.3, rng)
-    assert 0.86 < judgement.coverage.value < 0.94
-    assert judgement.correlation.low > 0.1 and judgement.correlation.value > 0.3
-    single = judge(curves[:, :1], task.query.y[..., 0], params[:, 0] == 1, 0.3, rng)
-    assert judgement.nll.value < single.nll.value and math.isnan(single.correlation.value)
-    assert judgement.mse["all"].value < single.mse["all"].value  # the mean is the best single prediction
+    metrics = sample_metrics(curves, task.query.y[..., 0], params[:, 0] == 1, 0.3, rng)
+    assert 0.86 < metrics.coverage.value < 0.94
+    assert metrics.correlation.low > 0.1 and metrics.correlation.value > 0.3
+    single = sample_metrics(curves[:, :1], task.query.y[..., 0], params[:, 0] == 1, 0.3, rng)
+    assert metrics.nll.value < single.nll.value and math.isnan(single.correlation.value)
+    assert metrics.mse["all"].value < single.mse["all"].value  # the mean is the best single prediction
 
 
 def test_exact_posterior_fits_what_it_has_seen(rng: np.random.Generator, generator: SineLineTaskGenerator) -> None:

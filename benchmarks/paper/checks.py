@@ -1,6 +1,6 @@
-"""What the comparison must show, and whether it does: orders of methods, ratios, thresholds.
+"""What the comparison must show, and whether it does: an order of methods, ratios, thresholds.
 
-Errors in, verdicts out. This file refuses to know where the errors come from.
+Errors in, checks out; independent of where the errors come from.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from analysis.comparison import mean_and_interval, statistics
 
 
 class Check(NamedTuple):
-    """One bar: what is asked for, what was measured, and whether that is enough (None = only reported)."""
+    """One requirement: what is required, what was measured, and whether that is enough (None = only reported)."""
 
     what: str
     must: str
@@ -23,11 +23,15 @@ class Check(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        return "reported" if self.holds is None else "holds" if self.holds else "does not hold"
+        return "reported" if self.holds is None else verdict(self.holds)
 
 
-class Link(NamedTuple):
-    """Two methods that are next to each other in an order, from errors [R, T] of each."""
+def verdict(holds: bool) -> str:
+    return "holds" if holds else "does not hold"
+
+
+class PairedComparison(NamedTuple):
+    """Two methods that are adjacent in an order, from errors [R, T] of each on the same tasks."""
 
     lower: str
     relation: str  # "<" or "<="
@@ -39,24 +43,33 @@ class Link(NamedTuple):
     seeds_agree: bool  # the worst seed of the lower one is better than the best seed of the upper one
 
     @property
+    def claim(self) -> str:
+        return f"{self.lower} {self.relation} {self.upper}"
+
+    @property
     def apart(self) -> bool:
-        """Whether the two intervals do not touch: more than that the difference's interval excludes 0."""
+        """Whether the two intervals are disjoint: stronger than an interval of the difference that excludes 0."""
         return self.means[0] + self.intervals[0] < self.means[1] - self.intervals[1]
 
     @property
     def holds(self) -> bool:
-        """ "<": intervals apart, the difference above 0, and no seed says otherwise. "<=": not shown to be above."""
+        """ "<": disjoint intervals, a difference above 0, and all seeds agree. "<=": not shown to be above."""
         if self.relation == "<=":
             return bool(self.difference >= -self.difference_ci)
         return bool(self.apart and self.difference > self.difference_ci and self.seeds_agree)
 
+    def cells(self) -> list[str]:
+        """The two means and their difference with 95% intervals, as text."""
+        pairs = [*zip(self.means, self.intervals, strict=True), (self.difference, self.difference_ci)]
+        return [f"{mean:.3g} ± {half:.2g}" for mean, half in pairs]
 
-def link(lower: str, relation: str, upper: str, errors: Mapping[str, np.ndarray]) -> Link:
+
+def compare_pair(lower: str, relation: str, upper: str, errors: Mapping[str, np.ndarray]) -> PairedComparison:
     """Compare two methods by label; errors: label -> [R, T], on the same tasks."""
     first, second = errors[lower], errors[upper]
     own = [mean_and_interval(values.mean(0)[:, None]) for values in (first, second)]
     paired = statistics(second[..., None], first[..., None])
-    return Link(
+    return PairedComparison(
         lower,
         relation,
         upper,
@@ -78,19 +91,19 @@ ORDER = (
 )
 
 
-def order(errors: Mapping[str, np.ndarray]) -> list[Link]:
-    """The links of `ORDER`; errors: label -> [R, T]."""
-    return [link(*names, errors) for names in ORDER]
+def compare_in_order(errors: Mapping[str, np.ndarray]) -> list[PairedComparison]:
+    """The pairs of `ORDER`; errors: label -> [R, T]."""
+    return [compare_pair(*names, errors) for names in ORDER]
 
 
-def order_check(links: Sequence[Link]) -> Check:
-    broken = [f"{one.lower} {one.relation} {one.upper}" for one in links if not one.holds]
-    measured = "not shown: " + ", ".join(broken) if broken else "all of it"
+def order_check(pairs: Sequence[PairedComparison]) -> Check:
+    violated = [pair.claim for pair in pairs if not pair.holds]
+    measured = "not shown: " + ", ".join(violated) if violated else "all of it"
     must = "oracle and LEO < MAML <= first-order MAML < pretrained < random, intervals apart"
-    return Check("order of methods after 10 gradients, 10-shot", must, measured, not broken)
+    return Check("order of methods after 10 gradients, 10-shot", must, measured, not violated)
 
 
-def better_than(measured: Sequence[float], published: Sequence[float]) -> Check:
+def better_than_published(measured: Sequence[float], published: Sequence[float]) -> Check:
     """MAML's 5-shot means against those of the paper."""
     texts = [" / ".join(f"{value:.3g}" for value in values) for values in (measured, published)]
     holds = all(own < theirs for own, theirs in zip(measured, published, strict=True))

@@ -1,9 +1,9 @@
-"""How good a bundle of sampled curves is: LEO's own experiment, measured (Rusu et al. 2019, section 4.1).
+"""Metrics of sampled curves, for LEO's own experiment (Rusu et al. 2019, section 4.1).
 
-Curves are drawn for many support sets at once, and judged against held-out points: is their spread larger where
-their error is, do their intervals cover as many noisy targets as they say, and do both families appear where a
-support set leaves the family open. The exact posterior, for families whose prior can be drawn from, is judged by
-the same functions: it is the limit for any method. This file refuses to know any method, files and plots.
+Curves are sampled for many support sets and compared with held-out points: whether their spread is larger where their
+error is, whether their intervals cover as many noisy targets as they should, and whether both families appear where a
+support set leaves the family open. Samples of the exact posterior, for families whose prior can be sampled, are measured
+by the same functions: no method can do better on average. Arrays in, numbers out; independent of methods, files and plots.
 
 Notation: T tasks, M sampled curves a task (1 = a single prediction), N points; "grid" is a vector of inputs.
 """
@@ -14,7 +14,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import paths  # noqa: F401  puts the project on the path
 import torch
 from numpy.typing import NDArray
 
@@ -40,7 +39,7 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def over_tasks(values: Array) -> Estimate:
+def mean_over_tasks(values: Array) -> Estimate:
     """The mean of one number per task, [T], with 1.96 standard errors to each side."""
     values = np.asarray(values, np.float64)
     mean, half = float(values.mean()), float(1.96 * values.std(ddof=1) / math.sqrt(len(values)))
@@ -88,13 +87,17 @@ def posterior_curves(
     return generator.curve(drawn, at)[..., 0], drawn
 
 
-# ---- judging a bundle against held-out points
+# ---- sampled curves against held-out points
 
 
 def family_errors(prediction: Array, truth: Array, is_line: Flags) -> dict[str, Estimate]:
     """Mean squared error for each family and for all, from prediction and truth [T, N] and the families [T]."""
     errors = np.square(prediction - truth, dtype=np.float64).mean(1)  # [T]
-    return {"sinusoid": over_tasks(errors[~is_line]), "line": over_tasks(errors[is_line]), "all": over_tasks(errors)}
+    return {
+        "sinusoid": mean_over_tasks(errors[~is_line]),
+        "line": mean_over_tasks(errors[is_line]),
+        "all": mean_over_tasks(errors),
+    }
 
 
 def coverage(curves: Array, targets: Array, noise_std: float, level: float = LEVEL) -> Array:
@@ -148,30 +151,30 @@ def spread_against_error(curves: Array, truth: Array, rng: np.random.Generator, 
 def spread_against_error_within(curves: Array, truth: Array) -> Estimate:
     """The same within each task, averaged over tasks: where on the axis, rather than for which task."""
     spread, error = curves.std(1), np.abs(curves.mean(1) - truth)  # [T, N]
-    return over_tasks(np.array([rank_correlation(*pair) for pair in zip(spread, error, strict=True)]))
+    return mean_over_tasks(np.array([rank_correlation(*pair) for pair in zip(spread, error, strict=True)]))
 
 
-class Judgement(NamedTuple):
-    """What a bundle of curves is worth on held-out points."""
+class SampleMetrics(NamedTuple):
+    """How well the curves sampled for each task fit held-out points."""
 
-    mse: dict[str, Estimate]  # of the bundle's mean: sinusoid, line, all
+    mse: dict[str, Estimate]  # of the mean curve: sinusoid, line, all
     coverage: Estimate  # of the central 90% interval, noise included
     nll: Estimate  # nats a point
     correlation: Estimate  # Spearman's, of spread and error, over all points; NaN for a single curve
     correlation_within: Estimate  # within a task, mean over tasks; NaN for a single curve
 
 
-def judge(curves: Array, truth: Array, is_line: Flags, noise_std: float, rng: np.random.Generator) -> Judgement:
-    """Judge curves [T, M, N] against noise-free `truth` [T, N], and against targets with noise added from `rng`."""
+def sample_metrics(curves: Array, truth: Array, is_line: Flags, noise_std: float, rng: np.random.Generator) -> SampleMetrics:
+    """Compare curves [T, M, N] with noise-free `truth` [T, N], and with targets that have noise from `rng` added."""
     targets = truth + noise_std * rng.standard_normal(truth.shape)
-    nothing = Estimate(math.nan, math.nan, math.nan)
+    undefined = Estimate(math.nan, math.nan, math.nan)
     several = curves.shape[1] > 1
-    return Judgement(
+    return SampleMetrics(
         mse=family_errors(curves.mean(1), truth, is_line),
-        coverage=over_tasks(coverage(curves, targets, noise_std)),
-        nll=over_tasks(negative_log_likelihood(curves, targets, noise_std)),
-        correlation=spread_against_error(curves, truth, rng) if several else nothing,
-        correlation_within=spread_against_error_within(curves, truth) if several else nothing,
+        coverage=mean_over_tasks(coverage(curves, targets, noise_std)),
+        nll=mean_over_tasks(negative_log_likelihood(curves, targets, noise_std)),
+        correlation=spread_against_error(curves, truth, rng) if several else undefined,
+        correlation_within=spread_against_error_within(curves, truth) if several else undefined,
     )
 
 

@@ -1,7 +1,7 @@
 """MAML and LEO as a JAX user writes them for speed: one jitted meta-step, called once per step or scanned.
 
-The mathematics is that of `maml.py` and `leo.py`, written again; tasks are drawn by `jax.random` inside the
-compiled function, so nothing crosses from Python. This file refuses to know about timing.
+The mathematics is that of maml.py and leo.py, written again; tasks are drawn by `jax.random` inside the compiled
+function, so no data comes from Python.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
 from jax.flatten_util import ravel_pytree
-from work import Contestant, Unfit, Work
 
+from benchmarks.speed.child import MeasurementError
+from benchmarks.speed.work import Implementation, Work
 from config import Config
 from leo import LOG_SPREAD
 
@@ -178,12 +179,12 @@ def start_of(work: Work) -> tuple[Any, Callable[..., Array]]:
     return arrays, partial(leo_loss, config=config, sizes=sizes)
 
 
-class JaxPeer(Contestant):
+class JaxPeer(Implementation):
     """Trains in JAX; `scanned` says whether one call does one meta-step or many."""
 
     def __init__(self, work: Work, scanned: bool):
         if work.device.startswith("cuda") and jax.default_backend() != "gpu":
-            raise Unfit("the JAX that is installed sees no GPU")
+            raise MeasurementError("the JAX that is installed sees no GPU")
         config, noise_dim = work.config, work.learner.noise_dim
         self.work, self.unit = work, STEPS_PER_SCAN if scanned else 1
         params, loss = start_of(work)

@@ -1,7 +1,7 @@
 """MAML as users of plain autograd, `higher` and `torchopt` write it: a module, and a loop over tasks.
 
 Each peer is one function that leaves the meta-gradient in the module's parameters; drawing, clipping and Adam
-are shared. This file refuses to know about timing.
+are shared.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from work import Contestant, Work
 
+from benchmarks.speed.work import Implementation, Work
 from dataset import Task
 from evaluation import on_device
 
@@ -83,7 +83,7 @@ def one_by_one(task: Task) -> zip[tuple[Tensor, ...]]:
     return zip(*chain(*((points.x.unbind(), points.y.unbind()) for points in task)), strict=True)
 
 
-class TorchPeer(Contestant):
+class TorchPeer(Implementation):
     """Trains an ordinary module; `backward` is how its peer gets a meta-gradient."""
 
     def __init__(self, work: Work, backward: Backward):
@@ -95,8 +95,8 @@ class TorchPeer(Contestant):
         self.batches = work.batches()
 
     def meta_gradient(self) -> np.ndarray:
-        torch.set_flush_denormal(True)  # the project does it for itself; nobody shall pay for denormal numbers
-        self.backward(self.model, on_device(self.work.batch, self.work.device), self.inner_lr, self.steps)
+        torch.set_flush_denormal(True)  # as the trainer of this project does: denormal numbers are slow
+        self.backward(self.model, on_device(self.work.batch, torch.device(self.work.device)), self.inner_lr, self.steps)
         # nn.Linear keeps its matrix as [out, in]
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         parts = [gradient.t() if gradient.ndim == 2 else gradient for gradient in gradients]

@@ -1,8 +1,4 @@
-"""What every contestant of the speed comparison is given: the same tasks, weights and settings.
-
-This file knows this project's public pieces and how a contestant is asked to work. It refuses to know how
-any peer does it, and to measure time.
-"""
+"""The work that implementations are compared on: the same tasks, weights and settings for all of them."""
 
 from __future__ import annotations
 
@@ -11,22 +7,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from paths import ROOT  # noqa: F401  first: it puts the project on the path
+import torch
 
+from benchmarks.speed.child import MeasurementError
 from config import Config
-from dataset import Points, SinusoidalTaskGenerator, Task, TaskDataset, stream
+from dataset import Points, Task, TaskDataset, stream
 from evaluation import on_device
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
+from registry import TASKS
 from trainer import Trainer
 
-PRELOAD = ["torch", "torch._dynamo"]  # what a fork server imports once for all its processes: torch's step needs both
-FOREVER = 10**9  # iterations of a run: no contestant reaches its end, and the schedule stays at its start
+FOREVER = 10**9  # iterations of a run: none comes to its end, and the schedule stays at its start
 
 
 class Case(NamedTuple):
-    """One kind of work: a method, and what differs from its default settings."""
+    """A method, and its settings where they are not the defaults."""
 
     title: str
     method: type[MetaLearner]
@@ -41,25 +38,12 @@ CASES = {
 
 
 def build_trainer(method: type[MetaLearner], config: Config, device: str, compile_mode: str) -> Trainer:
-    """A fresh trainer, as the command line would build it from `config`."""
-    generator = SinusoidalTaskGenerator(
-        config.INPUT_DIM,
-        (config.X_MIN, config.X_MAX),
-        config.NOISE_STD,
-        (config.AMPLITUDE_MIN, config.AMPLITUDE_MAX),
-        (config.PHASE_MIN, config.PHASE_MAX),
-    )
-    dataset = TaskDataset(
-        generator,
-        config.NUM_TASKS,
-        config.META_BATCH_SIZE,
-        config.SUPPORT_SAMPLES,
-        config.QUERY_SAMPLES,
-        config.RANDOM_SEED,
-    )
+    """A trainer as the command line would build it from `config`."""
+    seed = config.RANDOM_SEED
+    sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
     return Trainer(
-        method.from_config(config, stream(config.RANDOM_SEED, "weights")),
-        dataset,
+        method.from_config(config, stream(seed, "weights")),
+        TaskDataset(TASKS["sinusoid"](config), *sizes, seed),
         iterations=FOREVER,
         meta_lr=config.META_LEARNING_RATE,
         schedule=config.META_SCHEDULE,
@@ -70,24 +54,23 @@ def build_trainer(method: type[MetaLearner], config: Config, device: str, compil
 
 
 class Work:
-    """The common ground of one case: settings, the first meta-batch, and the meta-parameters before it.
+    """What all implementations of one case have in common: settings, the first meta-batch, and the initial meta-parameters.
 
     Attributes:
         config: the resolved settings.
         learner: this project's learner, for its shapes; its numbers are not to be changed.
         start: name -> meta-parameter as a flat float32 array, in the order of the flat vector [M].
-        batch: arrays x [T, K or Q, 1], y [T, K or Q, 1], on which all must agree.
-        noise: [T, noise_dim], what a stochastic method samples with there.
+        batch: arrays x [T, K or Q, 1], y [T, K or Q, 1], on which meta-gradients are compared.
+        noise: [T, noise_dim], the noise of a stochastic method there.
     """
 
     def __init__(self, case: Case, tasks: int, device: str):
-        settings = {"META_BATCH_SIZE": tasks} | case.settings
         self.case, self.device = case, device
-        self.config = Config.resolve(case.method.defaults, settings)
+        self.config = Config.resolve(case.method.defaults, {"META_BATCH_SIZE": tasks} | case.settings)
         trainer = self.trainer("never")
         self.learner = trainer.learner
         self.start = {name: p.detach().cpu().numpy().ravel().copy() for name, p in self.learner.named_parameters()}
-        task, noise = trainer._meta_batches(0)[0]  # not public: nobody else has to see the numbers of a single meta-batch
+        task, noise = trainer._meta_batches(0)[0]  # not public: training itself never shows a meta-batch
         self.batch = Task(*(Points(points.x.cpu().numpy(), points.y.cpu().numpy()) for points in task))
         self.noise = noise.cpu().numpy()
 
@@ -96,51 +79,42 @@ class Work:
         return build_trainer(self.case.method, self.config, self.device, compile_mode)
 
     def batches(self) -> Iterator[Task]:
-        """Endless meta-batches of tensors, drawn in blocks as the project draws its own: the cheapest way known here."""
+        """Endless meta-batches of tensors, drawn in blocks, as this project draws its own."""
         dataset, number = self.trainer("never").dataset, 0
         while True:
-            block = on_device(dataset.draw_block(number), self.device)
+            block = on_device(dataset.draw_block(number), torch.device(self.device))
             for place in range(dataset.block):
                 yield Task(*(Points(points.x[place], points.y[place]) for points in block))
             number += 1
 
 
-class Unfit(RuntimeError):
-    """A contestant that can't take part; the text says why."""
+class Implementation(ABC):
+    """Training on a `Work`: its meta-gradient is asked for first, and then iterations."""
 
-
-class Contestant(ABC):
-    """Someone who trains on a `Work`. It is asked for its meta-gradient first, and then for iterations."""
-
-    threads: int | None = None  # how many it wants; None = as many as were allowed
+    threads: int | None = None  # how many it uses; None = as many as were allowed
     unit: int = 1  # it does iterations in multiples of this
 
     @abstractmethod
     def meta_gradient(self) -> np.ndarray:
-        """Get ready, and return the meta-gradient [M] on the common batch and weights; raises `Unfit`.
+        """Prepare everything, and return the meta-gradient [M] on the common batch and weights.
 
-        It has to come from the code that is timed afterwards.
+        It has to come from the code that is timed afterwards. Raises `MeasurementError` where that can't run.
         """
 
     @abstractmethod
     def run(self, iterations: int) -> float:
-        """Do that many iterations, drawing tasks and optimiser included; wait for the end; the last meta-loss."""
+        """Do that many iterations, drawing tasks and optimiser included, and wait for the end; the last meta-loss."""
 
 
-class Project(Contestant):
+class ThisProject(Implementation):
     """This project's `Trainer`."""
 
     def __init__(self, work: Work, compile_mode: str):
         self.trainer = work.trainer(compile_mode)
 
     def meta_gradient(self) -> np.ndarray:
-        import torch
-
         trainer = self.trainer
-        wanted = trainer.compiled
-        note = trainer.prepare()
-        if trainer.compiled != wanted:
-            raise Unfit(note)
+        prepare(trainer)
         self.threads = torch.get_num_threads()  # the trainer's own decision
         self.steps = trainer.train()
         _, metrics = next(self.steps)
@@ -153,3 +127,11 @@ class Project(Contestant):
         for _ in range(iterations):
             _, metrics = next(self.steps)
         return float(metrics[0])  # waits for the device
+
+
+def prepare(trainer: Trainer) -> None:
+    """Compile where that was decided; raises `MeasurementError` where it fails."""
+    wanted = trainer.compiled
+    note = trainer.prepare()
+    if trainer.compiled != wanted:
+        raise MeasurementError(note)

@@ -1,7 +1,6 @@
-"""One point of the scaling measurements: a trainer with some settings, timed, and its memory and arithmetic counted.
+"""The cost of one configuration for scaling.py: the time, peak memory and arithmetic of a meta-step, and the machine's rates.
 
-Meant for a process of its own, so that the peak memory is this point's. This file knows how to measure a point;
-it refuses to know which points there are.
+The functions are meant for a process of their own, so that the peak memory is that of one configuration.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from work import Case, Project, Unfit, Work
 
+from benchmarks.speed.work import Case, ThisProject, Work, prepare
 from runtime import processes
 
-REPEATS = 5  # times that a piece of work is timed; the median counts
+REPEATS = 5  # how often something is timed; the median counts
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
 
 
-def measure(case: Case, tasks: int, device: str, compile_mode: str, seconds: float, threads: int) -> dict[str, Any]:
+def measure_step(case: Case, tasks: int, device: str, compile_mode: str, seconds: float, threads: int) -> dict[str, Any]:
     """Time and peak memory of a meta-step, and the operations in it.
 
     Args:
@@ -35,26 +35,23 @@ def measure(case: Case, tasks: int, device: str, compile_mode: str, seconds: flo
         threads: the most that the trainer may use.
 
     Returns:
-        ms: of an iteration, with tasks drawn and the optimiser; median of up to `REPEATS` stretches.
+        ms, range_ms: of an iteration, with tasks drawn and the optimiser; median and range of up to `REPEATS` times.
         peak_mib: memory that one step adds at its highest point to what the process holds between steps.
         process_mib: the most that the process held at any time, torch itself and the compiler included
             (on CUDA: the most that was allocated on the device).
-        flops, bytes: of the matrix products in an iteration, see `count`.
+        flops, bytes: of the matrix products in an iteration, see `count_products`.
         threads: the number that the trainer decided on.
         start_seconds: building, compiling and the first step.
     """
     torch.set_num_threads(threads)
     started = time.perf_counter()
-    work = Work(case, tasks, device)
-    project = Project(work, compile_mode)
+    project = ThisProject(Work(case, tasks, device), compile_mode)
     project.meta_gradient()
     start_seconds = time.perf_counter() - started
-    times = stretches(project, seconds)
+    times = seconds_per_iteration(project, seconds)
     peak, process = peak_memory(project, device)
-    flops, moved = count(case, tasks)
-    return {
-        "ms": 1000 * statistics.median(times),
-        "range_ms": [1000 * min(times), 1000 * max(times)],
+    flops, moved = count_products(case, tasks)
+    return in_milliseconds(times) | {
         "peak_mib": peak / 2**20,
         "process_mib": process / 2**20,
         "flops": flops,
@@ -64,25 +61,30 @@ def measure(case: Case, tasks: int, device: str, compile_mode: str, seconds: flo
     }
 
 
-def stretches(project: Project, seconds: float) -> list[float]:
-    """Seconds an iteration in each of some stretches of equal length."""
+def in_milliseconds(times: list[float]) -> dict[str, Any]:
+    """Median and range of `times` (seconds)."""
+    return {"ms": 1000 * statistics.median(times), "range_ms": [1000 * min(times), 1000 * max(times)]}
+
+
+def seconds_per_iteration(project: ThisProject, seconds: float) -> list[float]:
+    """Seconds an iteration, from several series of iterations of equal length."""
 
     def run(iterations: int) -> float:
         started = time.perf_counter()
         project.run(iterations)
         return (time.perf_counter() - started) / iterations
 
-    pace = run(1)
-    if REPEATS * pace > seconds:  # slow: every iteration is a stretch
-        return [pace, *(run(1) for _ in range(int(seconds / pace)))]
-    pace = run(max(1, int(seconds / 10 / pace)))
-    return [run(max(1, round(seconds / REPEATS / pace))) for _ in range(REPEATS)]
+    first = run(1)
+    if REPEATS * first > seconds:  # slow: every iteration is a series
+        return [first, *(run(1) for _ in range(int(seconds / first)))]
+    usual = run(max(1, int(seconds / 10 / first)))
+    return [run(max(1, round(seconds / REPEATS / usual))) for _ in range(REPEATS)]
 
 
 # ---- memory
 
 
-def peak_memory(project: Project, device: str) -> tuple[float, float]:
+def peak_memory(project: ThisProject, device: str) -> tuple[float, float]:
     """Bytes that one step adds at its peak, and the most that this process ever held."""
     if device != "cpu":
         before = torch.cuda.max_memory_allocated(device)
@@ -131,7 +133,7 @@ class Traffic(TorchDispatchMode):
         return result
 
 
-def count(case: Case, tasks: int) -> tuple[int, int]:
+def count_products(case: Case, tasks: int) -> tuple[int, int]:
     """Floating-point operations and bytes of the matrix products in one iteration of `tasks` tasks.
 
     Counted with one and two tasks, and continued along the straight line through them: counting runs the step
@@ -163,7 +165,7 @@ def machine_rates(device: str, threads: int, quick: bool) -> dict[str, float]:
     return {"flops_per_second": 2 * size**3 / product, "bytes_per_second": 2 * source.nbytes / copy}
 
 
-def _best_seconds(action: Any, device: str) -> float:
+def _best_seconds(action: Callable[[], Any], device: str) -> float:
     times = []
     for _ in range(12):
         started = time.perf_counter()
@@ -177,47 +179,28 @@ def _best_seconds(action: Any, device: str) -> float:
 # ---- several processes on one meta-batch
 
 
-def peer(
-    connection: Any, rank: int, world: int, port: int, case: Case, tasks: int, device: str, compile_mode: str, seconds: float
-) -> None:
-    """Train as process `rank` of `world` on one thread; process 0 answers with its times, as `in_process` does."""
+def train_as_peer(
+    rank: int, world: int, port: int, case: Case, tasks: int, device: str, compile_mode: str, seconds: float
+) -> dict[str, Any]:
+    """Train as process `rank` of `world` on one thread; the times of this process, as of `measure_step`."""
     launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in launch.items()})
     torch.set_num_threads(1)
-    try:
-        processes.connect()
-        trainer = Work(case, tasks, device).trainer(compile_mode)
-        note = trainer.prepare()
-        if compile_mode == "always" and not trainer.compiled:
-            raise Unfit(note)
-        processes.wait_for_peers()
-        steps = trainer.train()
+    processes.connect()
+    trainer = Work(case, tasks, device).trainer(compile_mode)
+    prepare(trainer)
+    processes.wait_for_peers()
+    steps = trainer.train()
 
-        def run(iterations: int) -> float:
-            started = time.perf_counter()
-            for _ in range(iterations):
-                _, metrics = next(steps)
-            float(metrics[0])  # waits for the device
-            return (time.perf_counter() - started) / iterations
+    def run(iterations: int) -> float:
+        started = time.perf_counter()
+        for _ in range(iterations):
+            _, metrics = next(steps)
+        float(metrics[0])  # waits for the device
+        return (time.perf_counter() - started) / iterations
 
-        run(2)
-        count = processes.broadcast(max(1, round(seconds / REPEATS / run(3))))  # all have to take the same steps
-        times = [run(count) for _ in range(REPEATS)]
-        processes.disconnect()
-        answer: tuple[bool, Any] = (
-            True,
-            {"ms": 1000 * statistics.median(times), "range_ms": [1000 * min(times), 1000 * max(times)], "threads": 1},
-        )
-    except (Unfit, RuntimeError, MemoryError) as error:
-        answer = False, " ".join((str(error) or type(error).__name__).split())[:200]
-    if rank == 0:
-        connection.send(answer)
-
-
-def in_process(connection: Any, function: str, arguments: tuple[Any, ...]) -> None:
-    """Answer with (True, result) or (False, reason); what a child process runs."""
-    functions: dict[str, Any] = {"measure": measure, "rates": machine_rates}
-    try:
-        connection.send((True, functions[function](*arguments)))
-    except (Unfit, RuntimeError, MemoryError) as error:
-        connection.send((False, " ".join((str(error) or type(error).__name__).split())[:200]))
+    run(2)
+    count = processes.broadcast(max(1, round(seconds / REPEATS / run(3))))  # all have to take the same steps
+    times = [run(count) for _ in range(REPEATS)]
+    processes.disconnect()
+    return in_milliseconds(times) | {"threads": 1}

@@ -1,7 +1,4 @@
-"""What both benchmarks share: where they ran, tables, and the files that they leave.
-
-This file refuses to know what was measured.
-"""
+"""Shared by both folders of benchmarks: the machine's description, Markdown tables, flags, and the writing of results."""
 
 from __future__ import annotations
 
@@ -20,28 +17,35 @@ from runtime.storage import json_bytes
 from runtime.system import git_state, system_report
 
 ROOT = Path(__file__).resolve().parents[1]
-
-PEERS = ("torch", "numpy", "jax", "jaxlib", "torchopt", "higher")
-
-
-def available_threads() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+LIBRARIES = ("torch", "numpy", "jax", "jaxlib", "torchopt", "higher")  # whose versions are recorded
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """Flags of both benchmarks."""
+# ---- flags of the speed benchmarks
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help=f"cpu, cuda or cuda:N; default here: {default}")
     parser.add_argument("--threads", type=int, default=available_threads(), help="most CPU threads; default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a tiny version that shows that all works; its times mean little")
+    parser.add_argument("--quick", action="store_true", help="a tiny version that tests the script; its times mean little")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR", help="default: benchmarks/results"
     )
 
 
-def check_common(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse what can't work before anything is measured."""
+def set_defaults(args: argparse.Namespace, values: dict[str, Any]) -> None:
+    """Give the flags that were left out the values that depend on other flags."""
+    for key, value in values.items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+
+
+def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, positive: Sequence[str]) -> None:
+    """Exit with code 2 for an unusable device or number of threads, or where one of `positive` is given and not above 0."""
+    for key in positive:
+        value = getattr(args, key)
+        if value is not None and not value > 0:
+            parser.error(f"--{key.replace('_', '-')} can't be used (got {value}; expected above 0)")
     if args.threads < 1:
         parser.error(f"--threads can't be used (got {args.threads}; expected at least 1)")
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -49,11 +53,19 @@ def check_common(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         parser.error(f"--device can't be used (got {args.device}; expected cpu, or one of {devices} CUDA devices)")
 
 
+# ---- the machine
+
+
+def available_threads() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine(device: str) -> dict[str, Any]:
-    """The machine, the code and the libraries, as they go into the JSON."""
+    """The machine, the code and the libraries, as recorded in the JSON."""
     system = system_report()
     versions: dict[str, str | None] = {}
-    for name in PEERS:
+    for name in LIBRARIES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -68,34 +80,33 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def heading(machine: dict[str, Any]) -> str:
+def machine_line(machine: dict[str, Any]) -> str:
     """The machine in one line."""
     cores, libraries = machine["cpu"]["logical_cores"], machine["libraries"]
-    known = ", ".join(f"{name} {version}" for name, version in libraries.items() if version)
-    return f"{machine['device']}, {cores} cores; {known}"
+    installed = ", ".join(f"{name} {version}" for name, version in libraries.items() if version)
+    return f"{machine['device']}, {cores} cores; {installed}"
+
+
+# ---- output
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A Markdown table, aligned: the first `left` columns to the left, the others to the right."""
-    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         texts = [
-            cell.rjust(width) if place >= left else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            cell.rjust(width) if column >= left else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "| " + " | ".join(texts) + " |"
 
-    rule = ["-" * width if place < left else "-" * (width - 1) + ":" for place, width in enumerate(widths)]
+    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
     return "\n".join(line(cells) for cells in [header, rule, *rows])
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
 def progress(text: str) -> None:
-    """A line that says what goes on; not part of the result."""
+    """Report on stderr what is being done; not part of the result."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -103,4 +114,4 @@ def save(directory: Path, name: str, record: dict[str, Any], figure: Figure) -> 
     """Write NAME.json and NAME.png into `directory`."""
     (directory / f"{name}.json").write_bytes(json_bytes(record))
     figure.savefig(directory / f"{name}.png", dpi=150)
-    say(f"written: {name}.json and {name}.png in {directory}")
+    print(f"written: {name}.json and {name}.png in {directory}", flush=True)

@@ -1,0 +1,1 @@
+"""Time and memory of training; speed.py and scaling.py are the commands."""
