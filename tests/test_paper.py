@@ -24,7 +24,7 @@ from config import Config
 from dataset import SinusoidalTaskGenerator, stream
 from runtime.errors import RunError
 
-SMALLER = {"NUM_TASKS": 50, "EVAL_TASKS": 16, "VALIDATION_TASKS": 4}  # than the quick version
+SMALLER = {"NUM_TASKS": 30, "EVAL_TASKS": 16, "VALIDATION_TASKS": 4}  # than the quick version
 
 
 # ---- end to end

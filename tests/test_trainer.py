@@ -47,7 +47,7 @@ def test_training_twice_gives_the_same_bits(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_lowers_the_error_on_held_out_tasks(method):
-    trainer = make(method, iterations=150, tasks=10)
+    trainer = make(method, iterations=100, tasks=6)
     tasks = SinusoidalTaskGenerator().held_out("validation", 100, 6, 20)[1]
     before = errors(trainer.learner, tasks, 3).mean(0)
     run(trainer)
