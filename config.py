@@ -1,7 +1,7 @@
 """Every hyperparameter of a run: typed, documented, validated, to and from JSON.
 
-This file knows the names, types and allowed ranges of the settings. It refuses to know what
-they are used for: it imports neither torch nor anything else of this project.
+The names, types and allowed ranges of the settings, and nothing of what they are used for: it imports neither torch nor
+anything else of this project.
 """
 
 from __future__ import annotations

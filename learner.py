@@ -1,7 +1,7 @@
 """The seam between a meta-learning method and the loop that trains it: `MetaLearner.adapt`.
 
-Everything is written for ONE task, with weights as one flat vector; the trainer vectorises over tasks. This
-file refuses to know any method, the trainer, the configuration and files.
+Everything is written for ONE task, with weights as one flat vector; the trainer vectorises over tasks. Independent
+of any method, the trainer, the configuration and files.
 
 Notation: T tasks in a meta-batch, K support points, Q query points, D input dimension, S gradient steps on
 the support set, P weights of the adapted network.

@@ -7,8 +7,8 @@
     meta-loss = mse(weights; query) + penalties (eq. 6-7), differentiated through all steps
 
 For regression the whole weight vector is generated, from (x, y) pairs and a single code (section 4.1). Samples
-come in through `noise`; with zeros, codes and weights are the means. This file refuses to know other methods,
-the trainer, files and plots.
+come in through `noise`; with zeros, codes and weights are the means. Independent of other methods, the
+trainer, files and plots.
 """
 
 from __future__ import annotations

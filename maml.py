@@ -4,7 +4,7 @@
     weights_{s+1} = weights_s - inner_lr * grad mse(weights_s; support)
     meta-loss = mse(weights_S; query), differentiated through all steps
 
-This file refuses to know other methods, the trainer, files and plots.
+Independent of other methods, the trainer, files and plots.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether and how a training step is compiled. This file refuses to know what the step computes."""
+"""Whether and how a training step is compiled. Independent of what the step computes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What reaches a run from outside its process: signals, and the other processes of the same run.
 
 What concerns the others does nothing where a run has a single process. This file knows `torch.distributed` and the
-variables that torchrun sets; it refuses to know what is trained, and where it is recorded.
+variables that torchrun sets; it is independent of what is trained, and of where that is recorded.
 """
 
 from __future__ import annotations
