@@ -25,6 +25,7 @@ from config import ConfigError
 from registry import METHODS, TASKS
 from runtime import processes
 from runtime.errors import RunError
+from runtime.host import state_put_back
 
 MOST_SEEDS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -105,10 +106,17 @@ def seed_list(text: str) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line; returns the exit code. Errors become one line on stderr."""
+    """Run one command line; returns the exit code. Errors become one line on stderr.
+
+    Args:
+        argv: the arguments, where it is called in somebody else's process, whose state is put back; None = those of
+            this program.
+    """
     try:
         args = parse_arguments(build_parser(), sys.argv[1:] if argv is None else argv)
-        return ACTIONS[args.action](args)
+        args.program, args.command = argv is None, sys.argv if argv is None else ["main.py", *argv]
+        with state_put_back():
+            return ACTIONS[args.action](args)
     except KeyboardInterrupt:  # where nothing is being trained, there is nothing to save
         return 128 + signal.SIGINT
     except ConfigError as error:

@@ -5,7 +5,6 @@ Independent of any method, learners and training: it is handed numbers, tensors 
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import io
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.errors import RunError
+from runtime.locks import Lock
 from runtime.storage import (
     SCHEMA_VERSION,
     checkpoint_bytes,
@@ -53,9 +52,8 @@ class ExperimentManager:
         self.directory, self.method, self.command = directory, method, command
         self.warnings: list[str] = []
         self.history: dict[str, list[Any]] = {"train": [], "validation": []}
-        self._lock = self._take_lock()
+        self._lock = Lock(directory)
         self._writer: Any = None
-        self._last_is_sound = False  # not known before the first save: a damaged one must not replace the one before it
         self._started = time.time()
         self._log_file = self.attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1))  # noqa: SIM115
         for name in ("checkpoints", "plots", "tensorboard"):
@@ -67,18 +65,6 @@ class ExperimentManager:
     def create(cls, output: Path, method: str, family: str, name: str | None, command: list[str]) -> ExperimentManager:
         """A manager of a new run directory, METHOD_Family_NAME or METHOD_Family_TIMESTAMP."""
         return cls(new_directory(output, f"{method.upper()}_{family}", name), method, command)
-
-    def _take_lock(self) -> Any:
-        """Refuse a second writer; the system drops the lock when its process ends, however it ends."""
-        lock = open(self.directory / ".lock", "w")  # noqa: SIM115 (held until the process ends)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise RunError(
-                f"{self.directory} is in use by another process (got a locked run; expected a free one)", 1
-            ) from None
-        return lock
 
     def attempt(self, what: str, action: Callable[[], Any]) -> Any:
         """Do something whose failure must not end a training run: it becomes a warning, once."""
@@ -113,7 +99,7 @@ class ExperimentManager:
             self.attempt("tensorboard", self._writer.close)
         if self._log_file is not None:
             self.attempt("train.log", self._log_file.close)
-        self._lock.close()
+        self._lock.release()
 
     # ---- what is logged while training
 
@@ -170,17 +156,20 @@ class ExperimentManager:
             whole = {"schema_version": SCHEMA_VERSION, "method": self.method, "history": self.history} | one
             return checkpoint_bytes(whole | {"history": plain(whole["history"])})
 
+        self._lock.check()
         if best is not None:
-            write_atomically(folder / "best.pt", data(best))
+            self._write_file(folder / "best.pt", data(best))
         last = folder / "last.pt"
-        self._last_is_sound = self._last_is_sound or (last.exists() and is_sound(last.read_bytes()))
-        if self._last_is_sound:  # a second name first, so that last.pt is there at every moment
-            temporary = folder / ".previous.tmp"
-            temporary.unlink(missing_ok=True)
-            os.link(last, temporary)
-            os.replace(temporary, folder / "previous.pt")
-        write_atomically(last, data(state))
-        self._last_is_sound = True
+        if last.exists() and is_sound(before := last.read_bytes()):  # a damaged one must not replace the one before it
+            self._write_file(folder / "previous.pt", before)
+        self._write_file(last, data(state))
+
+    def _write_file(self, path: Path, data: bytes) -> None:
+        if not write_atomically(path, data):
+            self.warn(
+                f"{path.parent.parent} is on a file system that does not confirm what is written: after a power failure "
+                "its newest files may be missing (a kill or a crash loses nothing)"
+            )
 
     def save_json(self, name: str, value: Any) -> None:
         write_atomically(self.directory / name, json_bytes(value))

@@ -92,14 +92,22 @@ class Trainer:
             return self.meta_lr
         return self.meta_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.iterations)))
 
+    def limit_threads(self) -> None:
+        """One thread for this process where layers are so small that several would mostly wait for each other."""
+        work = self.dataset.meta_batch * self.task_work
+        if self.device.type == "cpu" and (self.step.chunk or work < SMALL_WORK):
+            torch.set_num_threads(1)
+
+    def close(self) -> None:
+        """End the thread that draws tasks."""
+        self._drawing.shutdown(wait=False, cancel_futures=True)
+
     def prepare(self) -> str:
         """Compile the step if that was decided, and say in one line what will run; changes no state.
 
         A compiler that fails costs speed only: the eager step gives the same numbers, later.
         """
-        work = self.dataset.meta_batch * self.task_work
-        if self.device.type == "cpu" and (self.step.chunk or work < SMALL_WORK):
-            torch.set_num_threads(1)  # threads that wait for each other cost more than layers this small take
+        self.limit_threads()
         torch.set_flush_denormal(True)  # second derivatives of dead units are full of denormals, each 100 times slower
         if not self.compiled:
             return f"eager meta-step: {self.compile_note}"

@@ -36,6 +36,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def finish(experiment: Experiment) -> None:
     """Evaluate the best checkpoint, draw, record and report."""
     manager, config, done = experiment.manager, experiment.config, experiment.trainer.iteration
+    experiment.trainer.limit_threads()
     best = manager.directory / "checkpoints" / "best.pt"
     if best.exists():
         try:

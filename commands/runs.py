@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, A
     """The experiment of --resume or --evaluate, as its last checkpoint left it, and that checkpoint."""
     directory, state, warning = load_run(text, runs_folder(args))
     experiment = build_from_checkpoint(args, directory, state)
-    experiment.manager = manager = ExperimentManager(directory, experiment.method, sys.argv)
+    experiment.manager = manager = ExperimentManager(directory, experiment.method, args.command)
     if warning:
         manager.warn(warning)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,9 +42,9 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
     given = load_settings(args.config) if args.config else {}
     experiment = build(method, tasks, Config.resolve(defaults(method, tasks), given, overrides(args)))
     if earlier:
-        manager = ExperimentManager(earlier, method, sys.argv)
+        manager = ExperimentManager(earlier, method, args.command)
     else:
-        manager = ExperimentManager.create(runs_folder(args), method, experiment.generator.name, args.name, sys.argv)
+        manager = ExperimentManager.create(runs_folder(args), method, experiment.generator.name, args.name, args.command)
     if launch:
         manager.save_json(".launch", launch)
     experiment.manager = manager
@@ -81,30 +80,33 @@ def open_experiment(args: argparse.Namespace) -> Experiment:
 
 def train_run(args: argparse.Namespace) -> tuple[int, Path | None]:
     """Train, evaluate and report, anew or from where a run is; returns the exit code and the run's directory."""
-    signals, experiment = Signals(), None
-    try:
-        processes.connect()
-        with signals.deferred():
-            experiment = open_experiment(args)
-        return run(experiment, signals), experiment.manager.directory
-    except Interrupted as stop:
-        if experiment:
-            experiment.stop_early("interrupted", signal.Signals(stop.number).name)
-        return 128 + stop.number, None
-    except PeerLost as error:
-        if experiment:
-            experiment.save()  # a step is whole or not done, in this process too
-            experiment.stop_early("failed", str(error))
-        raise RunError(str(error), 1) from None
-    except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
-        if experiment:
-            with suppress(OSError):
+    experiment = None
+    with Signals(args.program) as signals:
+        try:
+            signals.listen()
+            processes.connect()
+            with signals.deferred():
+                experiment = open_experiment(args)
+            return run(experiment, signals), experiment.manager.directory
+        except Interrupted as stop:
+            if experiment:
+                experiment.stop_early("interrupted", signal.Signals(stop.number).name)
+            return 128 + stop.number, None
+        except PeerLost as error:
+            if experiment:
+                experiment.save()  # a step is whole or not done, in this process too
                 experiment.stop_early("failed", str(error))
-        raise
-    finally:
-        signals.raise_now = False  # there is nothing left to interrupt
-        if experiment:
-            experiment.manager.close()
+            raise RunError(str(error), 1) from None
+        except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+            if experiment:
+                with suppress(OSError):
+                    experiment.stop_early("failed", str(error))
+            raise
+        finally:
+            signals.raise_now = False  # there is nothing left to interrupt
+            if experiment:
+                experiment.trainer.close()
+                experiment.manager.close()
 
 
 def run(experiment: Experiment, signals: Signals) -> int:
@@ -123,11 +125,13 @@ def run(experiment: Experiment, signals: Signals) -> int:
         experiment.stop_early("diverged", str(error))
         kept = f"; the last good checkpoint is {manager.display_path}/checkpoints/last.pt"
         raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
+    finally:
+        torch.set_flush_denormal(False)  # libraries that draw warn about it
     processes.disconnect()
-    signals.raise_now = True
     if signals.stop:
         experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
         return 128 + signals.stop
+    signals.listen()
     if not processes.rank():
         finish(experiment)
     return 0

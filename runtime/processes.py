@@ -35,38 +35,67 @@ class Interrupted(BaseException):
         self.number = number
 
 
+# those that ask a process to end, where the system has them: Ctrl-C, kill, a closed terminal, the limits of a batch system,
+# Windows' Ctrl-Break. SIGQUIT and SIGABRT are meant to end at once, and do.
+STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR2", "SIGBREAK")
+SAVING = ("SIGUSR1",)
+
+
 class Signals:
-    """SIGINT and SIGTERM ask to save and leave, SIGUSR1 to save and go on; a second SIGINT quits at once.
+    """Inside `with`: `STOPPING` signals ask to save and leave, `SAVING` ones to save and go on; then all is as before.
 
     In training a handler only sets a flag, on which the loop acts after the step. `raise_now` is for the time around it,
-    when a step may be a minute away and there is nothing to lose: `Interrupted` is raised.
+    when a step may be a minute away and there is nothing to lose: `Interrupted` is raised. A second SIGINT quits at once:
+    it ends the process of a program, and raises KeyboardInterrupt in somebody else's.
+
+    Signals that are ignored (nohup) stay so. Handlers belong to the main thread: in any other nothing is changed.
+
+    Args:
+        program: whether the process is this program's own.
     """
 
     DUPLICATE_SECONDS = 1.0  # under torchrun, Ctrl-C arrives twice: from the terminal, and at once again from torchrun
 
-    def __init__(self) -> None:
+    def __init__(self, program: bool = False) -> None:
+        self.program = program
         self.stop = 0  # number of the signal that asked to stop
         self.save = 0
-        self.raise_now = True
+        self.raise_now = False
         self._first = 0.0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGUSR1, self._on_save)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            for names, handler in ((STOPPING, self._on_stop), (SAVING, self._on_save)):
+                for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+                    if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: set by other code than Python's
+                        self._before[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in reversed(self._before.items()):  # SIGINT last: its own handler raises
+            signal.signal(number, handler)
+
+    def listen(self) -> None:
+        """From here on a signal to stop raises `Interrupted`; one that came already does so now."""
+        self.raise_now = True
+        if self.stop:
+            raise Interrupted(self.stop)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
         """What is done inside is done whole: a signal to stop takes effect at its end."""
-        before, self.raise_now = self.stop, False
+        self.raise_now = False
         yield
-        self.raise_now = True
-        if self.stop != before:
-            raise Interrupted(self.stop)
+        self.listen()
 
     def _on_stop(self, number: int, _: Any) -> None:
         if self.stop:
             twice = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < self.DUPLICATE_SECONDS
             if number == signal.SIGINT and not twice:
-                os._exit(128 + number)
+                if self.program:
+                    os._exit(128 + number)
+                raise KeyboardInterrupt
             return
         self.stop, self._first = number, time.monotonic()
         if self.raise_now:

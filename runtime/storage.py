@@ -6,11 +6,13 @@ Independent of any method, learners and training: it is handed numbers, tensors,
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -22,35 +24,65 @@ import torch
 from runtime.errors import RunError
 
 SCHEMA_VERSION = 1
+# what a file system answers that lacks a service which is only there for safety
+NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 # ---- files that are whole or absent
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash at any moment leaves the old one or the new one, on the disk.
+def write_atomically(path: Path, data: bytes) -> bool:
+    """Write a file so that a crash at any moment leaves the old one or the new one.
 
-    Raises OSError where the disk is full or read-only; the old file is then still there.
+    Returns whether the file system confirmed that it is on the disk; one that can't confirm it (network and synchronised
+    drives) may lose the new file with the power. Raises OSError where the disk is full or read-only; the old file is then
+    still there.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+            durable = _sync(file.fileno())
+        _replace(temporary, path)
+        return _sync_directory(path.parent) and durable
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error above says more
+            temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def _sync(descriptor: int) -> bool:
     try:
         os.fsync(descriptor)
+        return True
+    except OSError as error:
+        if error.errno in NOT_OFFERED:
+            return False
+        raise
+
+
+def _sync_directory(directory: Path) -> bool:
+    """Make renames in `directory` durable, where the system can open a directory."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except PermissionError:  # Windows, or a folder that may be written but not listed
+        return False
+    try:
+        return _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """`os.replace`, again where somebody (a virus scanner, a program that synchronises) holds the target for a moment."""
+    for pause in (0.01, 0.1, 1.0):
+        try:
+            return os.replace(source, target)
+        except OSError as error:
+            if error.errno != errno.EBUSY and getattr(error, "winerror", 0) not in (5, 32):
+                raise
+            time.sleep(pause)
+    os.replace(source, target)
 
 
 def plain(value: Any) -> Any:
@@ -151,7 +183,8 @@ def find_run(text: str, output: Path) -> Path:
         runs = [path for path in output.glob("*") if (path / "config.json").is_file()]
         if not runs:
             raise RunError(f"there is no run yet (got latest in {output}; expected at least one run)")
-        return max(runs, key=lambda path: (path / "config.json").stat().st_mtime_ns)
+        # where the clock of files is coarse, the time in the name decides
+        return max(runs, key=lambda path: ((path / "config.json").stat().st_mtime_ns, path.name.split("_")[-1]))
     for path in (Path(text), output / text, Path(text).parent.parent):
         if (path / "config.json").is_file() and (path.is_dir() or Path(text).is_file()):
             return path

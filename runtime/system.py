@@ -65,8 +65,11 @@ def _cpu_model() -> str:
 
 def _peak_memory() -> int:
     """Bytes of the largest resident set so far."""
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows, where psutil knows it
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

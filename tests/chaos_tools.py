@@ -521,7 +521,7 @@ def _child(request: dict[str, Any]) -> int:
         globals()[f"plant_{name}"](*arguments)
     import main
 
-    return main.main(request["argv"])
+    return main.main()
 
 
 def _serve() -> None:

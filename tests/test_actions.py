@@ -92,7 +92,8 @@ def test_a_sweep_whose_name_is_taken_is_refused_before_it_starts(runs: Path, cap
 def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signals = Signals()
     signals.stop = 15
-    monkeypatch.setattr("commands.train.Signals", lambda: signals)
+    monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
+    monkeypatch.setattr("commands.train.Signals", lambda _: signals)
     assert main.main(command(tmp_path, "--seeds", "0-2")) == 143
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -158,13 +158,15 @@ def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_
     assert main.main(command(tmp_path / "whole", "--method", method)) == 0
     signals = Signals()
     signals.stop = 15  # SIGTERM, as if it had come before the first step
-    monkeypatch.setattr("commands.train.Signals", lambda: signals)
+    monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
+    monkeypatch.setattr("commands.train.Signals", lambda _: signals)
     assert main.main(command(tmp_path / "parts", "--method", method)) == 143
     directory = only_run(tmp_path / "parts")
     assert json.loads((directory / "full_report.json").read_text())["status"] == "interrupted"
     for _ in range(5):  # one step at a time, then to the end
         assert main.main(["--output", str(tmp_path / "parts"), "--resume", "latest"]) == 143
     signals.stop = 0
+    monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
     assert main.main(["--resume", str(directory)]) == 0
     whole, parts = (json.loads((run / "metrics.json").read_text()) for run in (only_run(tmp_path / "whole"), directory))
     for part in ("train", "validation", "evaluation"):
