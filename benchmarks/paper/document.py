@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -90,6 +91,8 @@ def paper_table(found: Comparison, shots: int) -> str:
 
 
 def error_cell(row: Row) -> str:
+    if not math.isfinite(row.mean):
+        return "diverges"
     over_seeds = f" (± {row.ci_seeds:.2g})" if row.seeds > 1 else ""
     return f"{row.mean:.3g} ± {row.ci_tasks:.2g}{over_seeds}"
 
