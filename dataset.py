@@ -30,7 +30,7 @@ def stream(seed: int, purpose: str, index: int = 0) -> np.random.Generator:
 
 
 class Points(NamedTuple):
-    """Inputs `x` [..., N, D] and targets `y` [..., N, 1], float32."""
+    """Inputs `x` [..., N, D] and targets `y` [..., N, 1], float32 (float64 as they are read from a file)."""
 
     x: Any
     y: Any

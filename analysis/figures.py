@@ -155,7 +155,7 @@ def prediction_curves(
     small = len(support_x) > 200
     axis.plot(support_x, support_y, "o", color=VERMILION, ms=2 if small else 5, mec="white", mew=0.2 if small else 0.7)
     axis.lines[-1].set_label("given points")
-    reach = 1.5 * max(float(np.ptp(support_y)), 0.5)  # a network far off the points may leave the picture
+    reach = 1.5 * max(float(np.ptp(support_y)), 0.5, 1e-6 * float(np.abs(support_y).max()))  # the network may leave the picture
     axis.set_ylim(*_limits([support_y, before, after], float(support_y.min()) - reach, float(support_y.max()) + reach))
     axis.set(xlabel="input x", ylabel="output y", title=title, xlim=(grid[0], grid[-1]))
     axis.grid(alpha=0.25, lw=0.5)
@@ -166,7 +166,7 @@ def prediction_curves(
 def _limits(curves: Sequence[np.ndarray], lowest: float, highest: float) -> tuple[float, float]:
     """The range of all values between `lowest` and `highest`, with a margin."""
     values = np.clip(np.concatenate([curve[np.isfinite(curve)] for curve in curves]), lowest, highest)
-    margin = 0.06 * (values.max() - values.min()) + 1e-6
+    margin = 0.06 * (values.max() - values.min()) + 1e-6 * max(1.0, float(np.abs(values).max()))
     return values.min() - margin, values.max() + margin
 
 

@@ -30,6 +30,7 @@ from runtime.processes import print_once
 from runtime.storage import figure_bytes, write_atomically
 
 GRID_POINTS = 201
+FAR = 20  # times the longer one of the trained range and the range of the points
 SAMPLES_SHOWN = 8
 PAIR_BYTES = 400  # about what a learner that compares all pairs of points needs for each
 PAIRS_AT_ONCE = 200_000  # bounds the memory of the copies that are adapted together
@@ -76,7 +77,8 @@ class Prediction(NamedTuple):
     @property
     def band(self) -> np.ndarray | None:
         """The 5%, 50% and 95% quantiles of the sampled curves, [3, N]."""
-        return np.quantile(self.samples, [0.05, 0.5, 0.95], axis=0) if len(self.samples) else None
+        with np.errstate(over="ignore", invalid="ignore"):  # between numbers at the ends of float32
+            return np.quantile(self.samples, [0.05, 0.5, 0.95], axis=0) if len(self.samples) else None
 
 
 def predict_points(
@@ -90,7 +92,7 @@ def predict_points(
     """Adapt the learner to `points` with `steps` gradients; a learner with randomness is sampled as well.
 
     Args:
-        points: x [K, D], y [K, 1], float32.
+        points: x [K, D], y [K, 1]; the learner is handed them in float32.
         x_range: the inputs of meta-training, in each dimension.
         rng: for the samples; curves that are not finite are left out of them.
 
@@ -100,16 +102,17 @@ def predict_points(
     noise_dim = learner.noise_dim
     _check_memory(count if noise_dim else 0)
     x = grid_over(points.x[:, 0], x_range)[:, None] if dim == 1 else points.x
-    everywhere = np.concatenate([x, points.x])[None]  # [1, N + K, D]
-    support = Points(points.x[None], points.y[None])
+    support = Points(*(np.asarray(part, np.float32)[None] for part in points))
+    at = np.asarray(x, np.float32)[None]
+    everywhere = np.concatenate([at, support.x], axis=1)  # [1, N + K, D]
     with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge: a result
         predicted = predict_tasks(learner, support, everywhere, steps)[0][0]  # [S+1, N + K]
         outputs, at_points = np.split(predicted, [len(x)], axis=1)
-        errors = np.square(at_points - points.y[:, 0], dtype=np.float64).mean(1)
+        errors = np.square(at_points - support.y[0, :, 0], dtype=np.float64).mean(1)
     curves = np.empty((0, len(x)), np.float32)
     if noise_dim:
         batch = max(1, PAIRS_AT_ONCE // count**2)
-        curves = sample(learner, support, x[None], steps, rng, num_samples, batch=batch)[0]
+        curves = sample(learner, support, at, steps, rng, num_samples, batch=batch)[0]
     low, high = x_range
     outside = np.any((x < low) | (x > high), axis=1)
     finite = np.isfinite(curves).all(1)
@@ -124,11 +127,17 @@ def _check_memory(count: int) -> None:
 
 
 def grid_over(inputs: np.ndarray, x_range: tuple[float, float]) -> np.ndarray:
-    """A fine grid [N] over `x_range` and all `inputs` [K], with a margin of a tenth on a side where they leave it."""
-    low, high = min(x_range[0], float(inputs.min())), max(x_range[1], float(inputs.max()))
-    margin = 0.1 * (high - low)
-    low, high = low - margin * (low < x_range[0]), high + margin * (high > x_range[1])
-    return np.linspace(low, high, GRID_POINTS, dtype=np.float32)
+    """A fine grid [N], float64, over `x_range` and all `inputs` [K], with a margin of a tenth on a side where they leave it.
+
+    Where they are so far from `x_range` that they would be a dot in the picture, the grid is around the inputs alone.
+    """
+    (low, high), (first, last) = x_range, (float(inputs.min()), float(inputs.max()))
+    if max(first - high, low - last) > FAR * max(high - low, last - first):
+        margin = max(high - low, 0.1 * (last - first), 1e-9 * abs(first))  # the last: a grid of different numbers
+        return np.linspace(first - margin, last + margin, GRID_POINTS)
+    ends = min(low, first), max(high, last)
+    margin = 0.1 * (ends[1] - ends[0])
+    return np.linspace(ends[0] - margin * (first < low), ends[1] + margin * (last > high), GRID_POINTS)
 
 
 def warnings_about(prediction: Prediction) -> list[str]:
@@ -140,7 +149,13 @@ def warnings_about(prediction: Prediction) -> list[str]:
         what = f"{outside.sum()} of {len(inputs)} points lie" if not outside.all() else f"all {len(inputs)} points lie"
         lines.append(
             f"{what} outside the range of meta-training, where the network was never asked to be right "
-            f"(got x from {inputs.min():.4g} to {inputs.max():.4g}; expected {low:g} to {high:g})"
+            f"(got x from {inputs.min():.10g} to {inputs.max():.10g}; expected {low:g} to {high:g})"
+        )
+    different, left = (len(np.unique(values, axis=0)) for values in (inputs, inputs.astype(np.float32)))
+    if left < different:
+        lines.append(
+            f"some inputs are one number to the network, which computes with 7 digits "
+            f"(got {different} different x, {left} after rounding; expected no less)"
         )
     if not np.isfinite(prediction.outputs[-1]).all():
         last = len(prediction.errors) - 1
@@ -166,17 +181,18 @@ def summary(prediction: Prediction) -> str:
 def csv_table(prediction: Prediction) -> str:
     """A row for each x: predictions before and after adapting, the band where there is one, and 1 for extrapolation."""
     dim = prediction.x.shape[1]
-    table = {"x" if dim == 1 else f"x{number + 1}": prediction.x[:, number] for number in range(dim)}
+    given = {"x" if dim == 1 else f"x{number + 1}": prediction.x[:, number] for number in range(dim)}
     if dim > 1:
-        table["y"] = prediction.points.y[:, 0]
-    table |= {"prediction_before": prediction.outputs[0], "prediction_after": prediction.outputs[-1]}
+        given["y"] = prediction.points.y[:, 0]
+    table = given | {"prediction_before": prediction.outputs[0], "prediction_after": prediction.outputs[-1]}
     if (band := prediction.band) is not None:
         table |= {"lower_5": band[0], "median_50": band[1], "upper_95": band[2]}
     table["extrapolated"] = prediction.extrapolated.astype(int)
+    digits = dict.fromkeys(table, 7) | dict.fromkeys(given, 12 if dim == 1 else 15)  # a grid has rounding errors after 12
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table)
-    writer.writerows([f"{value:.7g}" for value in row] for row in zip(*table.values(), strict=True))
+    writer.writerows(zip(*([f"{value:.{digits[name]}g}" for value in values] for name, values in table.items()), strict=True))
     return text.getvalue()
 
 

@@ -210,6 +210,39 @@ def test_points_outside_the_trained_range_are_warned_about(
     assert re.fullmatch(r"warning: all 2 points lie outside [^\n]+\n", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("name", ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3"])
+def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(name: str, runs: Path, tmp_path: Path) -> None:
+    text = POINTS.read_text().splitlines()
+    semicolons = "\r\n".join(["sep=;", *(line.replace(",", ";").replace(".", ",") for line in text), ";", ""])
+    rows = "".join(f'"{number}"\t{line}\n'.replace(",", "\t") for number, line in enumerate(text[1:], start=1))
+    dialects = {
+        "plain": POINTS.read_bytes(),
+        "spreadsheet": semicolons.encode("cp1252"),
+        "pandas": "".join(f"{number},{line}\n" for number, line in enumerate(text)).replace("0,x", ",x", 1).encode("utf-8-sig"),
+        "r": f'"x"\t"y"\n{rows}'.encode(),
+        "unicode": ("# measured\n" + "\n".join(text)).replace(",", "\t").replace("-", "\u2212").encode("utf-16"),
+    }
+    written = set()
+    for dialect, contents in dialects.items():
+        (tmp_path / f"{dialect}.csv").write_bytes(contents)
+        argv = ["--predict", str(runs / name), "--points", str(tmp_path / f"{dialect}.csv")]
+        assert main.main([*argv, "--output", str(tmp_path / dialect)]) == 0
+        written.add((tmp_path / dialect / "predictions.csv").read_bytes())
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize("name", ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3"])
+@pytest.mark.parametrize("rows", ["1700000000,1\n1700000100,2\n", "1,2\n", "3,1\n3,2\n3,4\n", "1e15,-1e15\n", "900,1\n900,1\n"])
+def test_times_since_1970_one_point_and_points_at_one_x_get_a_table(
+    name: str, rows: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "points.csv").write_text(f"x,y\n{rows}")
+    assert main.main(["--predict", str(runs / name), "--points", str(tmp_path / "points.csv")]) == 0
+    assert re.fullmatch(r"(warning: [^\n]+\n)*", capsys.readouterr().err)
+    inputs = [float(row["x"]) for row in table(tmp_path / "predictions.csv")]
+    assert len(set(inputs)) == 201 and inputs[0] <= float(rows.split(",")[0]) <= inputs[-1]
+
+
 @pytest.mark.parametrize(
     "argv",
     [
