@@ -35,6 +35,7 @@ BINARY = {b"PK\3\4": "an .xlsx, .ods or other archive", b"\xd0\xcf\x11\xe0": "an
 
 NUMBER = re.compile(r"[+-]?(?=[.,]?\d)(?:\d{1,3}(?:[ ']\d{3})+|\d*)(?:([.,])\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
 ONE_GROUP = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # three decimals, or a mark between thousands
+COMMA_IN_NUMBER = re.compile(r"\d,\d+(?:[eE][+-]?\d+)?\s*(?:,|$)", re.ASCII)  # it may be one
 SPACES = " \u00a0\u2002\u2003\u2007\u2008\u2009\u202f"
 PLAIN = str.maketrans({"\u2212": "-", "\u2013": "-", "\u2019": "'", **dict.fromkeys(SPACES, " ")})
 
@@ -45,13 +46,11 @@ def read_points(path: Path, input_dim: int) -> Points:
     Raises `RunError` for anything else, in one line that names the place. Reads no further than it must.
     """
     sheet = open_sheet(path)
-    inputs = [f"x{number + 1}" for number in range(input_dim)]
-    if input_dim == 1 and (sheet.places("x") or not sheet.places("x1")):
-        inputs = ["x"]
-    elif sheet.places(f"x{input_dim + 1}"):
-        got = f"got a column x{input_dim + 1}; expected {input_dim}, the run's INPUT_DIM"
-        raise RunError(f"{path} has points of more dimensions ({got})")
-    values = sheet.read([*inputs, "y"], MAX_POINTS).numbers([*inputs, "y"])  # [K, D + 1]
+    short = input_dim == 1 and (sheet.places("x") or not sheet.places("x1"))
+    names = [*(["x"] if short else [f"x{number + 1}" for number in range(input_dim)]), "y"]
+    if not short and sheet.places(more := f"x{input_dim + 1}"):
+        raise RunError(f"{path} has points of more dimensions (got a column {more}; expected {input_dim}, the run's INPUT_DIM)")
+    values = sheet.read(names, MAX_POINTS).numbers(names)  # [K, D + 1]
     if not len(values):
         raise RunError(f"{path} has no points (got a header alone; expected at least one row)")
     return Points(values[:, :-1], values[:, -1:])
@@ -133,7 +132,7 @@ def open_sheet(path: Path) -> Sheet:
 def _dialect(sample: Sequence[str], delimiter: str, where: str) -> tuple[str, int]:
     """What stands between the names of the header, and as often in each row; 1 if once more in each row, for its name."""
     header, *rows = [re.sub(" +", " ", re.sub(r'"[^"]*"', "q", line).strip(" \n")) for line in sample if not _is_comment(line)]
-    rows = [row for row in rows if row]
+    rows = [row for row in rows if row.strip(DELIMITERS)]
     there = [delimiter] if delimiter else [mark for mark in DELIMITERS if mark in header] or [" "]
     more = {mark: {row.count(mark) - header.count(mark) for row in rows} for mark in there}
     found = there if len(there) == 1 else [mark for mark in there if more[mark] in ({0}, {1})]
@@ -141,8 +140,8 @@ def _dialect(sample: Sequence[str], delimiter: str, where: str) -> tuple[str, in
         got = " and ".join(map(_quoted, there))
         raise RunError(f"{where} has several delimiters (got {got}; expected one, or a line like 'sep=;' before it)")
     named = more[found[0]] == {1} and not header.endswith(found[0]) and not all(row.endswith(found[0]) for row in rows)
-    if found[0] == "," and any(re.match(r"[-+.\d]", row) for row in rows):
-        named = False  # 1,5,2 under x,y may be a name and two numbers, or two numbers with a decimal comma
+    if found[0] == ",":  # 1,5,2 under x,y may be a name and two numbers, or two numbers with a decimal comma
+        named &= all(re.match(r"[^\W\d]", row) for row in rows) or not all(map(COMMA_IN_NUMBER.search, rows))
     return found[0], int(named)
 
 

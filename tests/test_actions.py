@@ -210,8 +210,7 @@ def test_points_outside_the_trained_range_are_warned_about(
     assert re.fullmatch(r"warning: all 2 points lie outside [^\n]+\n", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("name", ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3"])
-def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(name: str, runs: Path, tmp_path: Path) -> None:
+def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs: Path, tmp_path: Path) -> None:
     text = POINTS.read_text().splitlines()
     semicolons = "\r\n".join(["sep=;", *(line.replace(",", ";").replace(".", ",") for line in text), ";", ""])
     rows = "".join(f'"{number}"\t{line}\n'.replace(",", "\t") for number, line in enumerate(text[1:], start=1))
@@ -225,7 +224,7 @@ def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(name: str, 
     written = set()
     for dialect, contents in dialects.items():
         (tmp_path / f"{dialect}.csv").write_bytes(contents)
-        argv = ["--predict", str(runs / name), "--points", str(tmp_path / f"{dialect}.csv")]
+        argv = ["--predict", str(runs / "LEO_Sinusoidal_tiny"), "--points", str(tmp_path / f"{dialect}.csv")]
         assert main.main([*argv, "--output", str(tmp_path / dialect)]) == 0
         written.add((tmp_path / dialect / "predictions.csv").read_bytes())
     assert len(written) == 1

@@ -90,6 +90,8 @@ DIALECTS: dict[str, str | bytes] = {
     "R's row names under an empty name": each_line(BASE, before='"{}",', header=('"",', "")),
     "R's row names without a name": each_line(table("\t"), before="{}\t"),
     "R's quoted row names without a name": each_line(BASE, before='"{}",'),
+    "row names that are numbers, beside decimal points": each_line(BASE, before="{},"),
+    "R's row names in words": each_line(BASE, before="Merc {}D,"),
     "R's default": each_line(table(" ", header='"x"{}"y"'), before='"{}" '),
     "capitals": table(header="X{}Y"),
     "spaces around names": table(header=" x {} y "),
@@ -186,6 +188,8 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     ),
     "one decimal comma between commas": ("x,y\n1,5,2\n3,5,4\n", "line 2 can't be used from column 3 on (got 3 columns"),
     "names or decimal commas": ("x,y\n1,5,2\n2,5,3\n", "with semicolons between them if there are decimal commas"),
+    "names or decimal commas, and an empty row": ("x,y\n1,5,2\n2,5 ,3\n,,\n", "line 2 can't be used from column 3"),
+    "decimal commas behind a real minus sign": ("x,y\n\u22121,5,2\n", "line 2 can't be used from column 3"),
     "decimal commas under empty names": ("x,y,,\n1,5,2,5\n", "line 2 can't be used from column 3"),
     "two decimal marks in a row": (
         "x;y\n1;2\n1.5;2,5\n",
