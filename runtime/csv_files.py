@@ -89,6 +89,7 @@ class Sheet:
         """The columns `wanted`; raises `RunError` for more than `most_rows` rows, and for rows that don't fit the header."""
         places, width = [self.find(name) + self.shift for name in wanted], len(self.names) + self.shift
         lines, columns = array("Q"), [list[str]() for _ in wanted]
+        fill = [(column.append, place) for column, place in zip(columns, places, strict=True)]  # bound once: a million rows
         with _opened(self.path, self.encoding) as file:
             table = itertools.islice(_lines(file, self.path, most_rows), self.line - 1, None)
             for line, row in itertools.islice(_cells(table, self.path, self.delimiter, self.line), 1, None):
@@ -99,8 +100,8 @@ class Sheet:
                 if len(lines) == most_rows:
                     raise RunError(f"{self.path} is too long (got more than {most_rows} rows; expected at most {most_rows})")
                 lines.append(line)
-                for column, place in zip(columns, places, strict=True):
-                    column.append(row[place].strip())
+                for append, place in fill:
+                    append(row[place].strip())
         return Rows(self.path, lines, dict(zip(wanted, columns, strict=True)), "," if self.delimiter == ";" else ".")
 
 
@@ -256,7 +257,7 @@ class Rows:
         certain: dict[str, tuple[str, str]] = {}  # mark -> column and cell where it can be nothing but the decimal mark
         unclear: dict[str, tuple[str, str]] = {}
         for mark, (name, cells) in itertools.product(".,", texts.items()):
-            for cell in cells if mark in "".join(cells) and mark not in certain else []:
+            for cell in cells if mark not in certain else []:
                 if mark in cell and (match := NUMBER.fullmatch(cell.translate(PLAIN))):
                     if not ONE_GROUP.fullmatch(match[0]):
                         certain[mark] = name, cell
