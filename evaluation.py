@@ -14,6 +14,7 @@ from torch.func import vmap
 
 from dataset import Points, Task
 from learner import MetaLearner
+from runtime.compiler_cache import load_derivatives
 
 EVAL_CHUNK = 250  # tasks adapted at a time: bounds memory
 
@@ -26,6 +27,7 @@ def predict(learner: MetaLearner, support: Points, x: Any, steps: int, noise: An
         x: where to predict, [T, N, D].
         noise: [T, noise_dim]; None = zeros, the means of a stochastic method.
     """
+    load_derivatives()
     device = next(learner.parameters()).device
     if noise is None:
         noise = np.zeros((len(x), learner.noise_dim), np.float32)

@@ -135,7 +135,7 @@ class Experiment:
         if self.trainer.compiled:
             print_once("compiling the meta-step (10 to 90 s the first time, a few from the cache) ...")
         note = self.trainer.prepare()
-        print_once(note)
+        (self.manager.warn if self.trainer.compile_trouble else print_once)(note)
         self.manager.log(note)
         wait_for_peers()
 

@@ -19,6 +19,7 @@ from torch.optim.adam import adam
 from dataset import Points, Task
 from learner import MetaLearner, mse
 from runtime.compilation import compiled
+from runtime.compiler_cache import load_derivatives
 from runtime.processes import peer_errors, world
 
 CACHE_WORK = 3_600_000  # points x weights that a CPU's cache holds; beyond, a task takes two to three times as long
@@ -61,6 +62,7 @@ class MetaStep:
     def __init__(
         self, learner: MetaLearner, meta_batch: int, task_work: int, clip: float, chunk: int, device: torch.device | str
     ):
+        load_derivatives()
         self.learner, self.meta_batch, self.clip, self.device = learner, meta_batch, clip, torch.device(device)
         self.rank, self.world = world()
         share = -(-meta_batch // self.world)

@@ -21,6 +21,7 @@ from evaluation import on_device
 from learner import MetaLearner
 from meta_step import MetaStep
 from runtime.compilation import WILL_COMPILE, compile_note
+from runtime.compiler_cache import one_line, with_cache
 
 SMALL_WORK = 10**8  # points x weights below which one thread beats several
 
@@ -66,6 +67,7 @@ class Trainer:
         self.compile_seconds = 0.0
         self.compile_note = compile_note(compile_mode, iterations, self.device)
         self.compiled = self.compile_note.startswith(WILL_COMPILE)
+        self.compile_trouble = False  # the compiler, or where it keeps its files, was not as it should be
         self._drawing = ThreadPoolExecutor(1)
         self._prefetched: dict[int, Future[tuple[Task, np.ndarray]]] = {}  # at most the next block
 
@@ -111,14 +113,15 @@ class Trainer:
         torch.set_flush_denormal(True)  # second derivatives of dead units are full of denormals, each 100 times slower
         if not self.compiled:
             return f"eager meta-step: {self.compile_note}"
-        started = time.perf_counter()
+        started, batch = time.perf_counter(), self._meta_batches(self.iteration // self.dataset.block)[0]
         try:
-            self.step.compile(*self._meta_batches(self.iteration // self.dataset.block)[0])
+            trouble = with_cache(lambda: self.step.compile(*batch))
         except Exception as error:
-            self.compiled = False
-            self.compile_note = f"compiling failed: {' '.join((str(error) or type(error).__name__).split())[:200]}"
+            self.compiled, self.compile_trouble = False, True
+            self.compile_note = f"compiling failed: {one_line(error)}"
             return f"eager meta-step: {self.compile_note}"
-        self.compile_seconds = time.perf_counter() - started
+        self.compile_seconds, self.compile_trouble = time.perf_counter() - started, bool(trouble)
+        self.compile_note += f", anew since its cache folder could not be used: {trouble}" if trouble else ""
         return f"compiled meta-step: {self.compile_note}, ready in {self.compile_seconds:.1f} s"
 
     def train(self) -> Iterator[tuple[int, Tensor]]:

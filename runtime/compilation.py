@@ -12,6 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from runtime.compiler_cache import sound_compiler
+
 COMPILE_FROM = 2000  # iterations from which compiling pays: it costs 10 to 90 s once, and a step gets 5 to 9 times faster
 WILL_COMPILE = "worth it for "
 NARROW = 32  # columns of a batched product from which on both orders are about as fast
@@ -87,7 +89,8 @@ class _Graph:
             return cast(Any, torch._dynamo.lookup_backend("aot_eager"))
         from torch._inductor.compile_fx import compile_fx  # takes a second: only for those who compile
 
-        return functools.partial(compile_fx, config_patches=_compiler_options(self.device))
+        compile_graph = functools.partial(compile_fx, config_patches=_compiler_options(self.device))
+        return compile_graph if self.device.type != "cpu" else sound_compiler()(compile_graph)
 
     def __call__(self, *args: Any) -> Tensor:
         leaves = _leaves(args)
@@ -148,5 +151,6 @@ def _compiler_options(device: torch.device) -> dict[str, Any]:
             """Identifies the pass in the compiler's cache; must change with what it does."""
             return "widen-products-1"
 
-    # Calling the kernels from C++ instead of Python saves a tenth of a small step, the pass another tenth.
-    return {"cpp_wrapper": True, "post_grad_custom_post_pass": WidenProducts()}
+    # Calling the kernels from C++ instead of Python saves a tenth of a small step, the pass another tenth. Precompiled
+    # headers take longer to make than they save, 140 MB, openssl, and a folder that no variable moves.
+    return {"cpp_wrapper": True, "post_grad_custom_post_pass": WidenProducts(), "cpp_cache_precompile_headers": False}
