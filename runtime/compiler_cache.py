@@ -180,7 +180,7 @@ def _quoting() -> dict[str, Callable[[str], Any]]:
     names = [sys.prefix, sys.base_prefix, os.path.dirname(torch.__file__), sysconfig.get_path("include"), os.environ.get("CXX")]
     names += [sysconfig.get_config_var("LIBDIR"), tempfile.gettempdir(), os.environ[FOLDER]]
     places = sorted({name for name in names if name and name != shlex.quote(name)}, key=len, reverse=True)
-    if not places:
+    if not places or os.name == "nt":  # where torch quotes
         return {}
     pattern = re.compile("|".join(map(re.escape, places)))
     return {
