@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import struct
 import sys
 import sysconfig
 import tempfile
@@ -153,7 +154,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
+    before = vars(owner)[name]  # with its descriptor
     setattr(owner, name, value)
     try:
         yield
@@ -163,12 +164,14 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def sound_compiler() -> Iterator[None]:
-    """Torch's C++ compiler with two faults mended: paths that it does not quote, and what it takes for a lacking processor."""
-    from torch._inductor import cpp_builder, cpu_vec_isa
+    """Torch's C++ compiler with three faults mended: paths that it does not quote, libraries that it loads though they were
+    cut short, and vector instructions that it takes to be missing then."""
+    from torch._inductor import codecache, cpp_builder, cpu_vec_isa
 
     kind, load = cpu_vec_isa.VecISA, cpu_vec_isa.VecISA._avx_py_load.replace('"__lib_path__"', 'r"""__lib_path__"""')
     with (
         _replaced(cpp_builder, "shlex", types.SimpleNamespace(**vars(shlex) | _quoting())),
+        _replaced(codecache.CppCodeCache, "_load_library", _checked(codecache.CppCodeCache._load_library)),
         _replaced(kind, "_avx_py_load", load),
         _replaced(kind, "check_build", _twice(kind.check_build)),
     ):
@@ -187,6 +190,24 @@ def _quoting() -> dict[str, Callable[[str], Any]]:
         "quote": lambda path: path,  # all at once below
         "split": lambda command: shlex.split(pattern.sub(lambda place: shlex.quote(place[0]), command)),
     }
+
+
+def check_library(path: str | Path) -> None:
+    """Raise OSError where an ELF library lacks its end, the table of sections: to load it may end the process by SIGBUS."""
+    with open(path, "rb") as file:
+        head = file.read(64).ljust(64, b"\0")
+    order = "<" if head[5] == 1 else ">"
+    (table,), (size, count) = struct.unpack_from(order + "Q", head, 40), struct.unpack_from(order + "HH", head, 58)
+    if head[:5] == b"\x7fELF\2" and os.path.getsize(path) < table + size * count:
+        raise OSError(f"{path}: cut short")
+
+
+def _checked(load: Any) -> Any:
+    def load_library(cls: Any, path: str, key: str) -> Any:
+        check_library(path)
+        return load.__func__(cls, path, key)
+
+    return classmethod(load_library)
 
 
 def _twice(check: Callable[[Any, str], bool]) -> Callable[[Any, str], bool]:
