@@ -4,18 +4,13 @@ import errno
 import logging
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-import venv
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from chaos_tools import ROOT, command, compiling, run, side_by_side, start
 from test_trainer import make
 
 from experiment import Experiment
@@ -24,7 +19,6 @@ from runtime.compilation import compiled
 from runtime.compiler_cache import FOLDER, check_library, load_derivatives, one_line, sound_compiler, usual_folder, with_cache
 
 HOSTILE = 'my project\'s "über" $x'
-KILLS = 20
 
 
 @pytest.fixture(autouse=True)
@@ -314,49 +308,3 @@ def test_a_cache_on_a_full_disk_costs_only_time(whole_cache, tmp_path, monkeypat
     monkeypatch.setattr(codecache, "write_atomic", no_room)
     reason, bits = compile_curve()
     assert "No space left" in reason and torch.equal(bits, whole_cache[1])
-
-
-@pytest.mark.chaos
-def test_a_run_in_a_project_folder_with_a_space_a_quote_and_an_umlaut_is_compiled(tmp_path):
-    project = tmp_path / HOSTILE
-    shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "tests", "docs", "benchmarks", "experiments"))
-    venv.create(project / ".venv", symlinks=True)
-    (packages,) = (project / ".venv").glob("lib/python3*/site-packages")
-    packages.rmdir()
-    packages.symlink_to(Path(torch.__file__).parent.parent)
-    argv = command(project / "out", COMPILE="always", INNER_STEPS=1, EPOCHS=1)
-    variables = os.environ | {FOLDER: str(project / "cache")}
-    done = subprocess.run(
-        [project / ".venv/bin/python", "main.py", *argv], cwd=project, env=variables, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "compiled meta-step: worth it" in done.stdout and not done.stderr, done
-
-
-@pytest.mark.chaos
-@pytest.mark.parametrize("where", ["/dev/null/cache", "/proc/cache"])
-@pytest.mark.parametrize("compile_mode", ["always", "never"])
-def test_a_run_without_a_cache_folder_ends_well_with_at_most_one_warning(where, compile_mode, tmp_path):
-    child = run(command(tmp_path / "out", **compiling() | {"COMPILE": compile_mode}), "plain", env={FOLDER: where})
-    assert child.poll() == 0, child.err
-    assert len(child.err.splitlines()) == (compile_mode == "always") and child.err.count("compiled meta-step") <= 1
-
-
-@pytest.mark.chaos
-def test_after_a_kill_while_compiling_the_next_run_is_compiled(tmp_path, say):
-    settings = compiling()
-    began = time.monotonic()
-    assert run(command(tmp_path / "whole", **settings), "plain", env={FOLDER: str(tmp_path / "first")}).poll() == 0
-    seconds = time.monotonic() - began
-
-    def killed(number):
-        variables = {FOLDER: str(tmp_path / f"cache{number}")}
-        child = start(command(tmp_path / f"killed{number}", **settings), "plain", env=variables)
-        time.sleep(seconds * (number + 0.5) / KILLS)
-        if child.poll() is None:
-            os.killpg(child.pid, signal.SIGKILL)
-        again = run(command(tmp_path / f"next{number}", **settings), "plain", env=variables)
-        return again.poll() == 0 and "compiled meta-step" in again.out + again.err and len(again.err.splitlines()) <= 1
-
-    recovered = sum(side_by_side(killed, range(KILLS)))
-    say(f"kill -9 while compiling: {KILLS} moments tried, {recovered} followed by a compiled run")
-    assert recovered == KILLS
