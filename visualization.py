@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dataset import Published
+from drawing import drawable_text, figure_function, limits, log_scale
+from runtime.text import columns as text_columns
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in this order also by lightness
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -54,6 +56,7 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     return np.where(unknown[high] > unknown[low], np.nan, np.exp((sums[high] - sums[low]) / (high - low)))
 
 
+@figure_function
 def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray], title: str) -> Figure:
     """Query error of training (raw and smoothed), and validation error after 0, 1, ... gradients.
 
@@ -67,13 +70,14 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
         left.plot(train["iteration"], train["query_mse"], color=SKY, lw=0.6, alpha=0.7, label="one meta-batch")
         smooth = smoothed(train["query_mse"], max(5, len(train["iteration"]) // 30))
         left.plot(train["iteration"], smooth, color=BLUE, lw=1.8, label="running mean")
-    left.set(xlabel="outer step", ylabel="mean squared error", yscale="log", title="training: query points")
+    left.set(xlabel="outer step", ylabel="mean squared error", title="training: query points")
     if len(validation["iteration"]):
         steps = validation["mse"].shape[1] - 1
         for place, step in enumerate(sorted({0, min(1, steps), min(5, steps), steps})):
             errors = validation["mse"][:, step]
             right.plot(validation["iteration"], errors, color=CYCLE[place], lw=1.5, label=gradients(step))
-    right.set(xlabel="outer step", yscale="log", title="validation: error after adapting")
+    right.set(xlabel="outer step", title="validation: error after adapting")
+    log_scale(left)  # and the right one with it
     for axis in (left, right):
         axis.grid(alpha=0.25, lw=0.5)
         if axis.lines:
@@ -82,6 +86,7 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
     return figure
 
 
+@figure_function
 def task_predictions(
     grid: np.ndarray,
     truth: np.ndarray,
@@ -108,9 +113,7 @@ def task_predictions(
         errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
         axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
         axis.grid(alpha=0.25, lw=0.5)
-    low, high = truth.min(), truth.max()
-    margin = 0.35 * (high - low)
-    axes[0, 0].set_ylim(low - margin, high + margin)  # an early network may be far off; the function is the subject
+    axes[0, 0].set_ylim(limits([truth], 0.35))  # an early network may be far off; the function is the subject
     name_axes(axes)
     shared_legend(figure, axes)
     figure.suptitle(title)
@@ -142,11 +145,12 @@ def name_axes(axes: np.ndarray, names: tuple[str, str] = ("input x", "output y")
 def shared_legend(figure: Figure, axes: np.ndarray) -> None:
     """One legend below all panels, each label once."""
     entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    longest = max(map(len, entries), default=1)
+    longest = max((text_columns(drawable_text(label)[0]) for label in entries), default=1)
     columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / (longest + 6))))
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 
+@figure_function
 def performance_over_tasks(
     errors: Mapping[int, np.ndarray],
     params: np.ndarray,
@@ -167,14 +171,14 @@ def performance_over_tasks(
     _error_distribution(axes[0, 0], errors, reference)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     values = errors[shots]
-    known = np.isfinite(values)
     for column, name in enumerate(param_names):
-        axis = axes[0, 1 + column]
+        axis, known = axes[0, 1 + column], np.isfinite(values) & np.isfinite(params[:, column])
         axis.plot(params[known, column], np.maximum(values[known], 1e-8), ".", color=BLUE, ms=3, alpha=0.35)
         centres, medians = binned_median(params[known, column], values[known], 12)
         axis.plot(centres, medians, color=VERMILION, lw=2, label="median")
         about = f"K = {shots}: error against {name.split(' (')[0]}"
-        axis.set(yscale="log", xlabel=name, ylabel="mean squared error", title=about)
+        axis.set(xlabel=name, ylabel="mean squared error", title=about)
+        log_scale(axis)
         axis.legend(loc="lower right", frameon=False)
     for axis in axes.flat:
         axis.grid(alpha=0.25, lw=0.5)
@@ -194,8 +198,8 @@ def _error_distribution(axis: Axes, errors: Mapping[int, np.ndarray], reference:
         published = list(reference.get(count, {}).values())
         if published:
             axis.axvline(published[-1], color=colour, ls=":", lw=1.5, label=f"Finn et al. 2017, mean, K = {count}")
-    axis.set(xscale="log", xlabel="mean squared error of a task", ylabel="share of tasks below")
-    axis.set_title("all test tasks (marker: mean)")
+    axis.set(xlabel="mean squared error of a task", ylabel="share of tasks below", title="all test tasks (marker: mean)")
+    log_scale(axis, "x")
 
 
 def binned_median(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
@@ -208,6 +212,7 @@ def binned_median(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, 
     return (edges[:-1] + edges[1:])[used] / 2, np.array([np.median(y[place == number]) for number in used])
 
 
+@figure_function
 def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference: Published, title: str) -> Figure:
     """Mean error against support gradients, with 95% intervals over tasks, for each K.
 
@@ -227,17 +232,17 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
         if published := reference.get(count):
             label = f"Finn et al. 2017, K = {count}"
             axis.plot(list(published), list(published.values()), "x", color=colour, ms=9, mew=2, label=label)
-    axis.set(
-        yscale="log", xlabel="gradients taken on the support set", ylabel="mean squared error on query points", title=title
-    )
+    axis.set(xlabel="gradients taken on the support set", ylabel="mean squared error on query points", title=title)
+    log_scale(axis)
     axis.grid(alpha=0.25, lw=0.5, which="both")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
+@figure_function
 def latent_space(codes: np.ndarray, params: np.ndarray, param_names: Sequence[str], title: str) -> Figure:
     """The codes' first two principal axes, coloured by what the task is: codes [T, Z], params [T, >= len(names)]."""
-    known = np.isfinite(codes).all(1)
+    known = (np.abs(codes) < 1e15).all(1)  # squares of more leave float32
     codes, params = codes[known], params[known]
     centred = codes - codes.mean(0) if len(codes) else codes
     _, singular, axes_of_variation = np.linalg.svd(np.vstack([centred, np.zeros((2, codes.shape[1]))]), full_matrices=False)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis.comparison import mean_and_interval, shown_steps
 from dataset import Published
+from drawing import figure_function, limits
 from visualization import (
     BLACK,
     BLUE,
@@ -61,6 +62,7 @@ def _log_scale(axis: Axes, curves: Sequence[np.ndarray]) -> float:
     return float(usual.min())
 
 
+@figure_function
 def error_against_gradients(results: Results, title: str, reference: Published | None = None) -> Figure:
     """Mean error against support gradients with 95% bands over tasks: a panel for each K, a curve for each label.
 
@@ -93,6 +95,7 @@ def error_against_gradients(results: Results, title: str, reference: Published |
     return figure
 
 
+@figure_function
 def error_against_shots(results: Results, steps: Sequence[int], title: str) -> Figure:
     """Mean error with 95% intervals over tasks against K: a panel for each number of gradients in `steps`."""
     figure, axes = figure_grid(1, len(steps), max(4.6, 3.8 * len(steps) + 0.4), 4.2, sharey=True)
@@ -105,7 +108,7 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
     lowest = _log_scale(axes[0, 0], list(errors.reshape(len(labels), -1)))
     for panel, (axis, step) in enumerate(zip(axes[0], steps, strict=True)):
         for place, label in enumerate(labels):
-            mean, half = errors[place, :, panel], np.nan_to_num(intervals[place, :, panel], posinf=0.0)
+            mean, half = errors[place, :, panel], np.nan_to_num(intervals[place, :, panel]).clip(0)
             down = np.minimum(half, np.maximum(mean - lowest / 3, 0))  # a log axis has no place for zero
             x = np.array(shots) * 1.012 ** (place - (len(labels) - 1) / 2)  # side by side: bars over bars can't be read
             axis.errorbar(x, mean, [down, half], ms=5, lw=1.5, capsize=3, label=label, **_line_style(place))
@@ -121,6 +124,7 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
     return figure
 
 
+@figure_function
 def prediction_curves(
     grid: np.ndarray,
     support_x: np.ndarray,
@@ -155,21 +159,16 @@ def prediction_curves(
     small = len(support_x) > 200
     axis.plot(support_x, support_y, "o", color=VERMILION, ms=2 if small else 5, mec="white", mew=0.2 if small else 0.7)
     axis.lines[-1].set_label("given points")
-    reach = 1.5 * max(float(np.ptp(support_y)), 0.5, 1e-6 * float(np.abs(support_y).max()))  # the network may leave the picture
-    axis.set_ylim(*_limits([support_y, before, after], float(support_y.min()) - reach, float(support_y.max()) + reach))
-    axis.set(xlabel="input x", ylabel="output y", title=title, xlim=(grid[0], grid[-1]))
+    low, high = limits([support_y], 0.0)
+    reach = 1.5 * max(high - low, 0.5)  # a network far off the points may leave the picture
+    axis.set(xlim=limits([grid], 0.0), ylim=limits([support_y, before, after], 0.06, low - reach, high + reach))
+    axis.set(xlabel="input x", ylabel="output y", title=title)
     axis.grid(alpha=0.25, lw=0.5)
     shared_legend(figure, axes)
     return figure
 
 
-def _limits(curves: Sequence[np.ndarray], lowest: float, highest: float) -> tuple[float, float]:
-    """The range of all values between `lowest` and `highest`, with a margin."""
-    values = np.clip(np.concatenate([curve[np.isfinite(curve)] for curve in curves]), lowest, highest)
-    margin = 0.06 * (values.max() - values.min()) + 1e-6 * max(1.0, float(np.abs(values).max()))
-    return values.min() - margin, values.max() + margin
-
-
+@figure_function
 def sample_bundle(
     grid: np.ndarray,
     support_x: np.ndarray,
@@ -199,11 +198,11 @@ def sample_bundle(
         if truth is not None:
             axis.plot(grid, truth[task], color=BLACK, lw=1.6, ls=(0, (4, 2)), label="true function")
         axis.plot(support_x[task], support_y[task], "o", color=BLACK, ms=6, mec="white", mew=1, label="support points")
-        axis.set(title=panel_titles[task] if panel_titles else "", xlim=(grid[0], grid[-1]))
+        axis.set(title=panel_titles[task] if panel_titles else "", xlim=limits([grid], 0.0))
         axis.grid(alpha=0.25, lw=0.5)
-    low, high = min(float(part.min()) for part in known), max(float(part.max()) for part in known)
+    low, high = limits(known, 0.0)
     reach = 0.6 * max(high - low, 0.5)
-    axes[0, 0].set_ylim(*_limits([*known, curves], low - reach, high + reach))
+    axes[0, 0].set_ylim(limits([*known, curves], 0.06, low - reach, high + reach))
     name_axes(axes)
     shared_legend(figure, axes)
     for handle in figure.legends[0].legend_handles:
