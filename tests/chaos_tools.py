@@ -293,6 +293,20 @@ def plant_plain() -> None:
     system._run = lambda _: (1, "", "")  # type: ignore[assignment]
 
 
+def plant_bare() -> None:
+    """The disk has neither locks nor hard links, and confirms no folder."""
+    import errno
+    import fcntl
+    import stat
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    fsync = os.fsync
+    os.link = fcntl.flock = refused  # type: ignore[assignment]
+    os.fsync = lambda file: refused() if stat.S_ISDIR(os.fstat(file).st_mode) else fsync(file)  # type: ignore[arg-type]
+
+
 def plant_only(number: str, name: str, *arguments: str) -> None:
     """A plant for the process of that rank alone."""
     if os.environ.get("RANK", "0") == number:
@@ -379,6 +393,11 @@ def plant_gone() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     os.dup2(writing, 1)
+
+
+def plant_nohup() -> None:
+    """Started by nohup, which lets a process ignore that its terminal is closed."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def plant_ascii() -> None:

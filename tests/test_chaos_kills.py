@@ -40,8 +40,10 @@ def copied(run_directory: Path, place: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("method", CHAOS_METHODS)
-def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(method: str, tmp_path: Path, say: Say) -> None:
+@pytest.mark.parametrize(("method", "disk"), [*((method, "plain") for method in CHAOS_METHODS), ("maml", "bare")])
+def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(
+    method: str, disk: str, tmp_path: Path, say: Say
+) -> None:
     settings = {"EPOCHS": 3, "CHECKPOINT_INTERVAL": 1}
     began = time.monotonic()
     finished(command(tmp_path / "whole", "--method", method, **settings), "plain")
@@ -56,7 +58,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(m
             output, here, runs = tmp_path / f"{lane}-{runs}", 0, runs + 1
             argv = command(output, "--method", method, **settings)
             while True:
-                child = start(argv, "plain")
+                child = start(argv, "plain", disk)
                 end = time.monotonic() + rng.uniform(0, 0.7 * seconds)
                 enough = kills + here >= KILLS // 2
                 while child.poll() is None and (enough or time.monotonic() < end):
@@ -78,12 +80,16 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(m
         return kills, recovered, too_early
 
     kills, recovered, too_early = map(sum, zip(*side_by_side(many, [0, 1]), strict=True))
-    say(f"kill -9: {kills} tried, {recovered} recovered to the same bits ({method}; {too_early} more before the first save)")
+    say(f"kill -9: {kills} tried, {recovered} recovered to the same bits ({method}, {disk} disk; {too_early} more before the first save)")
     assert recovered == kills == KILLS
 
 
-@pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
-def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(damaged: bool, tmp_path: Path, say: Say) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "disk"), [(False, "plain"), (True, "plain"), (False, "bare")], ids=["sound", "damaged", "bare"]
+)
+def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(
+    damaged: bool, disk: str, tmp_path: Path, say: Say
+) -> None:
     """Once in an ordinary save, and once in the first save after a damaged last.pt, when only previous.pt is left."""
     whole = command(tmp_path / "whole")
     finished(whole, "plain")
@@ -96,7 +102,7 @@ def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(damag
     def killed(place: str) -> str:
         """How a run that is killed there goes on: "" if to the same bits, "over" if the save had no such call."""
         copy = copied(begun, tmp_path / place)
-        child = run(["--resume", str(copy)], "plain", f"save:0:{place}")
+        child = run(["--resume", str(copy)], "plain", disk, f"save:0:{place}")
         if child.poll() == 77:
             return "over"
         assert child.poll() == -signal.SIGKILL, child.err
@@ -104,13 +110,13 @@ def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(damag
             read_newest(copy)
         except RunError:
             return f"{place} unreadable"
-        finished(["--resume", str(copy)], "plain")
+        finished(["--resume", str(copy)], "plain", disk)
         return "" if same(result_of(copy), wanted) else f"{place} different"
 
     places = [f"{call}.{moment}" for call in range(MOST_CALLS) for moment in ("before", "half", "after")]
     ends = side_by_side(killed, places)
     tried = len(ends) - ends.count("over")
-    after = " after a damaged one" if damaged else ""
+    after = " after a damaged one" if damaged else f" on a {disk} disk"
     say(f"kill -9 around each system call of a save{after}: {tried} tried, {ends.count('')} recovered to the same bits")
     assert set(ends) == {"", "over"} and tried > 25 and ends[-1] == "over"
 

@@ -50,8 +50,10 @@ def until_training(output: Path) -> None:
     until(lambda: bool(list(output.glob("*/checkpoints/previous.pt"))), 60, lambda: "the first step")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("method", CHAOS_METHODS)
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [*((method, number) for method in CHAOS_METHODS for number in (signal.SIGINT, signal.SIGTERM)), ("leo", signal.SIGHUP)],
+)
 def test_a_run_that_is_asked_to_stop_saves_leaves_and_goes_on_to_the_same_bits(
     method: str, number: signal.Signals, tmp_path: Path, say: Say
 ) -> None:
@@ -112,6 +114,13 @@ def test_sigusr1_saves_and_the_run_goes_on_to_the_same_bits(method: str, tmp_pat
     until(lambda: state_of(last)["iteration"] == 4, 10, lambda: "the end of the save")
     assert child.wait() == 0, child.err
     assert same(result_of(only_run(output)), result_of(only_run(tmp_path / "whole")))
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    child = start(command(tmp_path, "--method", "leo", CHECKPOINT_INTERVAL=1), "plain", "nohup", "slow:0.05")
+    until_training(tmp_path)
+    child.send(signal.SIGHUP)
+    assert child.wait() == 0 and report_of(only_run(tmp_path))["status"] == "complete"
 
 
 def test_a_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
