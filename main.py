@@ -54,9 +54,7 @@ def build_parser() -> Parser:
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--output", metavar="DIR", type=Path, help="where run directories are; default: experiments")
     parser.add_argument("--name", help="name of the run directory instead of the time")
-    parser.add_argument(
-        "--points", metavar="FILE.csv", type=Path, help="what --predict adapts to: a table with columns x and y"
-    )
+    parser.add_argument("--points", metavar="FILE.csv", type=Path, help="what --predict adapts to: a table of x and y")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--resume", metavar="RUN", help="continue a run: its directory, or latest")
     action.add_argument("--evaluate", metavar="RUN", help="evaluate and draw a run's best.pt again")

@@ -348,7 +348,7 @@ def test_a_spreadsheets_empty_rows_are_read_over(file: Path) -> None:
 # ---- any file
 
 FUZZ = settings(
-    max_examples=100,
+    max_examples=60,
     deadline=None,
     derandomize=True,
     database=None,
