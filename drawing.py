@@ -78,7 +78,7 @@ def log_scale(axes: Axes, name: str = "y") -> None:
     """Make the axis x or y logarithmic, after its curves were drawn."""
     place = "xy".index(name)
     peers = getattr(axes, f"get_shared_{name}_axes")().get_siblings(axes)
-    low = min(peer.dataLim.minpos[place] for peer in peers)
+    low = min(np.asarray(peer.dataLim.minpos)[place] for peer in peers)
     high = max(peer.dataLim.get_points()[1, place] for peer in peers)
     if low < high <= low * (1 + 1e-9):  # one value but for its last digits, which matplotlib takes for a range
         axes.set(**{f"{name}lim": (low / 10, high * 10)})
@@ -87,13 +87,9 @@ def log_scale(axes: Axes, name: str = "y") -> None:
 
 def _say_if_empty(axes: Axes) -> None:
     low, high = axes.dataLim.get_points()
-    shown = [axes.dataLim.minpos[place] if log else low[place] for place, log in enumerate(_logarithmic(axes))]
-    if not np.isfinite([*shown, *high]).all():
+    logarithmic = [axes.get_xscale() == "log", axes.get_yscale() == "log"]
+    if not np.isfinite([np.where(logarithmic, axes.dataLim.minpos, low), high]).all():
         axes.text(0.5, 0.5, "no values to show", transform=axes.transAxes, ha="center", va="center", color="0.4")
-
-
-def _logarithmic(axes: Axes) -> tuple[bool, bool]:
-    return axes.get_xscale() == "log", axes.get_yscale() == "log"
 
 
 # ---- text
@@ -108,8 +104,8 @@ def show_plainly(figure: Figure) -> None:
         place = axes.get_subplotspec()
         rows, columns = place.get_gridspec().get_geometry() if place is not None else (1, 1)
         for text in (axes.title, axes.xaxis.label, *axes.texts):
-            _show_plainly(text, width / columns)
-        _show_plainly(axes.yaxis.label, height / rows)
+            _show_plainly(text, 0.85 * width / columns)  # the rest is for numbers along the axes
+        _show_plainly(axes.yaxis.label, 0.85 * height / rows)
     for legend in [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]:
         for text in legend.get_texts():
             _show_plainly(text, width - 50)  # beside the sample of the curve
@@ -144,6 +140,6 @@ def drawable_text(text: str, families: Sequence[str] = ("sans-serif",)) -> tuple
 def _letters(family: str) -> frozenset[int]:
     """The code points that an installed family of fonts has; none where it isn't installed."""
     try:
-        return frozenset(get_font(findfont(FontProperties(family=family), fallback_to_default=False)).get_charmap())
+        return frozenset(get_font(findfont(FontProperties(family=[family]), fallback_to_default=False)).get_charmap())
     except (ValueError, OSError, RuntimeError):  # no such font, or one that can't be read
         return frozenset()

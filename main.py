@@ -26,6 +26,7 @@ from registry import METHODS, TASKS
 from runtime import processes
 from runtime.errors import RunError
 from runtime.host import state_put_back
+from runtime.text import printable
 
 MOST_SEEDS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -131,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         message, code = f"{error.strerror or error} (got {error.filename}; expected a disk that can be written)", 1
     if not processes.rank():  # one line, however many processes
-        print("error: " + " ".join(message.split()), file=sys.stderr)
+        print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 

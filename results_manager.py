@@ -33,6 +33,7 @@ from runtime.storage import (
     write_atomically,
 )
 from runtime.system import git_state, system_report
+from runtime.text import printable
 
 LOGGED_DPI = 70  # of pictures in TensorBoard, a third of the size of those on the disk
 
@@ -55,7 +56,7 @@ class ExperimentManager:
         self._lock = Lock(directory)
         self._writer: Any = None
         self._started = time.time()
-        self._log_file = self.attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1))  # noqa: SIM115
+        self._log_file = self.attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1, encoding="utf-8"))  # noqa: SIM115
         for name in ("checkpoints", "plots", "tensorboard"):
             (directory / name).mkdir(exist_ok=True)
         for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:  # of a process that was killed
@@ -78,12 +79,12 @@ class ExperimentManager:
         """Print a warning once, and keep it for the report."""
         if message not in self.warnings:
             self.warnings.append(message)
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {printable(message)}", file=sys.stderr)
 
     @property
     def display_path(self) -> str:
         """The directory for messages: relative where that is shorter."""
-        return min(str(self.directory), os.path.relpath(self.directory), key=len)
+        return printable(min(str(self.directory), os.path.relpath(self.directory), key=len))
 
     def completed(self) -> int:
         """How many steps the run had when it was complete, by its report; 0 where it never was."""
@@ -107,7 +108,7 @@ class ExperimentManager:
         """Append a line to train.log, with the time."""
         if self._log_file is not None:
             stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
-            self.attempt("train.log", lambda: self._log_file.write(f"{stamp} {line}\n"))
+            self.attempt("train.log", lambda: self._log_file.write(f"{stamp} {printable(line)}\n"))
 
     def open_tensorboard(self, first_step: int) -> None:
         """Start the event stream; entries from `first_step` on, of a run that is resumed, are dropped."""

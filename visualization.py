@@ -147,6 +147,8 @@ def shared_legend(figure: Figure, axes: np.ndarray) -> None:
     entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     longest = max((text_columns(drawable_text(label)[0]) for label in entries), default=1)
     columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / (longest + 6))))
+    rows = -(-len(entries) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 6))  # many entries leave the panels their height
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
 
 

@@ -190,7 +190,7 @@ def sample_bundle(
     """
     figure, axes = panels(len(curves), 3.3, 2.7, 0.8)
     known = [support_y, *([truth] if truth is not None else [])]
-    faint = min(0.5, max(0.08, 12 / curves.shape[1]))
+    faint = min(0.5, max(0.08, 12 / max(1, curves.shape[1])))
     for task, axis in enumerate(axes.flat[: len(curves)]):
         for sample, curve in enumerate(curves[task]):
             colour, label = (BLUE, "sampled networks") if is_sine is None else SAMPLE_STYLES[bool(is_sine[task, sample])]

@@ -1,15 +1,17 @@
-"""Results as text: for terminals in ASCII, as Markdown, as CSV."""
+"""Results as text: for terminals, as Markdown, as CSV. A label is whatever somebody called a run."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from analysis.comparison import Comparison, Row, shown_steps
 from dataset import Published
+from runtime.text import columns, padded, printable
 
 
 def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
@@ -41,27 +43,33 @@ def csv_table(comparison: Comparison) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
     for row in comparison.rows:
-        writer.writerow("" if isinstance(value, float) and math.isnan(value) else value for value in row)
+        plain = row._replace(group=printable(row.group))  # one line a row, and letters that UTF-8 has
+        writer.writerow("" if isinstance(value, float) and math.isnan(value) else value for value in plain)
     return text.getvalue()
 
 
 def text_table(comparison: Comparison) -> str:
-    """The comparison after 0, 1, 5 and the last gradient for a terminal, in ASCII."""
+    """The comparison after 0, 1, 5 and the last gradient for a terminal."""
     cells = [list(HEADER), *_cells(comparison)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    widths = [max(columns(line[column]) for line in cells) for column in range(len(HEADER))]
+    lines = ["  ".join(padded(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     for place in range(len(cells) - 1, 0, -1):
         if cells[place][0] != cells[place - 1][0]:  # another K begins
             lines.insert(place, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *_notes(comparison)]).encode("ascii", "replace").decode()
+    return "\n".join([*lines, *_notes(comparison)])
 
 
 def markdown_table(comparison: Comparison, title: str = "") -> str:
-    """The same table in Markdown."""
-    lines = [f"# {title}", ""] if title else []
+    """The same table in Markdown, where no name is taken for markup."""
+    lines = [f"# {_unmarked(title)}", ""] if title else []
     lines += [f"| {' | '.join(HEADER)} |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in _cells(comparison)]
-    return "\n".join([*lines, "", *(f"* {note}" for note in _notes(comparison))]) + "\n"
+    lines += ["| " + " | ".join(map(_unmarked, line)) + " |" for line in _cells(comparison)]
+    return "\n".join([*lines, "", *(f"* {_unmarked(note)}" for note in _notes(comparison))]) + "\n"
+
+
+def _unmarked(text: str) -> str:
+    """`text` with a backslash before all that Markdown takes for markup; an underscore inside a word is none."""
+    return re.sub(r"[\\`*|<>\[\]~$&#]|(?<!\w)_|_(?!\w)", r"\\\g<0>", printable(text))
 
 
 HEADER = ("K", "gradients", "method", "mean squared error", "seeds", "over seeds", "minus the first", "in words")
@@ -72,7 +80,7 @@ def _cells(comparison: Comparison) -> list[list[str]]:
     for row in comparison.rows:
         error, over_seeds = f"{row.mean:.4g} +- {row.ci_tasks:.2g}", f"+- {row.ci_seeds:.2g}" if row.seeds > 1 else ""
         difference = f"{row.difference:.3g} +- {row.difference_ci:.2g}" if row.group != comparison.labels[0] else ""
-        where = [str(row.shots), str(row.gradients), row.group]
+        where = [str(row.shots), str(row.gradients), printable(row.group)]
         result.append([*where, error, str(row.seeds), over_seeds, difference, row.verdict])
     steps = shown_steps(comparison.last)
     return [line for line, row in zip(result, comparison.rows, strict=True) if row.gradients in steps]
@@ -81,5 +89,5 @@ def _cells(comparison: Comparison) -> list[list[str]]:
 def _notes(comparison: Comparison) -> list[str]:
     return [
         f"+- are 95% intervals: over {comparison.rows[0].tasks} test tasks (these trained networks), and over seeds.",
-        f"Differences to {comparison.labels[0]} are taken task by task; in words where their interval excludes 0.",
+        f"Differences to {printable(comparison.labels[0])} are taken task by task; in words where their interval excludes 0.",
     ]

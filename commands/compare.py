@@ -22,6 +22,7 @@ from registry import TASKS
 from runtime.errors import RunError
 from runtime.processes import print_once
 from runtime.storage import figure_bytes, find_run, new_directory, write_atomically
+from runtime.text import printable
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def compare_runs(directories: Sequence[Path], output: Path) -> None:
     title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
     generator = TASKS[runs[0].tasks](Config.resolve(runs[0].config))
     write(directory, comparison, title, generator.published)
-    print_once(f"written: {directory}")
+    print_once(f"written: {printable(str(directory))}")
 
 
 def read_run(directory: Path) -> Run:

@@ -28,6 +28,7 @@ from runtime.csv_files import read_points
 from runtime.errors import RunError
 from runtime.processes import print_once
 from runtime.storage import figure_bytes, write_atomically
+from runtime.text import printable
 
 GRID_POINTS = 201
 FAR = 20  # times the longer one of the trained range and the range of the points
@@ -52,10 +53,10 @@ def predict(args: argparse.Namespace) -> int:
     rng = stream(config.RANDOM_SEED, "samples")
     prediction = predict_points(experiment.learner, points, config.EVAL_STEPS, experiment.generator.x_range, rng)
     for line in [*([warning] if warning else []), *warnings_about(prediction)]:
-        print(f"warning: {line}", file=sys.stderr)
+        print(f"warning: {printable(line)}", file=sys.stderr)
     write(files, prediction, f"{experiment.method.upper()} on {args.points.name}: {len(points.x)} points")
     print_once(summary(prediction))
-    print_once(f"written: {', '.join(map(str, files))}")
+    print_once(f"written: {printable(', '.join(map(str, files)))}")
     return 0
 
 

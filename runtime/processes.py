@@ -21,6 +21,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from runtime.text import printable
+
 PEER_TIMEOUT = timedelta(seconds=45)  # longest wait for a peer that still has its connection; a closed one is noticed at once
 MEETING_GRACE = timedelta(seconds=10)  # on top of it, before a process gives up on meeting the others at all
 READY_TIMEOUT = timedelta(minutes=15)  # longest wait for a peer that compiles
@@ -126,13 +128,14 @@ def rank() -> int:
 
 
 def print_once(text: str) -> None:
-    """Print a line, in one process of a run; a reader that has left (`| head -1`) does not end the run."""
+    """Print lines, in one process of a run; a reader that has left (`| head -1`) does not end the run."""
     if rank():
         return
+    text = "\n".join(map(printable, text.split("\n")))
     try:
         print(text, flush=True)
-    except UnicodeEncodeError:  # a terminal without the letters of some folder's name
-        print(text.encode("ascii", "backslashreplace").decode(), flush=True)
+    except UnicodeEncodeError:  # a terminal without the letters of some name
+        print(text.encode(sys.stdout.encoding, "backslashreplace").decode(sys.stdout.encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
