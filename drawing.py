@@ -66,7 +66,7 @@ def limits(
     curves: Sequence[np.ndarray], share: float, lowest: float = -LARGEST, highest: float = LARGEST
 ) -> tuple[float, float]:
     """The range of all finite values between `lowest` and `highest`, with a margin of a `share` of it; never empty."""
-    values = np.concatenate([curve[np.isfinite(curve)].astype(float) for curve in curves])
+    values = np.concatenate([np.empty(0), *(curve[np.isfinite(curve)] for curve in curves)])
     values = np.clip(values, lowest, highest) if len(values) else np.zeros(1)
     low, high = float(values.min()), float(values.max())
     one_value = high - low <= 1e-9 * max(abs(low), abs(high))
@@ -80,7 +80,9 @@ def log_scale(axes: Axes, name: str = "y") -> None:
     peers = getattr(axes, f"get_shared_{name}_axes")().get_siblings(axes)
     low = min(np.asarray(peer.dataLim.minpos)[place] for peer in peers)
     high = max(peer.dataLim.get_points()[1, place] for peer in peers)
-    if low < high <= low * (1 + 1e-9):  # one value but for its last digits, which matplotlib takes for a range
+    if not np.isfinite(low):  # nothing above zero
+        axes.set(**{f"{name}lim": (1e-3, 1)})
+    elif low < high <= low * (1 + 1e-9):  # one value but for its last digits, which matplotlib takes for a range
         axes.set(**{f"{name}lim": (low / 10, high * 10)})
     axes.set(**{f"{name}scale": "log"})
 
@@ -118,8 +120,8 @@ def _show_plainly(text: Text, width: float) -> None:
     text.set_parse_math(False)
     text.set_fontfamily(families)
     font, whole, kept = text.get_fontproperties(), content, len(content)
-    while kept > 9 and text_to_path.get_text_width_height_descent(content, font, False)[0] > width:
-        kept = int(kept * 0.95)  # the ends tell more of a name than its middle does
+    while kept > 9 and (needed := text_to_path.get_text_width_height_descent(content, font, False)[0]) > width:
+        kept = int(kept * min(0.98, width / needed))  # the ends tell more of a name than its middle does
         content = whole[: -(-kept // 2)] + ELLIPSIS + whole[-(kept // 2) :]
     text.set_text(content)
 

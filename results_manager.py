@@ -127,6 +127,7 @@ class ExperimentManager:
 
     def _write(self, call: str, *args: Any, **kwargs: Any) -> None:
         if self._writer is not None:
+            args = tuple(printable(value) if isinstance(value, str) else value for value in args)  # tags
             self.attempt("tensorboard", lambda: getattr(self._writer, call)(*args, **kwargs))
 
     def log_training(self, iteration: int, epoch: int, values: dict[str, float], lr: float, tasks_per_second: float) -> None:

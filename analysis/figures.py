@@ -156,9 +156,8 @@ def prediction_curves(
         axis.plot(grid, curve, color=BLUE, lw=0.6, alpha=0.45, label="some sampled curves")
     axis.plot(grid, before, color=ORANGE, lw=1.5, ls=(0, (4, 2)), label="before adapting")
     axis.plot(grid, after, color=BLUE, lw=2, label=f"after {gradients(steps)}")
-    small = len(support_x) > 200
-    axis.plot(support_x, support_y, "o", color=VERMILION, ms=2 if small else 5, mec="white", mew=0.2 if small else 0.7)
-    axis.lines[-1].set_label("given points")
+    ms, mew = (2, 0.2) if len(support_x) > 200 else (5, 0.7)
+    axis.plot(support_x, support_y, "o", color=VERMILION, ms=ms, mec="white", mew=mew, label="given points")
     low, high = limits([support_y], 0.0)
     reach = 1.5 * max(high - low, 0.5)  # a network far off the points may leave the picture
     axis.set(xlim=limits([grid], 0.0), ylim=limits([support_y, before, after], 0.06, low - reach, high + reach))

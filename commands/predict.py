@@ -78,7 +78,7 @@ class Prediction(NamedTuple):
     @property
     def band(self) -> np.ndarray | None:
         """The 5%, 50% and 95% quantiles of the sampled curves, [3, N]."""
-        with np.errstate(over="ignore", invalid="ignore"):  # between numbers at the ends of float32
+        with np.errstate(over="ignore", invalid="ignore"):  # between samples at the ends of float32
             return np.quantile(self.samples, [0.05, 0.5, 0.95], axis=0) if len(self.samples) else None
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files that no run of ours has written: accidents, and attacks that carry our own digest."""
+"""What strangers bring: checkpoint files by accident, attacks that carry our own digest, and names of files and runs."""
 
 from __future__ import annotations
 
@@ -171,3 +171,29 @@ def saved_on_cuda() -> Any:
     """Tensors are marked as if they lay on a GPU when they were saved."""
     with mock.patch("torch.serialization.location_tag", lambda _: "cuda:0"):
         yield
+
+
+NAMES = [  # of files, runs, columns, subjects and units; on Linux a file may have each of them
+    *("$x$", "$x_1^2$", "a$", "$", "$$", "$\\frac{1}{2}$", "$\\undefined{", "cost in $ and $", "\\$x\\$", "a\\$b$c$", "$\n$"),
+    *("_", "_hidden", "__init__", "x_1^2", "x_{", "_child0", "_nolegend_", "a^b^c", "\\alpha", "C:\\new\\table", "\\"),
+    *("100%", "%s%d%n", "{0}", "{x!r:>9}", "{{}", "<b>bold</b>", "&lt;&#36;", "a|b||c", "*a* `b` [c](d)", "# title", "=1+1"),
+    *("a\nb", "a\r\nb", "a\tb", "a\x00b", "\x1b[31mred\x07", "\x7f\x85", "a\u2028b\u2029c", "\ufeffx", "a\u200bb\u00adc"),
+    *(
+        "\u202egpj.exe",
+        "\udcff\udc80",
+        "测量数据",
+        "ひらがな한국어",
+        "e\u0301te\u0301 e\u0308\u0323",
+        "עברית عربى",
+        "\U0001f469\u200d\U0001f52c",
+    ),
+    *(
+        "\U0010ffff\ue000\uffff",
+        "x" * 255,
+        "W_$1^" * 51,
+        "\u3000a\u00a0b\u202fc\u2009 ",
+        ", ;\"'",
+        "~!@()[]?/",
+        "Z\u0335\u0321" * 40,
+    ),
+]

@@ -148,9 +148,10 @@ def test_the_tour_names_every_python_file() -> None:
 
 
 def levels() -> dict[str, int]:
-    """The level of each file and folder in the tour's table."""
+    """The place of each file and folder in the tour's table, from below and in each line from the left."""
     (table,) = re.findall(r"```\n(.*?)```", PAGES["docs/tour.md"], re.S)
-    return {name.rstrip("/"): int(row[0]) for row in table.splitlines() for name in row[1:].split()}
+    names = [name.rstrip("/") for row in sorted(table.splitlines()) for name in row[1:].split()]
+    return {name: place for place, name in enumerate(names)}
 
 
 def imported(path: Path) -> set[str]:

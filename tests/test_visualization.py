@@ -23,6 +23,7 @@ from analysis.comparison import mean_and_interval, shown_steps
 from analysis.figures import error_against_gradients, error_against_shots, prediction_curves, run_figures, sample_bundle
 from analysis.text_tables import results_table
 from dataset import Published
+from drawing import limits
 from runtime.storage import figure_bytes
 from visualization import (
     adaptive_learning,
@@ -86,7 +87,8 @@ def latent(tasks: int = 40, size: int = 4) -> Figure:
 def results(steps: int = 10, groups: int = 2, seeds: int = 3) -> dict[int, dict[str, dict[str, np.ndarray]]]:
     def one(shots: int) -> dict[str, np.ndarray]:
         values = numbers(seeds, steps + 1) / shots
-        return {"mse": values.mean(0), "ci95": values[0] / 10, "seeds": values}
+        with np.errstate(all="ignore"):
+            return {"mse": values.mean(0), "ci95": values[0] / 10, "seeds": values}
 
     return {shots: {f"method {number}": one(shots) for number in range(groups)} for shots in (5, 10)}
 
@@ -302,6 +304,65 @@ def test_a_latent_space_shows_the_codes_that_are_finite(bad: float) -> None:
     codes[3, 1] = bad
     dots = drawn(latent_space(codes, numbers(40, 3), NAMES, "a title")).axes[0].collections[0]
     assert np.isfinite(np.ma.filled(dots.get_offsets(), np.nan)).all(1).sum() == 39
+
+
+# ---- any numbers
+
+
+def filled(*values: float, dtype: type = float) -> Callable[..., np.ndarray]:
+    """A stand-in for `numbers`: these values again and again."""
+    return lambda *shape: np.resize(np.array(values, dtype), shape)
+
+
+KINDS: dict[str, Callable[..., np.ndarray]] = {
+    "zero": filled(0.0),
+    "nan": filled(np.nan),
+    "equal but for the last digit": filled(1e9, np.nextafter(1e9, 2e9)),
+    "the ends of float32": filled(3e38, -3e38, 1e-45, dtype=np.float32),
+    "the ends of float64": filled(1e308, 1e-310, 1e-300),
+    "everything": filled(1.0, np.nan, np.inf, 0.0, -1.0, 1e30, 1e-30, -np.inf, 1e300, 5e-324, -1e308),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", FIGURES)
+def test_any_numbers_make_a_figure_that_says_something(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "numbers", KINDS[kind])
+    figure = FIGURES[name]()
+    for axis in shown(figure):
+        assert axis.texts or np.isfinite(axis.dataLim.get_points()).all()
+        for side in (axis.xaxis, axis.yaxis):  # where most warnings come from, and much faster than drawing
+            assert np.isfinite([*side.get_view_interval(), *side.get_majorticklocs(), *side.get_minorticklocs()]).all()
+        for line in axis.lines:
+            line.get_transform().transform_path(line.get_path())
+    assert not caplog.records
+
+
+def test_a_panel_without_values_says_so() -> None:
+    left, right = curves(train=0).axes
+    assert [text.get_text() for text in left.texts] == ["no values to show"] and not right.texts
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_one_x_is_enough_for_a_figure(count: int) -> None:
+    grid, values = np.full(count, 2.0), np.ones((1, count))
+    drawn(prediction_curves(grid, grid, values[0], values[0], values[0], 1, (2.0, 2.0), "a title"))
+    drawn(sample_bundle(grid, values, values, values[None], "a title"))
+    drawn(task_predictions(grid, values, values, values, values[None], [0], "a title"))
+
+
+def test_nothing_to_compare_and_no_samples_can_be_drawn() -> None:
+    drawn(adaptive_learning({}, {}, "a title"))
+    drawn(sample_bundle(GRID, numbers(1, 3), numbers(1, 3), numbers(1, 0, 21), "a title"))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
+def test_curves_fill_the_picture_in_any_unit(scale: float) -> None:
+    low, high = limits([scale * GRID], 0.1)
+    assert_allclose([low, high], [-6 * scale, 6 * scale])
+    assert limits([], 0.1) == (-1.0, 1.0) and limits([np.full(3, scale)], 0.1)[0] < scale
 
 
 # ---- what the figures compute
