@@ -143,8 +143,11 @@ class MetaStep:
             noise: [T, noise_dim], standard normal.
         """
         self.lr.fill_(lr)
-        with torch.no_grad():
-            return self._step(task, noise)
+        try:
+            with torch.no_grad():
+                return self._step(task, noise)
+        except torch.linalg.LinAlgError:  # of a method that solves equations: it has diverged, and here is no gradient
+            return self._update(torch.full((len(self.flat) + len(self.names) - 1,), math.nan, device=self.device))
 
     def _task_loss(self, flat: Tensor, task: Task, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Meta-loss [] of one task, and what is worth logging [1 + diagnostics]."""
@@ -228,7 +231,10 @@ class MetaStep:
         rows = torch.zeros(-(-self._total_groups // self.world), len(self.flat) + len(self.names) - 1, device=self.device)
         for row, (index, shares) in zip(rows, self._groups, strict=False):
             part = Task(*(Points(points.x[index], points.y[index]) for points in task))
-            row.copy_(self._gradient_of_group(part, noise[index], shares))
+            try:
+                row.copy_(self._gradient_of_group(part, noise[index], shares))
+            except torch.linalg.LinAlgError:
+                row.fill_(math.nan)  # which every process hears of
         return rows
 
     def _split_step(self, task: Task, noise: Tensor) -> Tensor:

@@ -57,7 +57,8 @@ class R2D2(MetaLearner):
         """The ridge solution [H + 1, 1] for `features` [K, H + 1] and `residual` [K, 1]."""
         count, size = features.shape
         if count >= size:
-            return torch.linalg.solve(features.T @ features + self.log_precision.exp().diag(), features.T @ residual)
+            matrix, right = features.T @ features + self.log_precision.exp().diag(), features.T @ residual
+            return torch.linalg.solve_ex(matrix, right)[0]  # not finite, and no exception, where there is no solution
         scaled = features * (-self.log_precision).exp()  # [K, H + 1]
         identity = torch.eye(count, device=features.device, dtype=features.dtype)
-        return scaled.T @ torch.linalg.solve(scaled @ features.T + identity, residual)
+        return scaled.T @ torch.linalg.solve_ex(scaled @ features.T + identity, residual)[0]
