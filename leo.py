@@ -13,7 +13,7 @@ trainer, files and plots.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ class LEO(MetaLearner):
         clip: bound on the norm of an inner gradient; 0 = none. Without one, the first decoded networks, which
             fit nothing yet, send z so far that training starts with NaN.
         kl_weight, encoder_penalty, l2_weight, orthogonality: beta, gamma, lambda1, lambda2 of eq. 6 and 7.
+        first_order: treat the inner gradients, in z and in weights, as constants.
         rng: draws the initial weights.
     """
 
@@ -67,11 +68,12 @@ class LEO(MetaLearner):
         encoder_penalty: float,
         l2_weight: float,
         orthogonality: float,
+        first_order: bool = False,
     ):
         super().__init__()
         self.network, self.latent_dim, self.latent_steps, self.steps, self.clip = network, latent_dim, latent_steps, steps, clip
         self.kl_weight, self.encoder_penalty = kl_weight, encoder_penalty
-        self.l2_weight, self.orthogonality = l2_weight, orthogonality
+        self.l2_weight, self.orthogonality, self.first_order = l2_weight, orthogonality, first_order
         input_dim = network.shapes[0][0]
         self.encoder_network = Network((input_dim + 1, encoder_dim, encoder_dim, encoder_dim))
         self.relation_network = Network((2 * encoder_dim, relation_dim, relation_dim, 2 * latent_dim))
@@ -100,6 +102,7 @@ class LEO(MetaLearner):
             encoder_penalty=config.LEO_ENCODER_PENALTY,
             l2_weight=config.LEO_L2_WEIGHT,
             orthogonality=config.LEO_ORTHOGONALITY,
+            first_order=config.FIRST_ORDER,
         )
 
     @classmethod
@@ -143,11 +146,10 @@ class LEO(MetaLearner):
         loss = self.support_loss(support)
         mean, log_spread = self.encode(support)
         start = mean + log_spread.exp() * z_noise
-        codes = descend(
-            lambda z: loss(self.decode(z, weight_noise)), start, self.log_latent_lr.exp(), latent_steps, clip=self.clip
-        )
+        how: dict[str, Any] = {"first_order": self.first_order, "clip": self.clip}
+        codes = descend(lambda z: loss(self.decode(z, weight_noise)), start, self.log_latent_lr.exp(), latent_steps, **how)
         path = [self.decode(z, weight_noise) for z in codes]
-        path += descend(loss, path[-1], self.log_weight_lr.exp(), steps - latent_steps, clip=self.clip)[1:]
+        path += descend(loss, path[-1], self.log_weight_lr.exp(), steps - latent_steps, **how)[1:]
         kl = 0.5 * (mean.square() + (2 * log_spread).exp() - 1 - 2 * log_spread).sum()  # analytic, in nats
         encoder_penalty = (codes[-1].detach() - start).square().sum()
         penalty = self.kl_weight * kl + self.encoder_penalty * encoder_penalty + self._generator_penalty()
