@@ -10,12 +10,14 @@ import dataclasses
 import difflib
 import json
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 1 << 20  # a settings file is a few kilobytes; more is a mistake, not a setting
+SMALLEST = 2.0**-126  # float32's smallest normal number: training takes what is nearer to 0 as 0
 
 
 class ConfigError(ValueError):
@@ -35,7 +37,8 @@ def _choice(default: str, doc: str, *choices: str) -> Any:
 class Config:
     """The resolved settings of one run; immutable, and valid by construction.
 
-    Raises `ConfigError` for a value of the wrong type or outside its range.
+    Raises `ConfigError` for a value of the wrong type, outside its range, zero or infinite in float32, and for settings
+    that can't work together.
     """
 
     # training
@@ -78,7 +81,7 @@ class Config:
     LEO_ENCODER_DIM: int = _key(16, "units of the encoder's layers", 1, 10**5)
     LEO_RELATION_DIM: int = _key(32, "units of the relation network's layers", 1, 10**5)
     LEO_DECODER_DIM: int = _key(32, "units of the decoder's hidden layer", 1, 10**5)
-    LEO_LATENT_STEPS: int = _key(5, "of INNER_STEPS, how many are taken in z (the first ones)", 0, 1000)
+    LEO_LATENT_STEPS: int = _key(5, "of all inner steps, how many at most are taken in z (the first ones)", 0, 1000)
     LEO_LATENT_LEARNING_RATE: float = _key(0.01, "initial step size in z, learned per dimension", 0.0, 1e3, above=True)
     LEO_KL_WEIGHT: float = _key(1e-4, "beta: weight of KL(q(z|support) || N(0, I))", 0.0, 1e6)
     LEO_ENCODER_PENALTY: float = _key(1e-6, "gamma: weight of ||stop_gradient(z') - z||^2", 0.0, 1e6)
@@ -105,8 +108,12 @@ class Config:
             object.__setattr__(self, field.name, _checked(field, getattr(self, field.name)))
         for name in ("AMPLITUDE", "PHASE", "SLOPE", "INTERCEPT", "X"):
             low, high = getattr(self, f"{name}_MIN"), getattr(self, f"{name}_MAX")
-            if not low < high:
-                raise ConfigError(f"{name}_MIN must be below {name}_MAX (got {low}; expected below {high})")
+            if not _float32(high) - _float32(low) >= SMALLEST:
+                rounded = " in float32, where they are one number" if low < high else ""
+                raise ConfigError(f"{name}_MIN must be below {name}_MAX (got {low}; expected below {high}{rounded})")
+        chunk, most = self.TASK_CHUNK, self.META_BATCH_SIZE
+        if chunk > most:
+            raise ConfigError(f"TASK_CHUNK can't be above META_BATCH_SIZE (got {chunk}; expected 0 to {most})")
 
     @property
     def iterations(self) -> int:
@@ -176,9 +183,17 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
                 raise refusal
         if "choices" in meta and number not in meta["choices"]:
             raise refusal
+        if kind == "float" and number and abs(_float32(number)) < SMALLEST:
+            limit = f"at least {SMALLEST:.3g} from 0, the smallest number in float32"
+            raise ConfigError(f"{field.name} can't be used (got {number}; expected {_expected(field)}, {limit})")
     if field.name == "DEVICE" and not (value in ("auto", "cpu", "cuda") or _is_cuda_index(value)):
         raise ConfigError(f"DEVICE can't be used (got {_short(value)}; expected auto, cpu, cuda or cuda:N)")
     return tuple(numbers) if kind.startswith("tuple") else numbers[0]
+
+
+def _float32(value: float) -> float:
+    """The float32 number that is computed with."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 def _is_cuda_index(value: str) -> bool:

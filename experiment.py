@@ -16,7 +16,7 @@ from tqdm import tqdm
 from analysis.figures import example_figure
 from config import Config, ConfigError
 from dataset import Points, Task, TaskDataset, TaskGenerator, stream
-from evaluation import errors, predict
+from evaluation import EVAL_CHUNK, errors, predict
 from learner import MetaLearner
 from meta_step import tasks_at_once
 from results_manager import NullManager
@@ -37,19 +37,25 @@ def resolve_device(name: str) -> torch.device:
 
 def check_memory(config: Config, learner: type[MetaLearner]) -> None:
     """Refuse settings whose tensors can't fit this machine, before they take it down. A lower bound."""
-    hidden, points = config.HIDDEN_DIM, config.SUPPORT_SAMPLES + config.QUERY_SAMPLES
+    hidden, points, share = config.HIDDEN_DIM, config.SUPPORT_SAMPLES + config.QUERY_SAMPLES, config.META_BATCH_SIZE
     weights = (config.INPUT_DIM + hidden + 3) * hidden
-    share = config.META_BATCH_SIZE
     at_once = min(tasks_at_once(config.TASK_CHUNK, share, points * weights, resolve_device(config.DEVICE)), share)
-    numbers = weights * (6 * learner.numbers_per_weight(config) + at_once)
-    numbers += at_once * points * hidden * (2 + config.INNER_STEPS)
-    numbers += config.META_BATCH_SIZE * points * (config.INPUT_DIM + 1) * 2 + config.NUM_TASKS * 8
+    groups = -(-share // at_once)
+    training = weights * (learner.numbers_per_weight(config) * (5 + groups) + at_once)
+    training += at_once * points * hidden * (2 + config.INNER_STEPS)
+    training += at_once * learner.numbers_per_task(config, config.SUPPORT_SAMPLES)
+    training += share * points * (config.INPUT_DIM + 1) * 2 + config.NUM_TASKS * (config.INPUT_DIM + 7)
+    tasks, shots = max(config.EVAL_TASKS, config.VALIDATION_TASKS), max(config.EVAL_SHOTS)
+    judging = min(EVAL_CHUNK, config.EVAL_TASKS) * (weights + learner.numbers_per_task(config, shots))
+    judging += tasks * config.EVAL_QUERY_SAMPLES * (config.INPUT_DIM + 4 * (config.EVAL_STEPS + 1))
     total = psutil.virtual_memory().total
-    if 4 * numbers > total:
-        raise ConfigError(
-            f"these settings do not fit in memory (got HIDDEN_DIM={hidden}, META_BATCH_SIZE={config.META_BATCH_SIZE}, "
-            f"{4 * numbers / 2**30:.0f} GiB or more; expected at most {total / 2**30:.0f} GiB)"
-        )
+    sizes_of_training = "HIDDEN_DIM META_BATCH_SIZE SUPPORT_SAMPLES NUM_TASKS"
+    sizes_of_judging = "HIDDEN_DIM VALIDATION_TASKS EVAL_TASKS EVAL_SHOTS EVAL_QUERY_SAMPLES EVAL_STEPS"
+    for keys, numbers in ((sizes_of_training, training), (sizes_of_judging, judging)):
+        if 4 * numbers > total:
+            got = ", ".join(f"{key}={getattr(config, key)}" for key in keys.split())
+            sizes = f"{4 * numbers / 2**30:.0f} GiB or more; expected at most {total / 2**30:.0f} GiB"
+            raise ConfigError(f"these settings do not fit in memory (got {got}, {sizes})")
 
 
 class Experiment:

@@ -22,6 +22,8 @@ from torch.func import grad
 
 from dataset import Points
 
+SMALLEST = torch.finfo(torch.float32).tiny
+
 
 class Network:
     """A multilayer perceptron whose weights come in as ONE flat vector: it holds shapes, never numbers.
@@ -100,7 +102,8 @@ def descend(
             gradient = gradient.detach()
         if clip:
             # clip / max(norm, clip), written so that its derivative exists at a zero gradient
-            gradient = gradient * clip * gradient.square().sum().clamp(min=clip**2).rsqrt()
+            least = max(clip**2, SMALLEST)  # the square of a small one is 0 in float32
+            gradient = gradient * clip * gradient.square().sum().clamp(min=least).rsqrt()
         path.append(path[-1] - lr * gradient)
     return path
 
@@ -130,6 +133,11 @@ class MetaLearner(nn.Module, ABC):
     def numbers_per_weight(cls, config: Any) -> int:
         """Meta-parameters for each weight of the network, about: what its size costs, before anything is made."""
         return 1
+
+    @classmethod
+    def numbers_per_task(cls, config: Any, shots: int) -> int:
+        """Numbers that adapting to `shots` points holds at a time, beside weights and units of the network: a lower bound."""
+        return 0
 
     @abstractmethod
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:

@@ -109,6 +109,10 @@ class LEO(MetaLearner):
     def numbers_per_weight(cls, config: Config) -> int:
         return 2 * (config.LEO_DECODER_DIM + 1)
 
+    @classmethod
+    def numbers_per_task(cls, config: Config, shots: int) -> int:
+        return shots**2 * (2 * config.LEO_ENCODER_DIM + config.LEO_RELATION_DIM)  # all pairs of points
+
     @property
     def noise_dim(self) -> int:  # type: ignore[override]
         return self.latent_dim + self.network.num_weights

@@ -44,6 +44,10 @@ class R2D2(MetaLearner):
         network = Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1))
         return cls(network, network.init(rng))
 
+    @classmethod
+    def numbers_per_task(cls, config: Config, shots: int) -> int:
+        return int(min(shots, config.HIDDEN_DIM + 1) ** 2)  # the matrix of the equations
+
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
         body, head = self.theta.split([self.body.num_weights, len(self.log_precision)])
         features = self.network.activation(self.body(body, support.x))  # [K, H]

@@ -251,6 +251,7 @@ def test_no_numerical_function_is_handed_a_configuration(module: str) -> None:
     allowed = {
         "from_config",
         "numbers_per_weight",
+        "numbers_per_task",
         "log_evaluation",
     }  # the first read it into numbers, the last shows it in a table
     handed = {f.name for f in functions for arg in f.args.args + f.args.kwonlyargs if arg.arg in ("config", "cfg", "args")}
