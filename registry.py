@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from config import KEYS, Config
-from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
+from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator, stream
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
@@ -57,7 +57,40 @@ MAY_CHANGE_ON_RESUME = {"EPOCHS", "DEVICE", "COMPILE", "LOG_INTERVAL", "VALIDATI
     key for key in KEYS if key.startswith("EVAL_")
 }
 
+SHARED = {  # what training, evaluation and the record read themselves, whatever the method and the family
+    "RANDOM_SEED", "EPOCHS", "NUM_TASKS", "SUPPORT_SAMPLES", "QUERY_SAMPLES",
+    "DEVICE", "COMPILE", "TASK_CHUNK", "LOG_INTERVAL", "CHECKPOINT_INTERVAL",
+} | {key for key in KEYS if key.startswith(("META_", "EVAL_", "VALIDATION_"))}  # fmt: skip
+
 
 def defaults(method: str, tasks: str) -> dict[str, Any]:
     """Settings that suit a method on a task family better than the shared defaults."""
     return METHODS[method].defaults | TASK_DEFAULTS.get(tasks, {}) | PAIR_DEFAULTS.get((method, tasks), {})
+
+
+def keys_read(name: str) -> set[str]:
+    """The keys that the entry of a method or task family reads of its settings: no others can have an effect on it."""
+    read: set[str] = set()
+
+    class Recorder(Config):
+        def __getattribute__(self, key: str) -> Any:
+            read.add(key)
+            return super().__getattribute__(key)
+
+    config = Recorder()
+    read.clear()  # of what checking the settings has read
+    if name in METHODS:
+        METHODS[name].from_config(config, stream(0, "weights"))
+    else:
+        TASKS[name](config)
+    return read & set(KEYS)
+
+
+def readers() -> dict[str, set[str]]:
+    """By the name of each method and task family: the keys it reads."""
+    return {name: keys_read(name) for name in (*METHODS, *TASKS)}
+
+
+def unused(method: str, tasks: str) -> set[str]:
+    """The keys without an effect on a method and a task family."""
+    return set(KEYS) - SHARED - keys_read(method) - keys_read(tasks)

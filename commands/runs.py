@@ -8,11 +8,16 @@ from typing import Any
 
 from config import Config, ConfigError, parse_assignment
 from experiment import Experiment
-from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS
+from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, readers, unused
 from results_manager import ExperimentManager
 from runtime.errors import RunError
 from runtime.storage import find_run, read_checkpoint, read_newest
 
+# what has an effect on an action that does not train
+MAY_CHANGE = {
+    "evaluate": {"DEVICE"} | {key for key in MAY_CHANGE_ON_RESUME if key.startswith("EVAL_")},
+    "predict": {"DEVICE", "EVAL_STEPS"},
+}
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 
 
@@ -29,6 +34,15 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     if args.device is not None:
         named["DEVICE"] = args.device
     return named | dict(parse_assignment(text) for text in args.set)
+
+
+def check_effect(method: str, tasks: str, changes: dict[str, Any]) -> None:
+    """Refuse a setting of the command line that nothing would read. Raises `ConfigError`."""
+    for key in changes.keys() & unused(method, tasks):
+        users = ", ".join(name for name, keys in readers().items() if key in keys)
+        raise ConfigError(
+            f"{key} has no effect on {method} with {tasks} tasks (got {changes[key]}; expected with {users} only)"
+        )
 
 
 def build(method: str, tasks: str, config: Config) -> Experiment:
@@ -53,9 +67,11 @@ def build_from_checkpoint(args: argparse.Namespace, directory: Path, state: dict
     if (args.method or method) != method or (args.tasks or tasks) != tasks:
         raise RunError(f"{directory} is another kind of run (got --method or --tasks; expected {method}, {tasks})")
     changes = overrides(args)
+    check_effect(method, tasks, changes)
     for key, value in changes.items():
-        if key not in MAY_CHANGE_ON_RESUME and settings.get(key) != value:
-            raise ConfigError(f"{key} can't change in a run that exists (got {value}; expected {settings.get(key)})")
+        if key not in MAY_CHANGE.get(args.action, MAY_CHANGE_ON_RESUME) and settings.get(key) != value:
+            what = f"{key} can't change in a run that exists" + (f", by --{args.action}" if key in MAY_CHANGE_ON_RESUME else "")
+            raise ConfigError(f"{what} (got {value}; expected {settings.get(key)})")
     return build(method, tasks, Config.resolve(settings, changes))
 
 

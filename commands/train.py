@@ -12,10 +12,10 @@ import torch
 
 from commands.compare import compare_runs
 from commands.evaluate import finish
-from commands.runs import build, overrides, reopen, runs_folder
+from commands.runs import build, check_effect, overrides, reopen, runs_folder
 from config import Config, ConfigError, load_settings
 from experiment import Experiment
-from registry import TASKS, defaults
+from registry import TASKS, defaults, unused
 from results_manager import ExperimentManager
 from runtime import processes
 from runtime.errors import RunError
@@ -40,7 +40,10 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
         return reopen(args, str(earlier))
     method, tasks = args.method or "maml", args.tasks or "sinusoid"
     given = load_settings(args.config) if args.config else {}
-    experiment = build(method, tasks, Config.resolve(defaults(method, tasks), given, overrides(args)))
+    changes, usual = overrides(args), defaults(method, tasks)
+    config = Config.resolve(usual, given, changes)
+    check_effect(method, tasks, changes)
+    experiment = build(method, tasks, config)
     if earlier:
         manager = ExperimentManager(earlier, method, args.command)
     else:
@@ -48,6 +51,9 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
     if launch:
         manager.save_json(".launch", launch)
     experiment.manager = manager
+    values, expected = config.to_dict(), Config.resolve(usual).to_dict()
+    if ignored := sorted(key for key in unused(method, tasks) if values[key] != expected[key]):
+        manager.warn(f"{', '.join(ignored)} in {args.config}: without effect on {method} with {tasks} tasks")
     manager.save_json("config.json", experiment.config.to_dict())
     experiment.save()  # from the first moment on there is something to resume
     manager.open_tensorboard(0)

@@ -20,8 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import KEYS, Config  # noqa: E402 (found by the line above)
-from dataset import stream  # noqa: E402
-from registry import METHODS, PAIR_DEFAULTS, TASK_DEFAULTS, TASKS, defaults  # noqa: E402
+from registry import METHODS, PAIR_DEFAULTS, TASK_DEFAULTS, TASKS, defaults, keys_read  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 
@@ -37,10 +36,12 @@ A key is set by `--set KEY=VALUE` or in a JSON file given by `--config`; [comman
 * A settings file is one object of strict JSON in UTF-8. NaN, infinity and a key that stands there twice are refused.
 * An unknown key, a wrong type (`"0.1"` is text, `1.0` is no whole number) and a value outside of the allowed range are
   refused before anything is written; for an unknown key the nearest known one is named.
-* Of each pair AMPLITUDE, PHASE, SLOPE, INTERCEPT and X, `_MIN` must be below `_MAX`.
+* Of each pair AMPLITUDE, PHASE, SLOPE, INTERCEPT and X, `_MIN` must be below `_MAX`, also when rounded to float32, in which
+  everything is computed. Numbers other than 0 are at least 1.18e-38 from it. TASK_CHUNK is at most META_BATCH_SIZE.
 
 *Default* holds unless *for some* names the method, the task family, or both with a `+`; the last one named wins. *Read by*
-says which methods or task families read a key, where not all do; for the others it has no effect on the result.
+says which methods or task families read a key, where not all do. Where neither the method nor the family of a run reads it,
+`--set` refuses it, and a changed value in a file of `--config` is warned about.
 """
 
 STEPS = """\
@@ -51,20 +52,9 @@ The MAML paper's "fresh tasks at every iteration" is `--set EPOCHS=1 --set NUM_T
 """
 
 
-class ConfigReads:
-    """A `Config` with the default values that remembers in `keys` which of them were read."""
-
-    def __init__(self) -> None:
-        self.keys: set[str] = set()
-
-    def __getattr__(self, key: str) -> Any:
-        self.keys.add(key)
-        return getattr(Config(), key)
-
-
 def document() -> str:
     """The whole text of docs/configuration.md."""
-    method_reads, family_reads = keys_read_by_methods(), keys_read_by_families()
+    method_reads, family_reads = ({name: keys_read(name) for name in names} for names in (METHODS, TASKS))
     parts = [INTRODUCTION]
     for heading, keys in sections().items():
         parts.append(f"## {heading[0].upper() + heading[1:]}\n")
@@ -121,24 +111,6 @@ def number(value: float) -> str:
     if value == 2**64 - 1:
         return "2^64 - 1"
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
-
-
-def keys_read_by_methods() -> dict[str, set[str]]:
-    result = {}
-    for name, method in METHODS.items():
-        reads = ConfigReads()
-        method.from_config(reads, stream(0, "weights"))
-        result[name] = reads.keys
-    return result
-
-
-def keys_read_by_families() -> dict[str, set[str]]:
-    result = {}
-    for name, family in TASKS.items():
-        reads: Any = ConfigReads()
-        family(reads)
-        result[name] = reads.keys
-    return result
 
 
 def readers(key: str, reads: Mapping[str, Collection[str]]) -> str:

@@ -66,7 +66,11 @@ SETTINGS = {  # 15 steps, a checkpoint every second one; long enough for several
 
 def command(output: Path, *arguments: str, **settings: Any) -> list[str]:
     """The command line of a tiny run under `output`."""
-    assignments = [f"{key}={json.dumps(value)}" for key, value in (SETTINGS | settings).items()]
+    from registry import unused
+
+    method = arguments[arguments.index("--method") + 1] if "--method" in arguments else "maml"
+    tiny = {key: value for key, value in SETTINGS.items() if key not in unused(method, "sinusoid")}
+    assignments = [f"{key}={json.dumps(value)}" for key, value in (tiny | settings).items()]
     return ["--output", str(output), *arguments, *(word for item in assignments for word in ("--set", item))]
 
 

@@ -39,8 +39,6 @@ TINY: dict[str, Any] = {
     "NUM_TASKS": 30,
     "META_BATCH_SIZE": 4,
     "HIDDEN_DIM": 6,
-    "LEO_LATENT_DIM": 3,
-    "LEO_DECODER_DIM": 4,
     "EVAL_TASKS": 6,
     "EVAL_QUERY_SAMPLES": 5,
     "EVAL_STEPS": 3,
@@ -185,7 +183,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: figures.append(name))
         patch.setattr(ExperimentManager, "log_figure", lambda self, name, figure, iteration: figures.append(name))
-        assert main.main(["--method", "leo", "--output", str(output), *TINY_FLAGS]) == 0
+        flags = [*TINY_FLAGS, "--set", "LEO_LATENT_DIM=3", "--set", "LEO_DECODER_DIM=4"]
+        assert main.main(["--method", "leo", "--output", str(output), *flags]) == 0
     return Finished(next(output.iterdir()), figures)
 
 

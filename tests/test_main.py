@@ -42,6 +42,8 @@ TINY = {
 
 
 def command(output, *arguments, without=(), **settings):
+    method = arguments[arguments.index("--method") + 1] if "--method" in arguments else "maml"
+    without = {*without, *registry.unused(method, "sine-line")}
     chosen = [f"{key}={json.dumps(value)}" for key, value in (TINY | settings).items() if key not in without]
     return ["--output", str(output), *arguments, *(word for item in chosen for word in ("--set", item))]
 

@@ -197,13 +197,35 @@ def test_leo_code_does_not_depend_on_the_order_of_support_points():
     torch.testing.assert_close(learner.encode(shuffled), learner.encode(task.support))
 
 
-def test_first_order_and_second_order_meta_gradients_differ():
-    task = one(make_task())
-    first, second = (make("maml", FIRST_ORDER=flag, INNER_LEARNING_RATE=0.01) for flag in (True, False))
-    noise = noise_for(first)
-    assert meta_loss(first, task, noise)(parameters_of(first)) == meta_loss(second, task, noise)(parameters_of(second))
-    gradients = [grad(meta_loss(learner, task, noise))(parameters_of(learner))["theta"] for learner in (first, second)]
-    assert (gradients[0] - gradients[1]).norm() > 0.01 * gradients[1].norm()
+@pytest.mark.parametrize("latent_steps", [0, 2])  # of 2: all descents in the weights, or, for a method with codes, in those
+@pytest.mark.parametrize("method", [name for name in METHODS if "FIRST_ORDER" in registry.keys_read(name)])
+def test_first_order_and_second_order_meta_gradients_differ_and_losses_do_not(method, latent_steps):
+    task, settings = one(make_task()), {"INNER_STEPS": 2, "LEO_LATENT_STEPS": latent_steps}
+    first, second = (make(method, FIRST_ORDER=flag, **settings) for flag in (True, False))
+    noise, parameters = noise_for(first), parameters_of(first)
+    assert meta_loss(first, task, noise)(parameters) == meta_loss(second, task, noise)(parameters)
+    one_gradient, other = (
+        torch.cat([part.flatten() for part in grad(meta_loss(learner, task, noise))(parameters).values()])
+        for learner in (first, second)
+    )
+    assert (one_gradient - other).norm() > 0.001 * other.norm()
+
+
+def test_first_order_latent_steps_move_the_start_as_if_their_gradients_were_constants():
+    settings = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 2, "LEO_ENCODER_PENALTY": 0.0, "LEO_KL_WEIGHT": 0.0}
+    learner, task = make("leo", FIRST_ORDER=True, **settings), one(make_task())
+    noise, parameters = noise_for(learner), parameters_of(learner)
+    shift = (end_code(learner, task, noise) - learner.adapt(task.support, noise).code).detach()
+
+    def query_error(values):
+        start = functional_call(learner, values, (task.support, noise)).code
+        return mse(learner.network(learner.decode(start + shift, noise[learner.latent_dim :]), task.query.x), task.query.y)
+
+    expected = grad(query_error)(parameters)["relation"]
+    torch.testing.assert_close(
+        grad(meta_loss(learner, task, noise))(parameters)["relation"],
+        expected + grad(lambda values: learner.l2_weight * values["relation"].square().sum())(parameters)["relation"],
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 5])

@@ -115,9 +115,10 @@ class Job(NamedTuple):
 
 
 def job(label: str, seed: int, output: Path, extra: Mapping[str, Any]) -> Job:
-    """The run of `KINDS[label]` with a seed; `extra` are the settings of a smaller version."""
+    """The run of `KINDS[label]` with a seed; `extra` are settings of a smaller version, for the methods that read them."""
     kind = KINDS[label]
-    config = Config.resolve(registry.defaults(kind.method, kind.tasks), extra, kind.settings, {"RANDOM_SEED": seed})
+    read = {key: value for key, value in extra.items() if key not in registry.unused(kind.method, kind.tasks)}
+    config = Config.resolve(registry.defaults(kind.method, kind.tasks), read, kind.settings, {"RANDOM_SEED": seed})
     family = registry.TASKS[kind.tasks](config).name
     name = "".join(letter if letter.isalnum() else "-" for letter in label.lower()).replace("--", "-")
     return Job(label, seed, kind, config, output / f"{kind.method.upper()}_{family}_{name}-{seed}")
