@@ -308,7 +308,10 @@ def test_every_torch_load_names_weights_only(module: str) -> None:
 def test_requirements_list_exactly_the_packages_agreed_on() -> None:
     files = [(ROOT / name).read_text(encoding="utf-8").split("\n") for name in ("requirements.txt", "requirements-test.txt")]
     names = [sorted(re.split(r"[^A-Za-z0-9_-]", line)[0] for line in lines if line and line[0] != "-") for lines in files]
-    assert names == [["matplotlib", "numpy", "psutil", "tensorboard", "torch", "tqdm"], ["hypothesis", "pytest", "pytest-xdist"]]
+    assert names == [
+        ["matplotlib", "numpy", "psutil", "tensorboard", "torch", "tqdm"],
+        ["hypothesis", "pytest", "pytest-xdist"],
+    ]
     assert files[1][0] == "-r requirements.txt"
 
 

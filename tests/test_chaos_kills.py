@@ -80,7 +80,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(
         return kills, recovered, too_early
 
     kills, recovered, too_early = map(sum, zip(*side_by_side(many, [0, 1]), strict=True))
-    say(f"kill -9: {kills} tried, {recovered} recovered to the same bits ({method}, {disk} disk; {too_early} more before the first save)")
+    say(
+        f"kill -9: {kills} tried, {recovered} recovered to the same bits "
+        f"({method}, {disk} disk; {too_early} more before the first save)"
+    )
     assert recovered == kills == KILLS
 
 
