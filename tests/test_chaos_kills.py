@@ -31,7 +31,7 @@ from runtime.storage import read_checkpoint, read_newest
 pytestmark = pytest.mark.chaos
 
 KILLS = 50
-MOST_CALLS = 26  # more than a save makes
+MOST_CALLS = 36  # more than a save makes
 TRUNCATIONS, FLIPS = 20, 50
 
 
