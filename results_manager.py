@@ -169,7 +169,7 @@ class ExperimentManager:
     def _write_file(self, path: Path, data: bytes) -> None:
         if not write_atomically(path, data):
             self.warn(
-                f"{path.parent.parent} is on a file system that does not confirm what is written: after a power failure "
+                f"{self.directory} is on a file system that does not confirm what is written: after a power failure "
                 "its newest files may be missing (a kill or a crash loses nothing)"
             )
 

@@ -105,7 +105,7 @@ class Trainer:
         self._drawing.shutdown(wait=False, cancel_futures=True)
 
     def prepare(self) -> str:
-        """Compile the step if that was decided, and say in one line what will run; changes no state.
+        """Compile the step if that was decided, and say in one line what will run; changes no state of the run.
 
         A compiler that fails costs speed only: the eager step gives the same numbers, later.
         """

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -62,10 +63,12 @@ def _sync(descriptor: int) -> bool:
 
 
 def _sync_directory(directory: Path) -> bool:
-    """Make renames in `directory` durable, where the system can open a directory."""
+    """Make renames in `directory` durable, where that takes opening it."""
+    if sys.platform == "win32":  # no folder can be opened there, and its file systems keep a journal of names
+        return True
     try:
         descriptor = os.open(directory, os.O_RDONLY)
-    except PermissionError:  # Windows, or a folder that may be written but not listed
+    except PermissionError:  # a folder that may be written but not listed
         return False
     try:
         return _sync(descriptor)

@@ -100,6 +100,13 @@ def test_what_is_lost_without_fsync_is_said_once(
     assert len(lines) == 1 and "after a power failure its newest files may be missing" in lines[0]
 
 
+def test_where_no_folder_can_be_opened_a_file_alone_is_confirmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAULTS["folders can't be opened"](monkeypatch)
+    assert not write_atomically(tmp_path / "file", b"new")
+    monkeypatch.setattr("runtime.storage.sys.platform", "win32")
+    assert write_atomically(tmp_path / "file", b"new")
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EACCES])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_what_is_not_optional_stays_an_error(call: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
