@@ -529,6 +529,8 @@ def plant_save(number: str, place: str) -> None:
 def _child(request: dict[str, Any]) -> int:
     """What a forked child does: become a process of the program."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore them
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     log = Path(request["log"])
     for number, target in ((0, os.devnull), (1, log.with_suffix(".out")), (2, log.with_suffix(".err"))):
         os.dup2(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), number)

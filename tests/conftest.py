@@ -10,6 +10,7 @@ import torch
 
 from dataset import SinusoidalTaskGenerator
 from experiment import Experiment
+from runtime.processes import SAVING, STOPPING
 
 torch.set_num_threads(1)  # the networks are small: threads would only wait for each other
 
@@ -17,7 +18,7 @@ torch.set_num_threads(1)  # the networks are small: threads would only wait for 
 @pytest.fixture(autouse=True)
 def original_signal_handlers() -> Iterator[None]:
     """A test that runs the command line in process leaves the signal handlers as they were."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = [getattr(signal, name) for name in (*STOPPING, *SAVING) if hasattr(signal, name)]
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):

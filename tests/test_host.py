@@ -54,6 +54,13 @@ def host_state() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
+def usual_handlers(original_signal_handlers: None) -> None:
+    """Whoever started the tests may ignore some signals, as nohup and background jobs do."""
+    for number in NUMBERS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
 def more_threads() -> Any:
     """A host with two threads for torch, so that a change is seen."""
     before = torch.get_num_threads()
