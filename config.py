@@ -76,6 +76,18 @@ class Config:
     X_MAX: float = _key(5.0, "largest input", -1e6, 1e6)
     NOISE_STD: float = _key(0.0, "standard deviation of the noise on targets", 0.0, 1e6)
 
+    # tasks from a table of measurements
+    DATA: str = _key("", "its file; empty = tasks of another family")
+    COLUMNS: tuple[str, ...] = _key((), "its columns: task=NAME, x=NAME (one for each input), y=NAME, split=NAME")
+    SUPPORT_FROM: str = _choice("random", "support points: random ones of a subject, or its first ones by x", "random", "first")
+    TRAIN_SHARE: float = _key(
+        60.0, "in a random split: training subjects, relative to the other two shares", 0.0, 1e6, above=True
+    )
+    VALIDATION_SHARE: float = _key(15.0, "validation subjects", 0.0, 1e6, above=True)
+    TEST_SHARE: float = _key(25.0, "test subjects", 0.0, 1e6, above=True)
+    SPLIT_SEED: int = _key(-1, "the random split derives from it; -1 = from RANDOM_SEED", -1, 2**64 - 1)
+    EVAL_REPEATS: int = _key(10, "draws of support points for each validation or test subject", 1, 10**4)
+
     # LEO
     LEO_LATENT_DIM: int = _key(16, "Z: size of the latent code", 1, 10**4)
     LEO_ENCODER_DIM: int = _key(16, "units of the encoder's layers", 1, 10**5)
@@ -154,7 +166,7 @@ def _expected(field: dataclasses.Field[Any]) -> str:
     if "choices" in meta:
         return " or ".join(meta["choices"])
     kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}.get(
-        str(field.type), "a list of whole numbers"
+        str(field.type), "a list of texts" if "str" in str(field.type) else "a list of whole numbers"
     )
     if meta["low"] is None:
         return kind
@@ -166,14 +178,14 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     kind, meta = str(field.type), field.metadata
     refusal = ConfigError(f"{field.name} can't be used (got {_short(value)}; expected {_expected(field)})")
     if kind.startswith("tuple"):
-        if not isinstance(value, (list, tuple)) or not value or len(set(map(repr, value))) != len(value):
+        if not isinstance(value, (list, tuple)) or (field.default and not value) or len(set(map(repr, value))) != len(value):
             raise refusal
         numbers = list(value)
     else:
         numbers = [value]
     if kind == "float":
         numbers = [float(v) if type(v) is int and abs(v) < 1e300 else v for v in numbers]
-    wanted: type = int if kind.startswith("tuple") else {"int": int, "float": float, "bool": bool, "str": str}[kind]
+    wanted: type = {"int": int, "float": float, "bool": bool, "str": str}[kind.removeprefix("tuple[").partition(",")[0]]
     for number in numbers:
         if type(number) is not wanted:  # bool is a subclass of int, and true is not a count
             raise refusal

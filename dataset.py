@@ -43,6 +43,24 @@ class Task(NamedTuple):
     query: Points
 
 
+class HeldOut(NamedTuple):
+    """The tasks that a network is judged on: `params` [T, F], and their points.
+
+    A row of `tasks` belongs to task number `owners` [B]; several rows may belong to one task, and none to a task that has
+    too few points. Where `owners` is None, the rows are the tasks. Query targets that are NaN are padding.
+    """
+
+    params: Array
+    tasks: Task
+    owners: Array | None = None
+
+    @property
+    def judged(self) -> Array:
+        """Which tasks have points to be judged on, [T] booleans."""
+        everyone = np.arange(len(self.params))
+        return np.isin(everyone, everyone if self.owners is None else self.owners)
+
+
 class TaskGenerator(ABC):
     """A family of tasks: where they come from, and what can be said about them.
 
@@ -55,14 +73,16 @@ class TaskGenerator(ABC):
     x_range: tuple[float, float]  # of the inputs in meta-training, in each dimension
     param_names: tuple[str, ...] = ()  # of the first columns of `params`: coordinates worth a figure's axis
     axis_names: tuple[str, str] = ("input x", "output y")
+    y_scale: float | None = None  # what 1 in y is in own units, where these are others than the network's
 
     @abstractmethod
-    def split(self, name: str, size: int, seed: int) -> Array:
+    def split(self, name: str, size: int, seed: int, shots: int = 0) -> Array:
         """The tasks of a split, `params` [T, F].
 
         Args:
             name: "train", "validation" or "test"; the last two are the same for every seed.
             size: T, for families that can draw as many tasks as are wanted.
+            shots: tasks that have no more points than so many are left out.
         """
 
     @abstractmethod
@@ -70,16 +90,36 @@ class TaskGenerator(ABC):
         """Random points of the tasks `params` [..., F]: `shots` support and `queries` query points each."""
 
     @abstractmethod
-    def held_out(self, split: str, size: int, shots: int, queries: int) -> tuple[Array, Task]:
-        """The fixed tasks that every run is judged on: `params` [T, F] and points, equal for every method and seed."""
+    def held_out(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
+        """The fixed tasks that every run is judged on, equal for every method and seed."""
 
     @abstractmethod
     def examples(self, count: int, shots: int) -> tuple[Array, Points]:
-        """A few tasks for figures, the same in every run: `params` [count, F] and their support points."""
+        """At most `count` tasks for figures, the same in every run: `params` [T, F] and their support points."""
 
     def truth(self, params: Array, x: Array) -> Array | None:
         """Noise-free values [..., N, 1] of the tasks `params` [..., F] at `x` [..., N, D]; None where nobody knows them."""
         return None
+
+    def facts(self) -> dict[str, Any]:
+        """Settings that follow from the tasks; raises `RunError` where it is not known where these come from."""
+        return {}
+
+    def defaults(self) -> dict[str, Any]:
+        """Settings that suit the tasks."""
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """What a run directory has to keep of them, by file name."""
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        """What reports and checkpoints say of them: where they come from, their scale and digests."""
+        return {}
+
+    def own_units(self, points: Points) -> Points:
+        """The points as a person knows them: x [..., D], y of any shape."""
+        return points
 
     @property
     def published(self) -> Published:
@@ -109,7 +149,7 @@ class FunctionFamily(TaskGenerator):
     def curve(self, params: Array, x: Array) -> Array:
         """Noise-free values [..., N, 1] at `x` [..., N, D] of the functions with `params` [..., F]."""
 
-    def split(self, name: str, size: int, seed: int) -> Array:
+    def split(self, name: str, size: int, seed: int, shots: int = 0) -> Array:
         return self.draw(size, stream(seed, "functions") if name == "train" else stream(HELD_OUT_SEED, name))
 
     def points(self, params: Array, num_points: int, rng: np.random.Generator) -> Points:
@@ -126,12 +166,12 @@ class FunctionFamily(TaskGenerator):
         x, y = self.points(params, shots + queries, rng)
         return Task(Points(x[..., :shots, :], y[..., :shots, :]), Points(x[..., shots:, :], y[..., shots:, :]))
 
-    def held_out(self, split: str, size: int, shots: int, queries: int) -> tuple[Array, Task]:
+    def held_out(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
         """Every K has points of its own on the same functions; query points carry no noise."""
         params = self.split(split, size, HELD_OUT_SEED)
         support = self.points(params, shots, stream(HELD_OUT_SEED, split, shots))
         query_x = self.points(params, queries, stream(HELD_OUT_SEED, split, QUERY_INDEX)).x
-        return params, Task(support, Points(query_x, self.curve(params, query_x)))
+        return HeldOut(params, Task(support, Points(query_x, self.curve(params, query_x))))
 
     def examples(self, count: int, shots: int) -> tuple[Array, Points]:
         rng = stream(0, "figures")
@@ -231,7 +271,7 @@ class TaskDataset:
 
     def __init__(self, generator: TaskGenerator, num_tasks: int, meta_batch: int, shots: int, queries: int, seed: int):
         self.generator, self.meta_batch, self.shots, self.queries, self.seed = generator, meta_batch, shots, queries, seed
-        self.params = generator.split("train", num_tasks, seed)
+        self.params = generator.split("train", num_tasks, seed, shots)
         self.block = max(1, min(64, self.BLOCK_POINTS // (meta_batch * (shots + queries))))  # meta-batches a block
         self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
 

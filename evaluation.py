@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from dataset import Points, Task
+from dataset import HeldOut, Points, Task
 from learner import MetaLearner
 from runtime.compiler_cache import load_derivatives
 
@@ -79,10 +79,31 @@ def sample(
 
 
 def errors(learner: MetaLearner, task: Task, steps: int) -> np.ndarray:
-    """Mean squared error [T, steps + 1] on the query points after 0 to `steps` support gradients."""
-    predictions, _ = predict(learner, task.support, task.query.x, steps)
-    with np.errstate(over="ignore", invalid="ignore"):  # a diverged task is a result, not a warning
-        return np.square(predictions - task.query.y[:, None, :, 0], dtype=np.float64).mean(-1)
+    """Mean squared error [T, steps + 1] on the query points after 0 to `steps` support gradients; NaN targets don't count."""
+    results = []
+    for first in range(0, len(task.query.x), EVAL_CHUNK):
+        support, query = (Points(*(part[first : first + EVAL_CHUNK] for part in points)) for points in task)
+        predictions, _ = predict(learner, support, query.x, steps)
+        with np.errstate(over="ignore", invalid="ignore"):  # a diverged task is a result, not a warning
+            squares = np.square(predictions - query.y[:, None, :, 0], dtype=np.float64)  # [T, S+1, N]
+            counted = ~np.isnan(query.y[..., 0])
+            if counted.all():
+                results.append(squares.mean(-1))
+            else:
+                results.append(np.where(counted[:, None], squares, 0).sum(-1) / counted.sum(-1)[:, None])
+    return np.concatenate(results)
+
+
+def held_out_errors(learner: MetaLearner, held_out: HeldOut, steps: int) -> np.ndarray:
+    """Mean squared error [T, steps + 1] over all query points of each task; NaN for a task that is not judged."""
+    rows, owners = errors(learner, held_out.tasks, steps), held_out.owners
+    if owners is None:
+        return rows
+    points = (~np.isnan(held_out.tasks.query.y[..., 0])).sum(1)
+    sums = np.zeros((len(held_out.params), steps + 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.add.at(sums, owners, rows * points[:, None])
+        return sums / np.bincount(owners, points, len(sums))[:, None]
 
 
 def on_device(arrays: Any, device: torch.device) -> Any:

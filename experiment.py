@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from analysis.figures import example_figure
 from config import Config, ConfigError
-from dataset import Points, Task, TaskDataset, TaskGenerator, stream
-from evaluation import EVAL_CHUNK, errors, predict
+from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
+from evaluation import EVAL_CHUNK, held_out_errors, predict
 from learner import MetaLearner
 from meta_step import tasks_at_once
 from results_manager import NullManager
@@ -70,6 +70,9 @@ class Experiment:
         self.method, self.tasks, self.generator, self.config = method, tasks, generator, config
         device = resolve_device(config.DEVICE)
         check_memory(config, learner)
+        for split, shots in [("validation", config.SUPPORT_SAMPLES), *(("test", shots) for shots in config.EVAL_SHOTS)]:
+            generator.split(split, 2, 0, shots)  # raises where there are too few of them
+        self.record = dict(generator.record())  # of the tasks
         seed = config.RANDOM_SEED
         self.dataset = TaskDataset(
             generator, config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES, seed
@@ -92,8 +95,8 @@ class Experiment:
         self.new_best: dict[str, Any] | None = None  # its checkpoint, until it is written: a durable write takes its time
         self.train_seconds = 0.0
 
-    def held_out(self, split: str, shots: int) -> tuple[np.ndarray, Task]:
-        """The tasks of the validation or test split: their `params` [T, F] and points."""
+    def held_out(self, split: str, shots: int) -> HeldOut:
+        """The tasks of the validation or test split."""
         config = self.config
         count = config.VALIDATION_TASKS if split == "validation" else config.EVAL_TASKS
         return self.generator.held_out(split, count, shots, config.EVAL_QUERY_SAMPLES)
@@ -103,6 +106,7 @@ class Experiment:
     def snapshot(self) -> dict[str, Any]:
         """All that a checkpoint holds, as it is now: later steps do not change it. Raises `Diverged`."""
         about = {"tasks": self.tasks, "config": self.config.to_dict(), "best": self.best, "train_seconds": self.train_seconds}
+        about |= {"data": self.record} if self.record else {}
         history = {name: list(records) for name, records in self.manager.history.items()}
         return self.trainer.state() | about | {"history": history}
 
@@ -115,6 +119,10 @@ class Experiment:
 
     def load(self, state: dict[str, Any]) -> None:
         try:
+            kept, digests = state.get("data", {}), ("points_sha256", "splits_sha256")
+            if any(kept.get(name) != self.record.get(name) for name in digests):
+                raise ValueError("measurements or splits that changed since")
+            self.record = dict(kept)
             self.trainer.load(state)
             self.best, self.train_seconds = float(state["best"]), float(state["train_seconds"])
             history = {name: list(state["history"][name]) for name in ("train", "validation")}
@@ -148,7 +156,7 @@ class Experiment:
     def train(self, signals: Signals) -> None:
         """Train to the end or to a signal; log, validate and checkpoint on the way."""
         config, trainer = self.config, self.trainer
-        total, validation = config.iterations, self.held_out("validation", config.SUPPORT_SAMPLES)[1]
+        total, validation = config.iterations, self.held_out("validation", config.SUPPORT_SAMPLES)
         progress = Progress(self, total)
         before = self.train_seconds
         try:
@@ -171,9 +179,9 @@ class Experiment:
         finally:
             progress.bar.close()
 
-    def validate(self, tasks: Task, iteration: int) -> float:
+    def validate(self, tasks: HeldOut, iteration: int) -> float:
         """The mean validation error after the last gradient: logged, sometimes shown as a picture, remembered if best."""
-        means = errors(self.learner, tasks, self.config.EVAL_STEPS).mean(0).tolist()
+        means = held_out_errors(self.learner, tasks, self.config.EVAL_STEPS)[tasks.judged].mean(0).tolist()
         self.manager.log_validation(iteration, means)
         count = iteration // self.config.VALIDATION_INTERVAL
         if self.config.INPUT_DIM == 1 and count & (count - 1) == 0 and iteration < self.config.iterations:
@@ -185,14 +193,21 @@ class Experiment:
         return means[-1]
 
     def example_arrays(self, shots: int) -> tuple[dict[str, np.ndarray], Points, np.ndarray]:
-        """Six tasks on a grid, and the network adapted to them: arrays for figures, the support, the grid [6, 201, 1]."""
+        """A few tasks on a grid, and the network adapted to them.
+
+        Returns arrays for figures, in own units; and in the network's the support and the grid [T, 201, 1].
+        """
         params, support = self.generator.examples(6, shots)
         grid = np.linspace(*self.generator.x_range, 201, dtype=np.float32)
         x = np.repeat(grid[None, :, None], len(params), axis=0)
-        arrays = {"grid": grid, "grid_support_x": support.x[..., 0], "grid_support_y": support.y[..., 0]}
+        own = self.generator.own_units
+        shown = own(support)
+        arrays = {"axis_names": np.array(self.generator.axis_names), "grid": own(Points(grid[:, None], grid)).x[:, 0]}
+        arrays |= {"grid_support_x": shown.x[..., 0], "grid_support_y": shown.y[..., 0]}
         if (truth := self.generator.truth(params, x)) is not None:
             arrays["grid_truth"] = truth[..., 0]
-        arrays["grid_predictions"] = predict(self.learner, support, x, self.config.EVAL_STEPS)[0]
+        predictions = predict(self.learner, support, x, self.config.EVAL_STEPS)[0]
+        arrays["grid_predictions"] = own(Points(grid[:, None], predictions)).y
         return arrays, support, x
 
     def show_progress(self, iteration: int) -> None:
@@ -211,7 +226,8 @@ class Experiment:
 
     def report(self, status: str, contents: dict[str, Any]) -> None:
         """Write full_report.json, and say how the run ended."""
-        basis = {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.step.world}
+        basis: dict[str, Any] = {"data": self.record} if self.record else {}
+        basis |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.step.world}
         self.manager.save_report(status, basis | {"compilation": self.trainer.compile_note} | contents)
         print_once(f"{status}: {self.manager.display_path}")
 

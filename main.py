@@ -48,6 +48,10 @@ def build_parser() -> Parser:
     parser = Parser(prog="main.py", description="Gradient-based meta-learning for few-shot regression.", allow_abbrev=False)
     parser.add_argument("--method", choices=list(METHODS), help="default: maml")
     parser.add_argument("--tasks", choices=list(TASKS), help="task family; default: sinusoid")
+    parser.add_argument("--data", metavar="FILE.csv", help="tasks from a table: a row for each measurement of a subject")
+    parser.add_argument(
+        "--columns", metavar="NAME=COLUMN", nargs="+", help="its columns, such as task=Chick x=Time y=weight [split=SPLIT]"
+    )
     parser.add_argument("--config", metavar="FILE.json", type=Path, help="settings, such as a run's config.json")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; may be repeated")
     parser.add_argument("--seed", metavar="N", help="RANDOM_SEED")
@@ -75,6 +79,10 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
         raise RunError(
             f"--name can't be used (got {args.name[:60]!r}; expected letters, digits, '.', '_' and '-', at most 100)"
         )
+    if args.action != "train" and (args.data is not None or args.columns):
+        raise RunError("a run that exists has its table (got --data or --columns; expected none)")
+    if args.data == "":
+        raise RunError("--data needs a file (got an empty name; expected a CSV file)")
     if args.action != "train" and (args.name or args.config or args.seeds is not None):
         raise RunError("a run that exists has its name and settings (got --name, --config or --seeds; expected none)")
     if (args.points is None) == (args.action == "predict"):

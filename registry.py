@@ -6,6 +6,7 @@ The one file that a new method or family adds a line to. It does not know how an
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from config import KEYS, Config
@@ -17,6 +18,7 @@ from methods.anil import ANIL
 from methods.cavia import CAVIA
 from methods.meta_sgd import MetaSGD
 from methods.r2d2 import R2D2
+from tables import TableTaskGenerator, read_table
 
 Range = tuple[float, float]
 
@@ -28,6 +30,13 @@ def sinusoid(config: Config) -> TaskGenerator:
 def sine_line(config: Config) -> TaskGenerator:
     lines = (config.SLOPE_MIN, config.SLOPE_MAX), (config.INTERCEPT_MIN, config.INTERCEPT_MAX)
     return SineLineTaskGenerator(*_shared_arguments(config), *lines)
+
+
+def table(config: Config) -> TaskGenerator:
+    split_seed = config.RANDOM_SEED if config.SPLIT_SEED < 0 else config.SPLIT_SEED
+    shares = (config.TRAIN_SHARE, config.VALIDATION_SHARE, config.TEST_SHARE)
+    source = Path(config.DATA), config.COLUMNS, shares, split_seed
+    return TableTaskGenerator(read_table(*source) if config.DATA else None, config.SUPPORT_FROM, config.EVAL_REPEATS)
 
 
 def _shared_arguments(config: Config) -> tuple[int, Range, float, Range, Range]:
@@ -43,7 +52,7 @@ METHODS: dict[str, type[MetaLearner]] = {
     "cavia": CAVIA,
     "r2d2": R2D2,
 }
-TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid, "sine-line": sine_line}
+TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid, "sine-line": sine_line, "table": table}
 
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {"sine-line": {"NOISE_STD": 0.3, "SUPPORT_SAMPLES": 5}}  # as Rusu et al. 2019
 PAIR_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
@@ -60,7 +69,7 @@ MAY_CHANGE_ON_RESUME = {"EPOCHS", "DEVICE", "COMPILE", "LOG_INTERVAL", "VALIDATI
 SHARED = {  # what training, evaluation and the record read themselves, whatever the method and the family
     "RANDOM_SEED", "EPOCHS", "NUM_TASKS", "SUPPORT_SAMPLES", "QUERY_SAMPLES",
     "DEVICE", "COMPILE", "TASK_CHUNK", "LOG_INTERVAL", "CHECKPOINT_INTERVAL",
-} | {key for key in KEYS if key.startswith(("META_", "EVAL_", "VALIDATION_"))}  # fmt: skip
+} | {key for key in KEYS if key.startswith(("META_", "EVAL_", "VALIDATION_"))} - {"EVAL_REPEATS", "VALIDATION_SHARE"}  # fmt: skip
 
 
 def defaults(method: str, tasks: str) -> dict[str, Any]:

@@ -89,32 +89,35 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
 @figure_function
 def task_predictions(
     grid: np.ndarray,
-    truth: np.ndarray,
+    truth: np.ndarray | None,
     support_x: np.ndarray,
     support_y: np.ndarray,
     predictions: np.ndarray,
     steps: Sequence[int],
     title: str,
+    axis_names: tuple[str, str] = ("input x", "output y"),
 ) -> Figure:
     """Several tasks in a grid: true function, support points, the network before and after some gradients.
 
     Args:
-        grid: inputs [N]; truth: [T, N]; support_x, support_y: [T, K].
+        grid: inputs [N]; truth: [T, N], None where nobody knows it; support_x, support_y: [T, K].
         predictions: [T, len(steps), N], after the numbers of gradients in `steps`.
     """
-    figure, axes = panels(len(truth), 3.3, 2.5, 0.5)
+    figure, axes = panels(len(predictions), 3.3, 2.5, 0.5)
     colours = [ORANGE, SKY, GREEN, BLUE][-len(steps) :] if len(steps) <= 4 else CYCLE
-    for task, axis in enumerate(axes.flat[: len(truth)]):
-        axis.plot(grid, truth[task], color=BLACK, lw=2.2, alpha=0.35, label="true function")
+    for task, axis in enumerate(axes.flat[: len(predictions)]):
+        if truth is not None:
+            axis.plot(grid, truth[task], color=BLACK, lw=2.2, alpha=0.35, label="true function")
         for place, step in enumerate(steps):
             dash = (0, (4, 2)) if step == 0 else "solid" if step == steps[-1] else (0, (1, 1))
             axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=gradients(step))
         axis.plot(support_x[task], support_y[task], "o", color=VERMILION, ms=4, mec="white", mew=0.5, label="support points")
-        errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
-        axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
+        if truth is not None:
+            errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
+            axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
         axis.grid(alpha=0.25, lw=0.5)
-    axes[0, 0].set_ylim(limits([truth], 0.35))  # an early network may be far off; the function is the subject
-    name_axes(axes)
+    axes[0, 0].set_ylim(limits([support_y if truth is None else truth], 0.35))  # an early network may be far off
+    name_axes(axes, axis_names)
     shared_legend(figure, axes)
     figure.suptitle(title)
     return figure

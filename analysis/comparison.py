@@ -18,13 +18,24 @@ import numpy as np
 from runtime.errors import RunError
 
 # Settings that say what the test tasks are; a family's own keys follow its own prefixes.
-TASK_KEYS = ("INPUT_DIM", "NOISE_STD", "EVAL_TASKS", "EVAL_QUERY_SAMPLES")
+TASK_KEYS = ("INPUT_DIM", "NOISE_STD", "EVAL_TASKS", "EVAL_QUERY_SAMPLES", "SUPPORT_FROM", "EVAL_REPEATS")
 TASK_PREFIXES = ("AMPLITUDE_", "PHASE_", "X_", "SLOPE_", "INTERCEPT_")
 
 # Settings that do not tell two methods apart. The seed is what a group averages over. DEVICE, COMPILE and TASK_CHUNK
 # change results by rounding only, the two intervals only what is recorded, and EVAL_SHOTS what is measured. But
 # VALIDATION_INTERVAL, VALIDATION_TASKS and EVAL_STEPS decide which checkpoint is the best one: they stay.
-SAME_METHOD = ("RANDOM_SEED", "DEVICE", "COMPILE", "TASK_CHUNK", "LOG_INTERVAL", "CHECKPOINT_INTERVAL", "EVAL_SHOTS")
+SAME_METHOD = (
+    "RANDOM_SEED",
+    "SPLIT_SEED",
+    "DATA",
+    "COLUMNS",
+    "DEVICE",
+    "COMPILE",
+    "TASK_CHUNK",
+    "LOG_INTERVAL",
+    "CHECKPOINT_INTERVAL",
+    "EVAL_SHOTS",
+)
 
 
 class Run(NamedTuple):
@@ -34,6 +45,7 @@ class Run(NamedTuple):
     config: dict[str, Any]  # of its last evaluation
     params: np.ndarray  # of the test functions, [T, F]
     errors: dict[int, np.ndarray]  # shots -> [T, S+1]
+    data: Mapping[str, Any]  # of tasks from a table: the digests of its measurements and of its splits
 
 
 class Entry(NamedTuple):
@@ -84,7 +96,8 @@ class Comparison(NamedTuple):
 
 def _task_settings(run: Run) -> dict[str, Any]:
     settings = {key: value for key, value in run.config.items() if key in TASK_KEYS or key.startswith(TASK_PREFIXES)}
-    return {"task family": run.tasks} | settings
+    digests = {name: str(run.data.get(f"{name}_sha256", "none"))[:12] for name in ("points", "splits")}
+    return {"task family": run.tasks} | settings | digests
 
 
 def entries(runs: Sequence[Run]) -> list[Entry]:

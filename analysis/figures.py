@@ -177,6 +177,7 @@ def sample_bundle(
     truth: np.ndarray | None = None,
     is_sine: np.ndarray | None = None,
     panel_titles: Sequence[str] = (),
+    axis_names: tuple[str, str] = ("input x", "output y"),
 ) -> Figure:
     """Sampled curves for each of several support sets: a bundle where the points decide, spread where they don't.
 
@@ -189,11 +190,10 @@ def sample_bundle(
     """
     figure, axes = panels(len(curves), 3.3, 2.7, 0.8)
     known = [support_y, *([truth] if truth is not None else [])]
-    faint = min(0.5, max(0.08, 12 / max(1, curves.shape[1])))
     for task, axis in enumerate(axes.flat[: len(curves)]):
         for sample, curve in enumerate(curves[task]):
             colour, label = (BLUE, "sampled networks") if is_sine is None else SAMPLE_STYLES[bool(is_sine[task, sample])]
-            axis.plot(grid, curve, color=colour, lw=0.8, alpha=faint, label=label)
+            axis.plot(grid, curve, color=colour, lw=0.8, alpha=min(0.5, max(0.08, 12 / max(1, curves.shape[1]))), label=label)
         if truth is not None:
             axis.plot(grid, truth[task], color=BLACK, lw=1.6, ls=(0, (4, 2)), label="true function")
         axis.plot(support_x[task], support_y[task], "o", color=BLACK, ms=6, mec="white", mew=1, label="support points")
@@ -202,7 +202,7 @@ def sample_bundle(
     low, high = limits(known, 0.0)
     reach = 0.6 * max(high - low, 0.5)
     axes[0, 0].set_ylim(limits([*known, curves], 0.06, low - reach, high + reach))
-    name_axes(axes)
+    name_axes(axes, axis_names)
     shared_legend(figure, axes)
     for handle in figure.legends[0].legend_handles:
         handle.set_alpha(1)  # type: ignore[union-attr]  # the lines are faint because they are many
@@ -219,8 +219,25 @@ SAMPLE_STYLES = {True: (BLUE, "samples like a sinusoid"), False: (VERMILION, "sa
 def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
     """The first `most` example functions of the arrays grid_*, and the network before and after adapting to them."""
     steps = shown_steps(arrays["grid_predictions"].shape[1] - 1)
-    truth, x, y = (arrays[name][:most] for name in ("grid_truth", "grid_support_x", "grid_support_y"))
-    return task_predictions(arrays["grid"], truth, x, y, arrays["grid_predictions"][:most, steps], steps, title)
+    truth = arrays["grid_truth"][:most] if "grid_truth" in arrays else None
+    support = arrays["grid_support_x"][:most], arrays["grid_support_y"][:most]
+    predictions = arrays["grid_predictions"][:most, steps]
+    return task_predictions(arrays["grid"], truth, *support, predictions, steps, title, _axis_names(arrays))
+
+
+def _axis_names(arrays: Arrays) -> tuple[str, str]:
+    x, y = arrays.get("axis_names", ("input x", "output y"))
+    return str(x), str(y)
+
+
+def _judged_errors(arrays: Arrays) -> dict[int, np.ndarray]:
+    """Test errors [T, S+1] for each K, without tasks that were left out there."""
+    shots = [int(name.split("_")[2]) for name in arrays if name.startswith("test_errors_")]
+    errors = {count: arrays[f"test_errors_{count}_shot"] for count in shots}
+    return {
+        count: values[~arrays.get(f"test_left_out_{count}_shot", np.zeros(len(values), bool))]
+        for count, values in errors.items()
+    }
 
 
 def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], reference: Published, title: str) -> dict[str, Figure]:
@@ -232,8 +249,7 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
         param_names: of the first columns of "test_params".
         reference: published means to mark.
     """
-    names = [name for name in arrays if name.startswith("test_errors_")]
-    errors = {int(name.split("_")[2]): arrays[name] for name in names}  # shots -> [T, S+1]
+    errors = _judged_errors(arrays)
     params, last = arrays["test_params"], next(iter(errors.values())).shape[1] - 1
     final = {count: values[:, -1] for count, values in errors.items()}
     means = {count: mean_and_interval(values) for count, values in errors.items()}
@@ -246,12 +262,14 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
         "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting"),
     }
     if "grid" in arrays:
-        about = f"{title}: test functions, {shots} support points, error before → after {gradients(last)}"
+        about = f", error before → after {gradients(last)}" if "grid_truth" in arrays else ""
+        about = f"{title}: test tasks, {shots} support points{about}"
         result["task_predictions"] = example_figure(arrays, about)
     if "grid_samples" in arrays:
         about = f"{title}: {arrays['grid_samples'].shape[1]} samples each, {shots} support points"
         support = arrays["grid_support_x"], arrays["grid_support_y"]
-        result["samples"] = sample_bundle(arrays["grid"], *support, arrays["grid_samples"], about, arrays["grid_truth"])
+        curves = arrays["grid_samples"], about, arrays.get("grid_truth"), None, (), _axis_names(arrays)
+        result["samples"] = sample_bundle(arrays["grid"], *support, *curves)  # type: ignore[arg-type]
     if "codes" in arrays:
         about = f"{title}: codes of {len(arrays['codes'])} test tasks, K = {shots}"
         result["latent_space"] = latent_space(arrays["codes"], params, param_names, about)

@@ -32,6 +32,16 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
         if known := reference.get(int(count)):
             cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]
             lines.append(" Finn+17  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        if "rmse" in result:
+            cells = [f"{result['rmse'][step]:.4g}" for step in steps]
+            lines.append("    rmse  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+    left_out = [
+        f"{result['left_out']} at K = {count}" for count, result in evaluation["shots"].items() if result.get("left_out")
+    ]
+    if left_out:
+        lines.append(f"left out, for want of points: {', '.join(left_out)}")
+    if "rmse" in result:
+        lines.append("errors are in standard deviations of the training subjects' target, squared; rmse is in its own unit")
     if evaluation["diverged"]:
         lines.append(f"{evaluation['diverged']} test tasks diverged")
     return "\n".join(lines)

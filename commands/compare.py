@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from analysis.comparison import Comparison, Run, compare_entries, entries, mean_and_interval
 from analysis.figures import error_against_gradients, error_against_shots
 from analysis.text_tables import csv_table, markdown_table, text_table
-from commands.runs import runs_folder
+from commands.runs import runs_folder, tasks_of_run
 from config import Config, ConfigError
 from dataset import Published
-from registry import TASKS
 from runtime.errors import RunError
 from runtime.processes import print_once
 from runtime.storage import figure_bytes, find_run, new_directory, write_atomically
@@ -39,7 +38,7 @@ def compare_runs(directories: Sequence[Path], output: Path) -> None:
     print_once(text_table(comparison))
     directory = new_directory(output, "Comparison")
     title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
-    generator = TASKS[runs[0].tasks](Config.resolve(runs[0].config))
+    generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
     write(directory, comparison, title, generator.published)
     print_once(f"written: {printable(str(directory))}")
 
@@ -53,14 +52,15 @@ def read_run(directory: Path) -> Run:
     try:
         # the report's settings are those of the last evaluation; config.json may be ahead of it, in a resumed run
         config = Config.resolve(report["config"]).to_dict()
-        method, tasks = str(metrics["method"]), str(report["tasks"])
+        method, tasks, data = str(metrics["method"]), str(report["tasks"]), dict(report.get("data", {}))
+        num_tasks = int(metrics["evaluation"]["num_tasks"]) if data else config["EVAL_TASKS"]
         wanted = {int(shots): len(result["mse"]) for shots, result in metrics["evaluation"]["shots"].items()}
     except ConfigError as error:
         raise RunError(f"{directory / 'full_report.json'}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{directory} has a damaged record (got {type(error).__name__}; expected that of a run)") from None
-    params, errors = _read_arrays(directory / "plots" / "data.npz", config["EVAL_TASKS"], wanted)
-    return Run(directory, method, tasks, config, params, errors)
+    params, errors = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
+    return Run(directory, method, tasks, config, params, errors, data)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -78,6 +78,7 @@ def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             params = stored["test_params"]
             errors = {shots: stored[f"test_errors_{shots}_shot"] for shots in wanted}
+            left_out = {shots: stored[name] for shots in wanted if (name := f"test_left_out_{shots}_shot") in stored}
     except Exception as error:  # a damaged archive can raise anything, and none of it matters to the user
         got = getattr(error, "strerror", None) or type(error).__name__
         raise RunError(f"{path} can't be used (got {got}; expected the arrays of a finished run)") from None
@@ -85,6 +86,8 @@ def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple
     expected = {shots: (num_tasks, length) for shots, length in wanted.items()}
     if not errors or shapes != expected or any(array.dtype.kind != "f" for array in errors.values()):
         raise RunError(f"{path} does not fit its run (got errors of shape {shapes}; expected {expected})")
+    for shots, skipped in left_out.items():
+        errors[shots] = errors[shots][~skipped.astype(bool)]
     return params, errors
 
 

@@ -11,8 +11,8 @@ from analysis.comparison import mean_and_interval
 from analysis.figures import run_figures
 from analysis.text_tables import results_table
 from commands.runs import reopen
-from dataset import stream
-from evaluation import errors, predict, sample
+from dataset import Points, stream
+from evaluation import held_out_errors, predict, sample
 from experiment import Experiment, history_arrays
 from runtime.errors import RunError
 from runtime.processes import print_once
@@ -62,14 +62,23 @@ def judge(experiment: Experiment) -> tuple[dict[str, Any], dict[str, np.ndarray]
     """Errors on the test tasks: the record for metrics.json, and the arrays behind it."""
     config = experiment.config
     arrays: dict[str, np.ndarray] = {}
-    shots, diverged = {}, np.zeros(config.EVAL_TASKS, bool)
+    shots: dict[str, dict[str, Any]] = {}
+    diverged: Any = False
+    y_scale = experiment.generator.y_scale
     for count in config.EVAL_SHOTS:
-        arrays["test_params"], tasks = experiment.held_out("test", count)
-        found = errors(experiment.learner, tasks, config.EVAL_STEPS)
-        arrays[f"test_errors_{count}_shot"] = found
-        shots[str(count)] = mean_and_interval(found)
-        diverged |= ~np.isfinite(found).all(1) | ~(found[:, -1] <= DIVERGED_ABOVE)
-    summary = {"num_tasks": config.EVAL_TASKS, "query_samples": config.EVAL_QUERY_SAMPLES}
+        held_out = experiment.held_out("test", count)
+        found, judged = held_out_errors(experiment.learner, held_out, config.EVAL_STEPS), held_out.judged
+        arrays |= {"test_params": held_out.params, f"test_errors_{count}_shot": found}
+        result: dict[str, Any] = dict(mean_and_interval(found[judged]))
+        shots[str(count)] = result
+        if y_scale is not None:
+            result["rmse"] = y_scale * np.sqrt(result["mse"])
+        if held_out.owners is not None:
+            arrays[f"test_left_out_{count}_shot"] = ~judged
+            result["left_out"] = int((~judged).sum())
+        diverged |= judged & (~np.isfinite(found).all(1) | ~(found[:, -1] <= DIVERGED_ABOVE))
+    queries = config.EVAL_QUERY_SAMPLES if held_out.owners is None else None  # None: all that there are
+    summary = {"num_tasks": len(diverged), "query_samples": queries}
     return summary | {"diverged": int(diverged.sum()), "shots": shots}, arrays
 
 
@@ -82,11 +91,14 @@ def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:
         arrays |= examples
         if learner.noise_dim:
             rng = stream(config.RANDOM_SEED, "samples")
-            arrays["grid_samples"] = sample(learner, support, x, config.EVAL_STEPS, rng, SAMPLES)
-    _, tasks = experiment.held_out("test", shots)
-    codes = predict(learner, tasks.support, tasks.query.x[:, :1], 0)[1]
+            samples = sample(learner, support, x, config.EVAL_STEPS, rng, SAMPLES)
+            arrays["grid_samples"] = experiment.generator.own_units(Points(x[0], samples)).y
+    held_out = experiment.held_out("test", shots)
+    codes = predict(learner, held_out.tasks.support, held_out.tasks.query.x[:, :1], 0)[1]
     if codes.shape[1] >= 2:
-        arrays["codes"] = codes
+        owners = np.arange(len(codes)) if held_out.owners is None else held_out.owners
+        arrays["codes"] = np.full((len(held_out.params), codes.shape[1]), np.nan, codes.dtype)
+        arrays["codes"][owners[::-1]] = codes[::-1]  # of each task's first row
     return arrays
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 from config import Config, ConfigError, parse_assignment
+from dataset import TaskGenerator
 from experiment import Experiment
-from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, readers, unused
+from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, defaults, readers, unused
 from results_manager import ExperimentManager
 from runtime.errors import RunError
 from runtime.storage import find_run, read_checkpoint, read_newest
@@ -33,6 +36,10 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
         named["RANDOM_SEED"] = parse_assignment(f"RANDOM_SEED={args.seed}")[1]
     if args.device is not None:
         named["DEVICE"] = args.device
+    if args.data is not None:
+        named["DATA"] = os.path.abspath(args.data)
+    if args.columns is not None:
+        named["COLUMNS"] = args.columns
     return named | dict(parse_assignment(text) for text in args.set)
 
 
@@ -45,8 +52,31 @@ def check_effect(method: str, tasks: str, changes: dict[str, Any]) -> None:
         )
 
 
-def build(method: str, tasks: str, config: Config) -> Experiment:
-    return Experiment(method, METHODS[method], tasks, TASKS[tasks](config), config)
+def settle(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, Config, TaskGenerator]:
+    """Method, tasks and settings of a new run, with `given` those of a file, and where its tasks come from.
+
+    Raises `ConfigError` for settings that contradict the tasks.
+    """
+    changes = overrides(args)
+    method, data = args.method or "maml", (given | changes).get("DATA")
+    tasks = args.tasks or ("table" if data else "sinusoid")
+    config = Config.resolve(defaults(method, tasks), given, changes)
+    check_effect(method, tasks, changes)
+    generator = TASKS[tasks](config)
+    for key, value in generator.facts().items():
+        if (asked := (given | changes).get(key, value)) != value:
+            raise ConfigError(f"{key} follows from the tasks (got {asked}; expected {value}, or no setting)")
+    layers = defaults(method, tasks), generator.defaults(), given, changes, generator.facts()
+    return method, tasks, Config.resolve(*layers), generator
+
+
+def tasks_of_run(directory: Path, tasks: str, config: Config) -> TaskGenerator:
+    """Where the tasks of a run that exists come from: what its directory keeps of them, wherever the source is by then."""
+    return TASKS[tasks](dataclasses.replace(config, DATA=str(directory / "table.csv")) if config.DATA else config)
+
+
+def build(method: str, tasks: str, config: Config, generator: TaskGenerator) -> Experiment:
+    return Experiment(method, METHODS[method], tasks, generator, config)
 
 
 def load_run(text: str, output: Path, best: bool = False) -> tuple[Path, dict[str, Any], str]:
@@ -72,7 +102,8 @@ def build_from_checkpoint(args: argparse.Namespace, directory: Path, state: dict
         if key not in MAY_CHANGE.get(args.action, MAY_CHANGE_ON_RESUME) and settings.get(key) != value:
             what = f"{key} can't change in a run that exists" + (f", by --{args.action}" if key in MAY_CHANGE_ON_RESUME else "")
             raise ConfigError(f"{what} (got {value}; expected {settings.get(key)})")
-    return build(method, tasks, Config.resolve(settings, changes))
+    config = Config.resolve(settings, changes)
+    return build(method, tasks, config, tasks_of_run(directory, tasks, config))
 
 
 def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, Any]]:

@@ -12,15 +12,15 @@ import torch
 
 from commands.compare import compare_runs
 from commands.evaluate import finish
-from commands.runs import build, check_effect, overrides, reopen, runs_folder
+from commands.runs import build, reopen, runs_folder, settle
 from config import Config, ConfigError, load_settings
 from experiment import Experiment
-from registry import TASKS, defaults, unused
+from registry import defaults, unused
 from results_manager import ExperimentManager
 from runtime import processes
 from runtime.errors import RunError
 from runtime.processes import Interrupted, PeerLost, Signals, print_once
-from runtime.storage import find_launched
+from runtime.storage import find_launched, write_atomically
 from trainer import Diverged
 
 
@@ -38,12 +38,8 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
     earlier = launch and find_launched(runs_folder(args), lambda other: processes.same_launch(launch, other))
     if earlier and (earlier / "checkpoints" / "last.pt").exists():
         return reopen(args, str(earlier))
-    method, tasks = args.method or "maml", args.tasks or "sinusoid"
-    given = load_settings(args.config) if args.config else {}
-    changes, usual = overrides(args), defaults(method, tasks)
-    config = Config.resolve(usual, given, changes)
-    check_effect(method, tasks, changes)
-    experiment = build(method, tasks, config)
+    method, tasks, config, generator = settle(args, load_settings(args.config) if args.config else {})
+    experiment = build(method, tasks, config, generator)
     if earlier:
         manager = ExperimentManager(earlier, method, args.command)
     else:
@@ -51,9 +47,11 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
     if launch:
         manager.save_json(".launch", launch)
     experiment.manager = manager
-    values, expected = config.to_dict(), Config.resolve(usual).to_dict()
+    values, expected = config.to_dict(), Config.resolve(defaults(method, tasks)).to_dict()
     if ignored := sorted(key for key in unused(method, tasks) if values[key] != expected[key]):
         manager.warn(f"{', '.join(ignored)} in {args.config}: without effect on {method} with {tasks} tasks")
+    for name, data in generator.files().items():
+        write_atomically(manager.directory / name, data)
     manager.save_json("config.json", experiment.config.to_dict())
     experiment.save()  # from the first moment on there is something to resume
     manager.open_tensorboard(0)
@@ -66,8 +64,8 @@ def open_experiment(args: argparse.Namespace) -> Experiment:
         message = processes.broadcast(None)
         if isinstance(message, int):
             raise RunError("process 0 has printed the error", message)
-        method, tasks, settings, state, complete = message
-        experiment = build(method, tasks, Config(**settings))
+        method, tasks, settings, generator, state, complete = message
+        experiment = build(method, tasks, Config(**settings), generator)
         if state is not None:
             experiment.load(state)
         experiment.complete = complete
@@ -77,7 +75,8 @@ def open_experiment(args: argparse.Namespace) -> Experiment:
     except BaseException as error:
         processes.broadcast(error.code if isinstance(error, RunError) else 2 if isinstance(error, ConfigError) else 1)
         raise
-    processes.broadcast((experiment.method, experiment.tasks, experiment.config.to_dict(), state, experiment.complete))
+    about = experiment.method, experiment.tasks, experiment.config.to_dict(), experiment.generator
+    processes.broadcast((*about, state, experiment.complete))
     if state is not None and not experiment.complete:
         experiment.manager.save_json("config.json", experiment.config.to_dict())
         experiment.manager.open_tensorboard(experiment.trainer.iteration + 1)
@@ -145,8 +144,11 @@ def run(experiment: Experiment, signals: Signals) -> int:
 
 def train_seeds(args: argparse.Namespace) -> int:
     """A run for each seed, one after another, and then all side by side; the first that fails ends it."""
-    method, output = args.method or "maml", runs_folder(args)
-    stem = f"{method.upper()}_{TASKS[args.tasks or 'sinusoid'](Config()).name}"
+    first, output = argparse.Namespace(**vars(args) | {"seed": str(args.seeds[0])}), runs_folder(args)
+    method, _, config, generator = settle(first, load_settings(args.config) if args.config else {})
+    stem = f"{method.upper()}_{generator.name}"
+    if config.DATA and config.SPLIT_SEED < 0:
+        args.set = [*args.set, f"SPLIT_SEED={args.seeds[0]}"]  # one split for all: errors are compared subject by subject
     names = {seed: f"{args.name}-seed{seed}" if args.name else None for seed in args.seeds}
     for name in names.values():
         if name and (output / f"{stem}_{name}").exists():

@@ -100,7 +100,7 @@ def allowed(field: dataclasses.Field[Any]) -> str:
     if "choices" in meta:
         return ", ".join(f"`{choice}`" for choice in meta["choices"])
     if meta["low"] is None:
-        return {"bool": "true, false"}.get(kind, "text")
+        return {"bool": "true, false", "tuple[str, ...]": "list of texts"}.get(kind, "text")
     low, high = number(meta["low"]), number(meta["high"])
     limits = f"above {low}, up to {high}" if meta["above"] else f"{low} to {high}"
     names = {"int": "whole number", "float": "number"}

@@ -270,9 +270,13 @@ class Rows:
             self._refuse(*place, f"{_quoted(mark)} as decimal mark{like}, and no mark between thousands")
         return mark
 
+    def refuse(self, row: int, name: str, got: str, expected: str) -> NoReturn:
+        """Raise `RunError` with the place of a cell."""
+        where = f"{self.path} line {self.lines[row]}, column {_quoted(name)}"
+        raise RunError(f"{where} can't be used (got {got}; expected {expected})")
+
     def _refuse(self, name: str, text: str, expected: str) -> NoReturn:
-        where = f"{self.path} line {self.lines[self.text[name].index(text)]}, column {_quoted(name)}"
-        raise RunError(f"{where} can't be used (got {_quoted(text)}; expected {expected})")
+        self.refuse(self.text[name].index(text), name, _quoted(text), expected)
 
 
 def _floats(cells: Sequence[str], mark: str) -> list[float]:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # level a file may import files that stand before it, within a folder any circle-free order will do.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("config", "dataset"),
-    ("learner", "runtime", "drawing", "visualization"),
+    ("learner", "runtime", "tables", "drawing", "visualization"),
     ("maml", "leo", "methods", "evaluation", "meta_step", "trainer", "results_manager", "analysis"),
     ("registry",),
     ("experiment",),
@@ -45,6 +45,7 @@ REFUSED = {  # imports that a module or folder must not have, however deep insid
     "trainer": {*DISK, *PLOTS, *TENSORBOARD, "config"},
     "evaluation": {*DISK, *PLOTS, *TENSORBOARD, "config", "trainer", "meta_step"},
     "drawing": {"torch", "os", *DISK, "matplotlib.pyplot", "pylab"},
+    "tables": {"torch", "os", *PLOTS, *TENSORBOARD, "learner", "config"},
     "visualization": {"torch", "os", *DISK, "matplotlib.pyplot", "pylab"},
     "analysis": {"torch", "os", "matplotlib.pyplot", "pylab", *TENSORBOARD},
     "analysis.figures": DISK,
@@ -67,7 +68,7 @@ NO_DISK = (
     "visualization",
     "analysis.figures",
 )
-NAME_METHODS = {"registry", "maml", "leo", "commands.train", "main", "config"}  # `maml` is the default of --method
+NAME_METHODS = {"registry", "maml", "leo", "commands.runs", "main", "config"}  # `maml` is the default of --method
 
 
 def path_of(module: str) -> Path:

@@ -107,7 +107,7 @@ def test_the_first_tasks_of_seed_0_are_the_golden_ones(sinusoids: SinusoidalTask
 
 
 def test_the_first_test_tasks_are_the_golden_ones(sinusoids: SinusoidalTaskGenerator) -> None:
-    params, (support, query) = sinusoids.held_out("test", 3, 2, 2)
+    params, (support, query), _ = sinusoids.held_out("test", 3, 2, 2)
     assert_allclose(params, [[0.9968864, 1.4573052, 1], [1.5419222, 2.1472723, 1], [3.1779912, 2.4766068, 1]], rtol=1e-6)
     assert_allclose(support.x[0, :, 0], [-2.446446, 1.1324873], rtol=1e-6)
     assert_allclose(support.y[0, :, 0], [0.688334, -0.318143], atol=1e-5)
@@ -292,7 +292,7 @@ def test_a_block_of_large_meta_batches_is_small(sinusoids: SinusoidalTaskGenerat
 
 
 def test_held_out_tasks_repeat(sinusoids: SinusoidalTaskGenerator) -> None:
-    (params, task), (again, same) = (sinusoids.held_out("test", 4, 5, 6) for _ in range(2))
+    (params, task, _), (again, same, _) = (sinusoids.held_out("test", 4, 5, 6) for _ in range(2))
     for one, other in zip([params, *arrays(task)], [again, *arrays(same)], strict=True):
         assert_array_equal(one, other)
 
@@ -331,13 +331,13 @@ def test_test_functions_are_not_training_functions(sinusoids: SinusoidalTaskGene
 
 def test_held_out_support_points_are_noisy_where_the_tasks_are() -> None:
     generator = SinusoidalTaskGenerator(noise_std=0.3)
-    params, task = generator.held_out("test", 50, 20, 6)
+    params, task, _ = generator.held_out("test", 50, 20, 6)
     assert (task.support.y - generator.curve(params, task.support.x)).std() == pytest.approx(0.3, rel=0.1)
 
 
 def test_held_out_query_points_are_free_of_noise() -> None:
     generator = SinusoidalTaskGenerator(noise_std=0.3)
-    params, task = generator.held_out("test", 50, 20, 6)
+    params, task, _ = generator.held_out("test", 50, 20, 6)
     assert_array_equal(task.query.y, generator.curve(params, task.query.x))
 
 

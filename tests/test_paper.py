@@ -127,7 +127,7 @@ def test_only_what_differs_from_the_defaults_is_set(tmp_path: Path) -> None:
 
 
 def test_the_oracle_has_amplitude_and_phase_as_inputs(sinusoids: SinusoidalTaskGenerator) -> None:
-    params, tasks = sinusoids.held_out("test", 20, 5, 30)
+    params, tasks, _ = sinusoids.held_out("test", 20, 5, 30)
     oracle = baselines.OracleTaskGenerator(sinusoids)
     inputs = oracle.inputs(params, tasks.query.x)
     assert inputs.shape == (20, 30, 3) and np.abs(inputs).max() <= 5.0001
@@ -180,7 +180,7 @@ def test_fine_tuning_a_pretrained_network_takes_its_weights(output: Path) -> Non
     assert json.loads((directory / "config.json").read_bytes())["INNER_STEPS"] == 0
     trained, changed = baselines.load_best(directory), baselines.load_best(directory, {"INNER_LEARNING_RATE": 0.1})
     assert (trained.trainer.step.flat == changed.trainer.step.flat).all()
-    _, tasks = trained.held_out("test", 5)
+    _, tasks, _ = trained.held_out("test", 5)
     before, after = (evaluation.errors(one.learner, tasks, 1) for one in (trained, changed))
     assert (before[:, 0] == after[:, 0]).all() and (before[:, 1] != after[:, 1]).any()
 

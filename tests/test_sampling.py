@@ -165,7 +165,7 @@ def test_classifier_keeps_leading_dimensions() -> None:
 
 def test_exact_posterior_is_calibrated_by_every_metric(generator: SineLineTaskGenerator) -> None:
     rng = np.random.default_rng(0)
-    params, task = generator.held_out("test", 60, 5, 50)
+    params, task, _ = generator.held_out("test", 60, 5, 50)
     curves, _ = posterior_curves(generator, task.support, task.query.x, rng, 100, 50_000)
     metrics = sample_metrics(curves, task.query.y[..., 0], params[:, 0] == 1, 0.3, rng)
     assert 0.86 < metrics.coverage.value < 0.94
@@ -176,7 +176,7 @@ def test_exact_posterior_is_calibrated_by_every_metric(generator: SineLineTaskGe
 
 
 def test_exact_posterior_fits_what_it_has_seen(rng: np.random.Generator, generator: SineLineTaskGenerator) -> None:
-    _, task = generator.held_out("test", 20, 5, 10)
+    _, task, _ = generator.held_out("test", 20, 5, 10)
     curves, _ = posterior_curves(generator, task.support, task.support.x, rng, 100, 50_000)
     assert np.abs(curves.mean(1) - task.support.y[..., 0]).mean() < 0.3
 
@@ -204,7 +204,7 @@ def leo() -> MetaLearner:
 
 
 def test_sampled_curves_differ_and_repeat(leo: MetaLearner, generator: SineLineTaskGenerator) -> None:
-    _, task = generator.held_out("test", 3, 5, 7)
+    _, task, _ = generator.held_out("test", 3, 5, 7)
     first, again = (sample(leo, task.support, task.query.x, 2, np.random.default_rng(1), 4) for _ in range(2))
     assert first.shape == (3, 4, 7)
     assert_array_equal(first, again)
@@ -213,7 +213,7 @@ def test_sampled_curves_differ_and_repeat(leo: MetaLearner, generator: SineLineT
 
 
 def test_temperature_scales_the_spread_down_to_the_single_curve(leo: MetaLearner, generator: SineLineTaskGenerator) -> None:
-    _, task = generator.held_out("test", 3, 5, 7)
+    _, task, _ = generator.held_out("test", 3, 5, 7)
     cold, cool, usual = (
         sample(leo, task.support, task.query.x, 0, np.random.default_rng(1), 20, temperature=temperature)
         for temperature in (0.0, 0.5, 1.0)
@@ -223,7 +223,7 @@ def test_temperature_scales_the_spread_down_to_the_single_curve(leo: MetaLearner
 
 
 def test_samples_of_a_task_do_not_depend_on_those_that_follow(leo: MetaLearner, generator: SineLineTaskGenerator) -> None:
-    _, task = generator.held_out("test", 3, 5, 7)
+    _, task, _ = generator.held_out("test", 3, 5, 7)
     everything = sample(leo, task.support, task.query.x, 2, np.random.default_rng(1), 4, batch=7)  # a task in two parts
     alone = Points(task.support.x[:1], task.support.y[:1])
     assert_allclose(sample(leo, alone, task.query.x[:1], 2, np.random.default_rng(1), 4), everything[:1], atol=1e-5)

@@ -143,7 +143,7 @@ def oracle(directory: Path, config: Config) -> Entry:
     sinusoids = registry.TASKS["sinusoid"](config)
     test_errors = {}
     for shots in config.EVAL_SHOTS:
-        params, tasks = sinusoids.held_out("test", config.EVAL_TASKS, shots, config.EVAL_QUERY_SAMPLES)
+        params, tasks, _ = sinusoids.held_out("test", config.EVAL_TASKS, shots, config.EVAL_QUERY_SAMPLES)
         support = Points(np.zeros((len(params), 1, 3), np.float32), np.zeros((len(params), 1, 1), np.float32))  # not used
         predictions, _ = predict(experiment.learner, support, family.inputs(params, tasks.query.x), 0)  # [T, 1, Q]
         error = np.square(predictions[:, 0] - tasks.query.y[..., 0], dtype=np.float64).mean(1)

@@ -116,7 +116,7 @@ def time_check(jobs: Sequence[Job], trained: int, took: float) -> Check:
 def animation(maml_job: Job, leo_job: Job) -> bytes:
     """MAML beside LEO, 5-shot, on the test task on which MAML's last error is the median one."""
     maml, leo = load_best(maml_job.directory), load_best(leo_job.directory)
-    params, tasks = maml.held_out("test", 5)
+    params, tasks, _ = maml.held_out("test", 5)
     steps, generator = maml.config.EVAL_STEPS, maml.generator
     last = errors(maml.learner, tasks, steps)[:, -1]
     place = int(np.argsort(last)[len(last) // 2])

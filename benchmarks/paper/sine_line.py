@@ -104,7 +104,7 @@ def compare_families(maml_jobs: Sequence[Job], leo_jobs: Sequence[Job]) -> dict[
 
 def held_out(experiment: Experiment) -> HeldOut:
     """The first test tasks."""
-    params, tasks = experiment.held_out("test", SHOTS)
+    params, tasks, _ = experiment.held_out("test", SHOTS)
     count = min(SAMPLED_TASKS, len(params))
     support = Points(*(part[:count] for part in tasks.support))
     return HeldOut(support, tasks.query.x[:count], tasks.query.y[:count, :, 0], params[:count, 0] == 1)
@@ -174,7 +174,7 @@ def has_both_families(grid: np.ndarray, curves: np.ndarray) -> np.ndarray:
 
 def figure_of_test_tasks(leo: Experiment, grid: np.ndarray, samples: int) -> Figure:
     """The first test tasks, with both families among them; curves are coloured by the family that they are nearer to."""
-    params, tasks = leo.held_out("test", SHOTS)
+    params, tasks, _ = leo.held_out("test", SHOTS)
     chosen = [int(np.flatnonzero(params[:, 0] == family)[place]) for family, place in ((0, 0), (1, 0), (0, 1))]
     support = Points(*(part[chosen] for part in tasks.support))
     curves = sampled_on_grid(leo, support, grid, stream(leo.config.RANDOM_SEED, "samples", 6), samples)
