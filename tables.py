@@ -63,7 +63,7 @@ def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15
     values = rows.numbers([*inputs, target], [target])  # [N, D + 1]
     kept = np.flatnonzero(~np.isnan(values[:, -1]))
     if "" in rows.text[task]:
-        rows.refuse(rows.text[task].index(""), task, "no name", "that of a subject")
+        rows.refuse(rows.text[task].index(""), task, "an empty name", "a subject's")
     numbers: dict[str, int] = {}
     members = np.fromiter((numbers.setdefault(rows.text[task][row], len(numbers)) for row in kept.tolist()), np.int64)
     subjects = list(numbers)
