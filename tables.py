@@ -121,8 +121,7 @@ def given_split(rows: Rows, column: str, kept: Array, members: Array, subjects: 
 
 
 def random_split(count: int, shares: Shares, seed: int) -> Array:
-    """A random split [M] of `count` subjects, at least `FEWEST` for validation and for test."""
-    # numpy's own default generator: whoever wants to judge something else on the same split needs one line
+    """A random split [M] of `count` subjects, at least `FEWEST` for validation and for test; one line of numpy repeats it."""
     order = np.random.default_rng(seed).permutation(count)
     train, validation = (round(share / sum(shares) * count) for share in shares[:2])
     validation = max(FEWEST, validation)
@@ -270,9 +269,8 @@ class TableTaskGenerator(TaskGenerator):
         members = self._members(split)
         draws = np.repeat(np.flatnonzero(self.counts[members] > shots), 1 if self.in_order else self.repeats)  # [P]
         start, counts = self.start[members[draws]], self.counts[members[draws]]
-        support = np.tile(np.arange(shots), (len(draws), 1))
-        if not self.in_order:
-            support = distinct(counts, shots, stream(HELD_OUT_SEED, split, shots))
+        rng = stream(HELD_OUT_SEED, split, shots)
+        support = np.tile(np.arange(shots), (len(draws), 1)) if self.in_order else distinct(counts, shots, rng)
         free = np.ones(counts.sum(), bool)  # all points, draw after draw
         free[(counts.cumsum() - counts)[:, None] + support] = False
         points = _ranges(start, counts)[free]

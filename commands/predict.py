@@ -47,6 +47,8 @@ def predict(args: argparse.Namespace) -> int:
         directory, state, warning = load_run(args.predict, EXPERIMENTS, best=True)  # --output is for what is written
     experiment = build_from_checkpoint(args, directory, state)
     config = experiment.config
+    if experiment.record:
+        raise RunError(f"{directory} learned from a table (got --predict; expected a run on tasks from formulas)")
     points = read_points(args.points, config.INPUT_DIM)
     files = output_files(args.output or args.points.parent, args.points, config.INPUT_DIM)
     experiment.load(state)

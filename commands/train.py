@@ -120,6 +120,10 @@ def run(experiment: Experiment, signals: Signals) -> int:
     if experiment.complete:
         print_once(f"already complete: {manager.display_path} (raise EPOCHS to go on)")
         return 0
+    if data := experiment.record:
+        sizes = ", ".join(f"{count} {split}" for split, count in data["subjects"].items())
+        left_out = f" ({data['rows_without_target']} rows without a target left out)" if data["rows_without_target"] else ""
+        print_once(f"{data['rows']} measurements{left_out} of subjects: {sizes}; K = {config.SUPPORT_SAMPLES} support points")
     steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
     print_once(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.display_path}")
     experiment.prepare()
