@@ -69,7 +69,8 @@ MAY_CHANGE_ON_RESUME = {"EPOCHS", "DEVICE", "COMPILE", "LOG_INTERVAL", "VALIDATI
 SHARED = {  # what training, evaluation and the record read themselves, whatever the method and the family
     "RANDOM_SEED", "EPOCHS", "NUM_TASKS", "SUPPORT_SAMPLES", "QUERY_SAMPLES",
     "DEVICE", "COMPILE", "TASK_CHUNK", "LOG_INTERVAL", "CHECKPOINT_INTERVAL",
-} | {key for key in KEYS if key.startswith(("META_", "EVAL_", "VALIDATION_"))} - {"EVAL_REPEATS", "VALIDATION_SHARE"}  # fmt: skip
+    "VALIDATION_TASKS", "VALIDATION_INTERVAL", "EVAL_TASKS", "EVAL_QUERY_SAMPLES", "EVAL_STEPS", "EVAL_SHOTS",
+} | {key for key in KEYS if key.startswith("META_")}  # fmt: skip
 
 
 def defaults(method: str, tasks: str) -> dict[str, Any]:

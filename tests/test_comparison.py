@@ -203,7 +203,9 @@ def test_settings_that_tell_runs_of_a_method_apart_are_in_their_labels(make: Mak
 
 @pytest.mark.parametrize("key", sorted(set(SAME_METHOD) - {"RANDOM_SEED"}))
 def test_settings_without_an_effect_on_the_result_do_not_split_a_group(make: Make, key: str) -> None:
-    other = {"DEVICE": "cuda", "COMPILE": "never", "TASK_CHUNK": 5, "EVAL_SHOTS": (10,), "DATA": "a", "COLUMNS": ("y=b",)}.get(key, 7)
+    other = {"DEVICE": "cuda", "COMPILE": "never", "TASK_CHUNK": 5, "EVAL_SHOTS": (10,), "DATA": "a", "COLUMNS": ("y=b",)}.get(
+        key, 7
+    )
     assert labels(make("a"), make("b", RANDOM_SEED=1, **{key: other})) == ["MAML", "MAML"]
 
 
