@@ -75,8 +75,8 @@ def tasks_of_run(directory: Path, tasks: str, config: Config) -> TaskGenerator:
     return TASKS[tasks](dataclasses.replace(config, DATA=str(directory / "table.csv")) if config.DATA else config)
 
 
-def build(method: str, tasks: str, config: Config, generator: TaskGenerator) -> Experiment:
-    return Experiment(method, METHODS[method], tasks, generator, config)
+def build(method: str, tasks: str, config: Config, generator: TaskGenerator | None = None) -> Experiment:
+    return Experiment(method, METHODS[method], tasks, generator or TASKS[tasks](config), config)
 
 
 def load_run(text: str, output: Path, best: bool = False) -> tuple[Path, dict[str, Any], str]:
