@@ -71,6 +71,7 @@ SHARED = {  # what training, evaluation and the record read themselves, whatever
     "DEVICE", "COMPILE", "TASK_CHUNK", "LOG_INTERVAL", "CHECKPOINT_INTERVAL",
     "VALIDATION_TASKS", "VALIDATION_INTERVAL", "EVAL_TASKS", "EVAL_QUERY_SAMPLES", "EVAL_STEPS", "EVAL_SHOTS",
 } | {key for key in KEYS if key.startswith("META_")}  # fmt: skip
+SIZES = {"table": {"EVAL_TASKS", "EVAL_QUERY_SAMPLES", "VALIDATION_TASKS"}}  # of these a table has its own
 
 
 def defaults(method: str, tasks: str) -> dict[str, Any]:
@@ -103,4 +104,4 @@ def readers() -> dict[str, set[str]]:
 
 def unused(method: str, tasks: str) -> set[str]:
     """The keys without an effect on a method and a task family."""
-    return set(KEYS) - SHARED - keys_read(method) - keys_read(tasks)
+    return set(KEYS) - (SHARED - SIZES.get(tasks, set())) - keys_read(method) - keys_read(tasks)

@@ -301,6 +301,7 @@ BAD = [
     (lambda rows: rows, ["--columns", "split=task"], ["'task' twice"]),
     (lambda rows: rows, ["--set", "INPUT_DIM=2"], ["INPUT_DIM follows from the tasks", "expected 1"]),
     (lambda rows: rows, ["--set", "NOISE_STD=1"], ["NOISE_STD has no effect", "expected with sinusoid"]),
+    (lambda rows: rows, ["--set", "EVAL_TASKS=9"], ["EVAL_TASKS has no effect"]),
     (lambda rows: rows, ["--tasks", "sinusoid"], ["has no effect", "expected with table"]),
     (lambda rows: rows, ["--set", "NUM_TASKS=100"], ["NUM_TASKS follows from the tasks", "expected 7"]),
     (lambda rows: rows, ["--set", "SUPPORT_SAMPLES=50"], ["too few validation subjects for K = 50", "at least 2"]),
