@@ -49,7 +49,7 @@ def system_report() -> dict[str, Any]:
         "gpu": gpus,
         "cuda": torch.version.cuda,
         "threads": {"torch": torch.get_num_threads(), "interop": torch.get_num_interop_threads()},
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: metadata.version(name) for name in LIBRARIES} | {"torch": str(torch.__version__)},  # with its build
         "variables": {name: os.environ[name] for name in REPORTED_VARIABLES if name in os.environ},
     }
 
