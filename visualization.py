@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dataset import Published
-from drawing import drawable_text, figure_function, limits, log_scale
+from runtime.drawing import drawable_text, figure_function, limits, log_scale
 from runtime.text import columns as text_columns
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in this order also by lightness

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from analysis.comparison import mean_and_interval, shown_steps
 from dataset import Published
-from drawing import figure_function, limits
+from runtime.drawing import figure_function, limits
 from visualization import (
     BLACK,
     BLUE,

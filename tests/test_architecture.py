@@ -16,13 +16,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # level a file may import files that stand before it, within a folder any circle-free order will do.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("config", "dataset"),
-    ("learner", "runtime", "tables", "drawing", "visualization"),
+    ("learner", "runtime", "tables", "visualization"),
     ("maml", "leo", "methods", "evaluation", "meta_step", "trainer", "results_manager", "analysis"),
     ("registry",),
     ("experiment",),
     ("commands",),
     ("main",),
 )
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
 METHODS = {"maml", "leo"}
 FOLDERS = ("analysis", "commands", "methods", "runtime")
 FILES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))])
@@ -32,7 +38,7 @@ ROOMS = [room for level in LEVELS for room in level]
 MAX_FILE, MAX_FUNCTION, MAX_TOTAL, MAX_TOP_LEVEL = 300, 40, 5500, 15
 
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
-PLOTS = {"matplotlib", "drawing", "visualization", "analysis.figures"}
+PLOTS = {"matplotlib", "runtime.drawing", "visualization", "analysis.figures"}
 DISK = {"pathlib", "io", "shelve", "tempfile", "zipfile", "pickle", "json"}
 REFUSED = {  # imports that a module or folder must not have, however deep inside a function
     "config": {"torch", "numpy"},
@@ -44,18 +50,19 @@ REFUSED = {  # imports that a module or folder must not have, however deep insid
     "meta_step": {*DISK, *PLOTS, *TENSORBOARD, "config"},
     "trainer": {*DISK, *PLOTS, *TENSORBOARD, "config"},
     "evaluation": {*DISK, *PLOTS, *TENSORBOARD, "config", "trainer", "meta_step"},
-    "drawing": {"torch", "os", *DISK, "matplotlib.pyplot", "pylab"},
+    "runtime.drawing": {"torch", "os", *DISK, "matplotlib.pyplot", "pylab"},
     "tables": {"torch", "os", *PLOTS, *TENSORBOARD, "learner", "config"},
     "visualization": {"torch", "os", *DISK, "matplotlib.pyplot", "pylab"},
     "analysis": {"torch", "os", "matplotlib.pyplot", "pylab", *TENSORBOARD},
     "analysis.figures": DISK,
-    "runtime": {"learner", *PLOTS},
+    "runtime": {"learner", "visualization", "analysis"},
     "results_manager": {"matplotlib.pyplot", "learner", "trainer"},
     "experiment": {"matplotlib", *TENSORBOARD},
     "commands": {"matplotlib.pyplot", *TENSORBOARD},
     "registry": {"matplotlib", "trainer", *TENSORBOARD},
     "main": {"matplotlib"},
 }
+REFUSED |= {name: {"matplotlib"} for name in OURS if name.startswith("runtime.") and name != "runtime.drawing"}
 NO_DISK = (
     "dataset",
     "learner",
@@ -64,7 +71,7 @@ NO_DISK = (
     "meta_step",
     "trainer",
     "evaluation",
-    "drawing",
+    "runtime.drawing",
     "visualization",
     "analysis.figures",
 )
@@ -93,10 +100,6 @@ def imported_names(text: str) -> set[str]:
 
 def imports(module: str) -> set[str]:
     return imported_names(source(module))
-
-
-def room(name: str) -> str:
-    return name.split(".")[0]
 
 
 def upward(module: str, names: set[str]) -> set[str]:

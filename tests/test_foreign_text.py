@@ -20,12 +20,12 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-import drawing
 from analysis.comparison import Comparison, Entry, compare_entries
 from analysis.figures import error_against_gradients, error_against_shots, prediction_curves, sample_bundle
 from analysis.text_tables import csv_table, markdown_table, text_table
-from drawing import drawable_text, figure_function, show_plainly
 from results_manager import ExperimentManager
+from runtime import drawing
+from runtime.drawing import drawable_text, figure_function, show_plainly
 from runtime.processes import print_once
 from runtime.storage import figure_bytes
 from runtime.text import UNPRINTABLE, columns, padded, printable

@@ -24,7 +24,7 @@ from analysis.comparison import mean_and_interval, shown_steps
 from analysis.figures import error_against_gradients, error_against_shots, prediction_curves, run_figures, sample_bundle
 from analysis.text_tables import results_table
 from dataset import Published
-from drawing import limits
+from runtime.drawing import limits
 from runtime.storage import figure_bytes
 from visualization import (
     adaptive_learning,
