@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     parser = Parser(prog="main.py", description="Gradient-based meta-learning for few-shot regression.", allow_abbrev=False)
-    parser.add_argument("--method", choices=list(METHODS), help="default: maml")
+    parser.add_argument("--method", choices=list(METHODS), nargs="+", help="one, or several to choose from; default: maml")
     parser.add_argument("--tasks", choices=list(TASKS), help="task family; default: sinusoid")
     parser.add_argument("--data", metavar="FILE.csv", help="tasks from a table: a row for each measurement of a subject")
     parser.add_argument(
@@ -95,6 +95,10 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
         if "RANK" in os.environ:
             raise RunError("--seeds runs in one process (got several; expected one launch for each seed)")
     args.seeds = None if args.seeds is None else seed_list(args.seeds)
+    args.methods, args.method = args.method or [], (args.method or [None])[0]
+    if len(args.methods) > 1 and (args.action != "train" or "RANK" in os.environ or len(set(args.methods)) < len(args.methods)):
+        got = " ".join(args.methods)
+        raise RunError(f"several methods are trained one after another, anew (got --method {got}; expected one here)")
     return args
 
 

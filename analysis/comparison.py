@@ -37,6 +37,8 @@ SAME_METHOD = (
     "EVAL_SHOTS",
 )
 
+VALIDATION_KEYS = ("SUPPORT_SAMPLES", "VALIDATION_TASKS", "EVAL_QUERY_SAMPLES")  # say what the validation error is the error of
+
 
 class Run(NamedTuple):
     directory: Path
@@ -46,6 +48,7 @@ class Run(NamedTuple):
     params: np.ndarray  # of the test functions, [T, F]
     errors: dict[int, np.ndarray]  # shots -> [T, S+1]
     data: Mapping[str, Any]  # of tasks from a table: the digests of its measurements and of its splits
+    validation: float = math.nan  # the lowest mean error on validation tasks, of the checkpoint that was judged
 
 
 class Entry(NamedTuple):
@@ -83,6 +86,7 @@ class Comparison(NamedTuple):
 
     errors: dict[int, dict[str, np.ndarray]]  # shots -> label -> [R, T, S+1], R seeds
     rows: list[Row]  # by shots, then gradients, then group
+    choice: str = ""  # which group to use, in one line
 
     @property
     def labels(self) -> list[str]:
@@ -125,6 +129,24 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
         seen[identity] = run.directory
         result.append(Entry(label, run.errors))
     return result
+
+
+def choice(runs: Sequence[Run]) -> str:
+    """Which of several methods to use: the one with the lowest validation error, as a choice by test errors would spoil them.
+
+    Empty where there is one method, or where validation errors can't be compared.
+    """
+    by_label: dict[str, list[Run]] = {}
+    for run, entry in zip(runs, entries(runs), strict=True):
+        by_label.setdefault(entry.label, []).append(run)
+    measured = {tuple(run.config[key] for key in VALIDATION_KEYS) for run in runs}
+    means = {label: float(np.mean([run.validation for run in group])) for label, group in by_label.items()}
+    if len(means) < 2 or len(measured) > 1 or not all(map(math.isfinite, means.values())):
+        return ""
+    first, *others = sorted(means, key=means.__getitem__)
+    best = min(by_label[first], key=lambda run: run.validation)
+    rest = ", ".join(f"{label} {means[label]:.4g}" for label in others)
+    return f"lowest validation error: {first} {means[first]:.4g} ({rest}); the run to use is {best.directory.name}"
 
 
 # ---- statistics

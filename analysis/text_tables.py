@@ -100,4 +100,5 @@ def _notes(comparison: Comparison) -> list[str]:
     return [
         f"+- are 95% intervals: over {comparison.rows[0].tasks} test tasks (these trained networks), and over seeds.",
         f"Differences to {printable(comparison.labels[0])} are taken task by task; in words where their interval excludes 0.",
+        *([printable(comparison.choice)] if comparison.choice else []),
     ]

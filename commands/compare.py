@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.comparison import Comparison, Run, compare_entries, entries, mean_and_interval
+from analysis.comparison import Comparison, Run, choice, compare_entries, entries, mean_and_interval
 from analysis.figures import error_against_gradients, error_against_shots
 from analysis.text_tables import csv_table, markdown_table, text_table
 from commands.runs import runs_folder, tasks_of_run
@@ -34,7 +35,7 @@ def compare(args: argparse.Namespace) -> int:
 def compare_runs(directories: Sequence[Path], output: Path) -> None:
     """Print the comparison of finished runs, and write it into a new directory under `output`."""
     runs = [read_run(directory) for directory in directories]
-    comparison = compare_entries(entries(runs))
+    comparison = compare_entries(entries(runs))._replace(choice=choice(runs))
     print_once(text_table(comparison))
     directory = new_directory(output, "Comparison")
     title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
@@ -54,13 +55,15 @@ def read_run(directory: Path) -> Run:
         config = Config.resolve(report["config"]).to_dict()
         method, tasks, data = str(metrics["method"]), str(report["tasks"]), dict(report.get("data", {}))
         num_tasks = int(metrics["evaluation"]["num_tasks"]) if data else config["EVAL_TASKS"]
+        last = [record["mse"][-1] for record in metrics.get("validation", [])]
+        validation = min((float(error) for error in last if error is not None), default=math.nan)
         wanted = {int(shots): len(result["mse"]) for shots, result in metrics["evaluation"]["shots"].items()}
     except ConfigError as error:
         raise RunError(f"{directory / 'full_report.json'}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{directory} has a damaged record (got {type(error).__name__}; expected that of a run)") from None
     params, errors = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
-    return Run(directory, method, tasks, config, params, errors, data)
+    return Run(directory, method, tasks, config, params, errors, data, validation)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

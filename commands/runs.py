@@ -60,6 +60,9 @@ def settle(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, C
     changes = overrides(args)
     method, data = args.method or "maml", (given | changes).get("DATA")
     tasks = args.tasks or ("table" if data else "sinusoid")
+    for key in changes.keys() & unused(method, tasks):
+        if any(key not in unused(other, tasks) for other in args.methods):
+            del changes[key]  # it is meant for another one of several methods
     config = Config.resolve(defaults(method, tasks), given, changes)
     check_effect(method, tasks, changes)
     generator = TASKS[tasks](config)

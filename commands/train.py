@@ -25,8 +25,8 @@ from trainer import Diverged
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train anew, or each of several seeds; returns the exit code."""
-    return train_run(args)[0] if args.seeds is None else train_seeds(args)
+    """Train one run, or one after another of several methods and seeds; returns the exit code."""
+    return train_run(args)[0] if args.seeds is None and len(args.methods) < 2 else train_several(args)
 
 
 def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any] | None]:
@@ -146,22 +146,27 @@ def run(experiment: Experiment, signals: Signals) -> int:
     return 0
 
 
-def train_seeds(args: argparse.Namespace) -> int:
-    """A run for each seed, one after another, and then all side by side; the first that fails ends it."""
-    first, output = argparse.Namespace(**vars(args) | {"seed": str(args.seeds[0])}), runs_folder(args)
-    method, _, config, generator = settle(first, load_settings(args.config) if args.config else {})
-    stem = f"{method.upper()}_{generator.name}"
-    if config.DATA and config.SPLIT_SEED < 0:
-        args.set = [*args.set, f"SPLIT_SEED={args.seeds[0]}"]  # one split for all: errors are compared subject by subject
-    names = {seed: f"{args.name}-seed{seed}" if args.name else None for seed in args.seeds}
-    for name in names.values():
-        if name and (output / f"{stem}_{name}").exists():
-            raise RunError(f"{output / f'{stem}_{name}'} exists (got --name {args.name}; expected a new name)")
+def train_several(args: argparse.Namespace) -> int:
+    """A run for each method and seed, one after another, and then all side by side; the first that fails ends it."""
+    output, plans = runs_folder(args), []
+    for method in args.methods or [None]:
+        for seed in args.seeds or [args.seed]:
+            suffix = "" if args.seeds is None else f"-seed{seed}"
+            changed = {"method": method, "seed": seed if seed is None else str(seed), "name": args.name and args.name + suffix}
+            plans.append(argparse.Namespace(**vars(args) | changed))
+            if seed == (args.seeds or [args.seed])[0]:  # settings of each method are found good before the first run
+                name, _, config, generator = settle(plans[-1], load_settings(args.config) if args.config else {})
+            directory = output / f"{name.upper()}_{generator.name}_{plans[-1].name}"
+            if args.name and directory.exists():
+                raise RunError(f"{directory} exists (got --name {args.name}; expected a new name)")
+    if config.DATA and config.SPLIT_SEED < 0 and args.seeds:  # one split for all: errors are compared subject by subject
+        for plan in plans:
+            plan.set = [*args.set, f"SPLIT_SEED={args.seeds[0]}"]
     runs: list[Path] = []
-    for seed, name in names.items():
-        code, directory = train_run(argparse.Namespace(**vars(args) | {"seed": str(seed), "name": name}))
-        if code or directory is None:
+    for plan in plans:
+        code, run_directory = train_run(plan)
+        if code or run_directory is None:
             return code
-        runs.append(directory)
+        runs.append(run_directory)
     compare_runs(runs, output)
     return 0

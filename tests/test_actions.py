@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 from pathlib import Path
@@ -260,3 +261,66 @@ def test_a_prediction_that_makes_no_sense_is_refused(argv: list[str], runs: Path
     before = files(runs)
     assert main.main([*argv, "--output", str(runs)]) == 2
     assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and files(runs) == before
+
+
+# ---- several methods
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with tiny runs of two methods and two seeds on a table, one after another."""
+    output = tmp_path_factory.mktemp("several")
+    columns = ["--columns", "task=Chick", "x=Time", "y=weight"]
+    about = [
+        "--data",
+        str(ROOT / "examples" / "chicks.csv"),
+        *columns,
+        "--output",
+        str(output),
+        "--name",
+        "t",
+        "--seeds",
+        "1-2",
+    ]
+    sizes = {"EPOCHS": 3, "HIDDEN_DIM": 4, "EVAL_STEPS": 1, "EVAL_REPEATS": 1, "VALIDATION_INTERVAL": 1, "COMPILE": "never"}
+    sizes |= {"LEO_LATENT_DIM": 3, "INNER_STEPS": 1}
+    settings = [text for key, value in sizes.items() for text in ("--set", f"{key}={value}")]
+    assert main.main(["--method", "r2d2", "leo", *about, *settings]) == 0
+    return output
+
+
+def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen: Path) -> None:
+    runs = {f"{method}_Table_t-seed{seed}" for method in ("R2D2", "LEO") for seed in (1, 2)}
+    assert {path.name for path in chosen.iterdir()} - runs == {path.name for path in chosen.glob("Comparison_*")}
+    assert {json.loads((chosen / run / "config.json").read_text())["SPLIT_SEED"] for run in runs} == {1}
+    (found,) = chosen.glob("Comparison_*")
+    assert {(row["group"], row["seeds"]) for row in table(found / "comparison.csv")} == {("R2D2", "2"), ("LEO", "2")}
+
+
+def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: Path) -> None:
+    lowest = {}
+    for run in chosen.glob("*_Table_*"):
+        history = json.loads((run / "metrics.json").read_text())["validation"]
+        lowest[run.name] = min(record["mse"][-1] for record in history)
+    means = {name: sum(lowest[f"{name}_Table_t-seed{seed}"] for seed in (1, 2)) / 2 for name in ("R2D2", "LEO")}
+    best = min(means, key=means.__getitem__)
+    run = min((name for name in lowest if name.startswith(best)), key=lowest.__getitem__)
+    (found,) = chosen.glob("Comparison_*/comparison.md")
+    assert f"lowest validation error: {best} {means[best]:.4g}" in found.read_text()
+    assert found.read_text().rstrip().endswith(run)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--method", "leo", "leo"],
+        ["--method", "leo", "maml", "--resume", "latest"],
+        ["--method", "leo", "maml", "--predict", "latest", "--points", "docs/points.csv"],
+        ["--method", "leo", "maml", "--set", "NO_SUCH=1"],
+        ["--method", "maml", "anil", "--set", "LEO_LATENT_DIM=3"],
+    ],
+    ids=" ".join,
+)
+def test_several_methods_where_they_make_no_sense_are_refused(argv: list[str], tmp_path: Path) -> None:
+    assert main.main([*argv, "--output", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
