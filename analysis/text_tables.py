@@ -60,21 +60,21 @@ def csv_table(comparison: Comparison) -> str:
 
 def text_table(comparison: Comparison) -> str:
     """The comparison after 0, 1, 5 and the last gradient for a terminal."""
-    cells = [list(HEADER), *_cells(comparison)]
+    cells = [list(HEADER), *comparison_cells(comparison)]
     widths = [max(columns(line[column]) for line in cells) for column in range(len(HEADER))]
     lines = ["  ".join(padded(cell, width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     for place in range(len(cells) - 1, 0, -1):
         if cells[place][0] != cells[place - 1][0]:  # another K begins
             lines.insert(place, "  ".join("-" * width for width in widths))
-    return "\n".join([*lines, *_notes(comparison)])
+    return "\n".join([*lines, *comparison_notes(comparison)])
 
 
 def markdown_table(comparison: Comparison, title: str = "") -> str:
     """The same table in Markdown, where no name is taken for markup."""
     lines = [f"# {_unmarked(title)}", ""] if title else []
     lines += [f"| {' | '.join(HEADER)} |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(map(_unmarked, line)) + " |" for line in _cells(comparison)]
-    return "\n".join([*lines, "", *(f"* {_unmarked(note)}" for note in _notes(comparison))]) + "\n"
+    lines += ["| " + " | ".join(map(_unmarked, line)) + " |" for line in comparison_cells(comparison)]
+    return "\n".join([*lines, "", *(f"* {_unmarked(note)}" for note in comparison_notes(comparison))]) + "\n"
 
 
 def _unmarked(text: str) -> str:
@@ -85,7 +85,8 @@ def _unmarked(text: str) -> str:
 HEADER = ("K", "gradients", "method", "mean squared error", "seeds", "over seeds", "minus the first", "in words")
 
 
-def _cells(comparison: Comparison) -> list[list[str]]:
+def comparison_cells(comparison: Comparison) -> list[list[str]]:
+    """The rows of a comparison's table under `HEADER`, after 0, 1, 5 and the last gradient."""
     result = []
     for row in comparison.rows:
         error, over_seeds = f"{row.mean:.4g} +- {row.ci_tasks:.2g}", f"+- {row.ci_seeds:.2g}" if row.seeds > 1 else ""
@@ -96,7 +97,8 @@ def _cells(comparison: Comparison) -> list[list[str]]:
     return [line for line, row in zip(result, comparison.rows, strict=True) if row.gradients in steps]
 
 
-def _notes(comparison: Comparison) -> list[str]:
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """What the table's numbers mean, a line each; the last one says which of several methods to use."""
     return [
         f"+- are 95% intervals: over {comparison.rows[0].tasks} test tasks (these trained networks), and over seeds.",
         f"Differences to {printable(comparison.labels[0])} are taken task by task; in words where their interval excludes 0.",

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.comparison import Comparison, Run, choice, compare_entries, entries, mean_and_interval
 from analysis.figures import error_against_gradients, error_against_shots
+from analysis.report_page import comparison_page
 from analysis.text_tables import csv_table, markdown_table, text_table
 from commands.runs import runs_folder, tasks_of_run
 from config import Config, ConfigError
@@ -117,6 +118,8 @@ def write(directory: Path, comparison: Comparison, title: str = "Comparison", re
     contents = {"comparison.md": markdown_table(comparison, title).encode(), "comparison.csv": csv_table(comparison).encode()}
     for name, figure in draw(comparison, title, reference).items():
         contents |= {f"{name}.{suffix}": figure_bytes(figure, suffix) for suffix in ("png", "pdf")}
+    pictures = {name.removesuffix(".png"): data for name, data in contents.items() if name.endswith(".png")}
+    contents["report.html"] = comparison_page(comparison, title, pictures)
     for name, data in contents.items():
         write_atomically(directory / name, data)
     return [directory / name for name in contents]

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 import numpy as np
 
 from analysis.comparison import mean_and_interval
 from analysis.figures import run_figures
+from analysis.report_page import run_page
 from analysis.text_tables import results_table
 from commands.runs import reopen
+from config import Config
 from dataset import Points, stream
 from evaluation import held_out_errors, predict, sample
 from experiment import Experiment, history_arrays
+from registry import defaults
 from runtime.errors import RunError
 from runtime.processes import print_once
-from runtime.storage import read_checkpoint
+from runtime.storage import read_checkpoint, write_atomically
 
 SAMPLES = 100  # of a stochastic method, for each task of a figure
+FIGURES = ("task_predictions", "adaptive_learning", "performance", "samples", "training_curves", "latent_space")  # of the page
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
 
 
@@ -56,6 +61,22 @@ def finish(experiment: Experiment) -> None:
     for line in table.splitlines():
         manager.log(line)
     experiment.report("complete", {"results": evaluation, "timing": metrics["performance"]})
+    manager.attempt("report.html", lambda: write_page(experiment))
+
+
+def write_page(experiment: Experiment) -> None:
+    """The record and the figures as a page for people, named in the last line of a run."""
+    manager, generator, values = experiment.manager, experiment.generator, experiment.config.to_dict()
+    report = json.loads((manager.directory / "full_report.json").read_bytes())
+    layers = defaults(experiment.method, experiment.tasks), generator.defaults(), generator.facts()
+    usual = Config.resolve(*layers).to_dict()
+    changed = {key: (value, usual[key]) for key, value in values.items() if value != usual[key]}
+    figures = {
+        path.stem: path.read_bytes() for name in FIGURES if (path := manager.directory / "plots" / f"{name}.png").exists()
+    }
+    page = run_page(report, manager.display_path, generator.published, changed, figures)
+    write_atomically(manager.directory / "report.html", page)
+    print_once(f"report: {manager.display_path}/report.html")
 
 
 def judge(experiment: Experiment) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -68,7 +68,7 @@ def test_seeds_that_make_no_sense_are_refused(text: str) -> None:
 def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs: Path) -> None:
     assert {path.name for path in runs.glob("MAML*")} == {"MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"}
     (found,) = runs.glob("Comparison_*")
-    assert set(files(found)) == {"comparison.md", "comparison.csv"} | {
+    assert set(files(found)) == {"comparison.md", "comparison.csv", "report.html"} | {
         f"comparison_{name}.{suffix}" for name in ("gradients", "shots") for suffix in ("png", "pdf")
     }
     rows = table(found / "comparison.csv")
@@ -308,6 +308,8 @@ def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: P
     (found,) = chosen.glob("Comparison_*/comparison.md")
     assert f"lowest validation error: {best} {means[best]:.4g}" in found.read_text()
     assert found.read_text().rstrip().endswith(run)
+    page = found.with_name("report.html").read_text()
+    assert 0 < page.index("lowest validation error") < page.index("over seeds") and page.count("lowest validation error") == 1
 
 
 @pytest.mark.parametrize(
