@@ -97,6 +97,10 @@ class TaskGenerator(ABC):
     def examples(self, count: int, shots: int) -> tuple[Array, Points]:
         """At most `count` tasks for figures, the same in every run: `params` [T, F] and their support points."""
 
+    def measurements(self, split: str) -> list[Points] | None:
+        """All points of each task of a split, where there are no others; None where they can be drawn without end."""
+        return None
+
     def truth(self, params: Array, x: Array) -> Array | None:
         """Noise-free values [..., N, 1] of the tasks `params` [..., F] at `x` [..., N, D]; None where nobody knows them."""
         return None

@@ -76,9 +76,8 @@ def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15
     about = (*names[:-1], split or "split"), *scale, len(rows.lines) - len(kept)
     table = Table(subjects, start, values, splits, *about, hashlib.sha256(path.read_bytes()).hexdigest())
     for row, column in np.argwhere(~(np.abs(table.scaled()) <= MAX_NUMBER))[:1].tolist():
-        rows.refuse(
-            kept[row], names[1 + column], f"{values[row, column]:g}", f"at most {MAX_NUMBER:g} times the training range"
-        )
+        expected = f"at most {MAX_NUMBER:g} times the training range"
+        rows.refuse(kept[row], names[1 + column], f"{values[row, column]:g}", expected)
     return table
 
 
@@ -114,9 +113,8 @@ def given_split(rows: Rows, column: str, kept: Array, members: Array, subjects: 
     splits = np.zeros(len(subjects), np.int64)
     splits[members[::-1]] = found[::-1]  # the first row of each subject decides
     for place in np.flatnonzero(splits[members] != found)[:1].tolist():
-        subject = members[place]
-        got = f"{SPLITS[found[place]]} for subject {subjects[subject][:40]!a}"
-        rows.refuse(kept[place], column, got, f"{SPLITS[splits[subject]]} as in its first row")
+        got = f"{SPLITS[found[place]]} for subject {subjects[members[place]][:40]!a}"
+        rows.refuse(kept[place], column, got, f"{SPLITS[splits[members[place]]]} as in its first row")
     return splits
 
 
@@ -236,12 +234,15 @@ class TableTaskGenerator(TaskGenerator):
             "unit": table.unit.tolist(),
         } | dict(zip(("points_sha256", "splits_sha256"), digests, strict=True))
 
-    def _members(self, split: str) -> Array:
-        return np.flatnonzero(self.table.split == SPLITS.index(split))
+    def _members(self, split: str, shots: int = 0) -> Array:
+        return np.flatnonzero((self.table.split == SPLITS.index(split)) & (self.counts > shots))
+
+    def measurements(self, split: str) -> list[Points] | None:
+        x, y = (np.split(part, self.start[1:]) for part in (self.x, self.y))
+        return [Points(x[member], y[member]) for member in self._members(split)]
 
     def split(self, name: str, size: int, seed: int, shots: int = 0) -> Array:
-        members = self._members(name)
-        usable = members[self.counts[members] > shots]
+        usable = self._members(name, shots)
         if len(usable) < FEWEST:
             got, expected = f"{len(usable)} with more than {shots} points", f"at least {FEWEST}, or a smaller K"
             raise RunError(f"the table has too few {name} subjects for K = {shots} (got {got}; expected {expected})")
@@ -258,8 +259,7 @@ class TableTaskGenerator(TaskGenerator):
         again = shots + (rng.random((len(short), queries)) * (counts[short, None] - shots)).astype(np.int64)
         picked[short, shots:] = np.take_along_axis(picked[short], again, 1)
         rows = (self.start[subjects, None] + picked).reshape(*params.shape[:-1], -1)  # [..., K + Q]
-        support, query = rows[..., :shots], rows[..., shots:]
-        return Task(Points(self.x[support], self.y[support]), Points(self.x[query], self.y[query]))
+        return Task(*(Points(self.x[part], self.y[part]) for part in np.split(rows, [shots], axis=-1)))
 
     def held_out(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
         """All subjects of the split and all their points, for each of `repeats` draws of the support.
