@@ -218,12 +218,18 @@ def binned_median(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, 
 
 
 @figure_function
-def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference: Published, title: str) -> Figure:
+def adaptive_learning(
+    results: Mapping[int, Mapping[str, np.ndarray]],
+    reference: Published,
+    title: str,
+    yardsticks: Mapping[int, tuple[str, float]] | None = None,
+) -> Figure:
     """Mean error against support gradients, with 95% intervals over tasks, for each K.
 
     Args:
         results: shots -> {"mse": [S+1], "ci95": [S+1]}.
         reference: shots -> gradients -> published mean, drawn as crosses.
+        yardsticks: shots -> name and mean error of the best one, drawn as a dashed line.
     """
     figure, axes = figure_grid(1, 1, 5.6, 4.6)
     axis = axes[0, 0]
@@ -237,6 +243,9 @@ def adaptive_learning(results: Mapping[int, Mapping[str, np.ndarray]], reference
         if published := reference.get(count):
             label = f"Finn et al. 2017, K = {count}"
             axis.plot(list(published), list(published.values()), "x", color=colour, ms=9, mew=2, label=label)
+        if yardsticks and count in yardsticks:
+            name, error = yardsticks[count]
+            axis.axhline(error, color=colour, ls=(0, (4, 2)), lw=1.2, label=f"{name}, K = {count}")
     axis.set(xlabel="gradients taken on the support set", ylabel="mean squared error on query points", title=title)
     log_scale(axis)
     axis.grid(alpha=0.25, lw=0.5, which="both")

@@ -39,6 +39,8 @@ SAME_METHOD = (
 
 VALIDATION_KEYS = ("SUPPORT_SAMPLES", "VALIDATION_TASKS", "EVAL_QUERY_SAMPLES")  # say what the validation error is the error of
 
+Errors = dict[int, np.ndarray]
+
 
 class Run(NamedTuple):
     directory: Path
@@ -46,9 +48,10 @@ class Run(NamedTuple):
     tasks: str  # the task family
     config: dict[str, Any]  # of its last evaluation
     params: np.ndarray  # of the test functions, [T, F]
-    errors: dict[int, np.ndarray]  # shots -> [T, S+1]
+    errors: Errors  # shots -> [T, S+1]
     data: Mapping[str, Any]  # of tasks from a table: the digests of its measurements and of its splits
     validation: float = math.nan  # the lowest mean error on validation tasks, of the checkpoint that was judged
+    yardsticks: Mapping[str, Errors] = {}  # by name: shots -> [T]
 
 
 class Entry(NamedTuple):
@@ -149,6 +152,16 @@ def choice(runs: Sequence[Run]) -> str:
     return f"lowest validation error: {first} {means[first]:.4g} ({rest}); the run to use is {best.directory.name}"
 
 
+def yardstick_entries(runs: Sequence[Run]) -> list[Entry]:
+    """What the runs' yardsticks reach, each once: runs on the same test tasks have the same ones."""
+    found: dict[str, Errors] = {}
+    length = max(values.shape[1] for run in runs for values in run.errors.values())
+    for run in runs:
+        for name, errors in run.yardsticks.items():
+            found.setdefault(name, {}).update({shots: np.tile(values[:, None], length) for shots, values in errors.items()})
+    return [Entry(name, errors) for name, errors in found.items()]
+
+
 # ---- statistics
 
 
@@ -207,6 +220,20 @@ def mean_and_interval(errors: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
         spread = 1.96 * errors.std(0, ddof=1) / np.sqrt(len(errors))
         return {"mse": errors.mean(0), "ci95": spread, "median": np.median(errors, 0)}
+
+
+def relative_difference(own: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """By what part the root of `own`'s mean is above that of `other`'s, paired by task [T] each: the estimate, a 95% interval.
+
+    The interval is Student's around the logarithm of the ratio, whose standard error is that of its linear approximation
+    (delta method). NaN where an error is not finite or the means are 0.
+    """
+    with np.errstate(all="ignore"):
+        means = own.mean(), other.mean()
+        error = (own / means[0] - other / means[1]).std(ddof=1) / math.sqrt(len(own))
+        ratio = np.log(means[0] / means[1])
+        centre, low, high = np.expm1((ratio + t_quantile(len(own) - 1) * error * np.array([0, -1, 1])) / 2).tolist()
+    return centre, low, high
 
 
 def shown_steps(last: int) -> list[int]:

@@ -240,6 +240,15 @@ def _judged_errors(arrays: Arrays) -> dict[int, np.ndarray]:
     }
 
 
+def best_yardsticks(arrays: Arrays) -> dict[int, tuple[str, float]]:
+    """The name and the mean error of the best yardstick for each K."""
+    result = {}
+    for name in [name for name in arrays if name.startswith("yardstick_errors_")]:
+        means = np.nanmean(arrays[name], axis=1)
+        result[int(name.split("_")[2])] = (str(arrays["yardsticks"][means.argmin()]), float(means.min()))
+    return result
+
+
 def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], reference: Published, title: str) -> dict[str, Figure]:
     """Every figure of a run, by file name, from the arrays of plots/data.npz.
 
@@ -259,7 +268,7 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     result = {
         "training_curves": training_curves(train, validation, f"{title}: learning to learn"),
         "performance": performance_over_tasks(final, params, param_names, shots, reference, about),
-        "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting"),
+        "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting", best_yardsticks(arrays)),
     }
     if "grid" in arrays:
         about = f", error before → after {gradients(last)}" if "grid_truth" in arrays else ""

@@ -9,7 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.comparison import Comparison, Row, shown_steps
+import numpy as np
+
+from analysis.comparison import Comparison, Row, relative_difference, shown_steps
 from dataset import Published
 from runtime.text import columns, padded, printable
 
@@ -35,6 +37,10 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
         if "rmse" in result:
             cells = [f"{result['rmse'][step]:.4g}" for step in steps]
             lines.append("    rmse  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        for name, found in evaluation.get("yardsticks", {}).items():
+            error, half, rmse = (math.nan if (v := found[count].get(key)) is None else v for key in ("mse", "ci95", "rmse"))
+            own_unit = f", rmse {rmse:.4g}" if "rmse" in found[count] else ""
+            lines.append(f"          {error:.4g} +- {half:.2g}{own_unit}: {name}")
     left_out = [
         f"{result['left_out']} at K = {count}" for count, result in evaluation["shots"].items() if result.get("left_out")
     ]
@@ -44,7 +50,28 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
         lines.append("errors are in standard deviations of the training subjects' target, squared; rmse is in its own unit")
     if evaluation["diverged"]:
         lines.append(f"{evaluation['diverged']} test tasks diverged")
+    lines += [evaluation["verdict"]] if "verdict" in evaluation else []
     return "\n".join(lines)
+
+
+def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scale: float, target: str, shots: int) -> str:
+    """Whether meta-learning was worth it, in a line: root mean squared errors in the target's own unit, and their difference.
+
+    Args:
+        own: each test task's mean squared error [T] after the last gradient, in units of `scale`, squared.
+        others: the same of every yardstick; compared is the one with the lowest mean, chosen on these same tasks.
+    """
+    best = min(others, key=lambda name: float(others[name].mean()))
+    change, low, high = (100 * value for value in relative_difference(own, others[best]))
+    words = "which can't be compared"
+    if low > 0 or high < 0:
+        ends = sorted([abs(low), abs(high)])
+        words = f"{abs(change):.0f}% {'lower' if change < 0 else 'higher'}, interval {ends[0]:.0f} to {ends[1]:.0f}%"
+    elif low <= 0 <= high:
+        words = f"not distinguishable, interval {low:+.0f} to {high:+.0f}%"
+    with np.errstate(over="ignore", invalid="ignore"):
+        roots = [f"{name} {scale * np.sqrt(errors.mean()):.3g}" for name, errors in ((method, own), (best, others[best]))]
+    return f"{printable(target)}, root mean squared error at K = {shots}: {roots[0]}, {roots[1]}: {words}"
 
 
 def csv_table(comparison: Comparison) -> str:

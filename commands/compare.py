@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.comparison import Comparison, Run, choice, compare_entries, entries, mean_and_interval
+from analysis.comparison import Comparison, Errors, Run, choice, compare_entries, entries, mean_and_interval, yardstick_entries
 from analysis.figures import error_against_gradients, error_against_shots
 from analysis.report_page import comparison_page
 from analysis.text_tables import csv_table, markdown_table, text_table
@@ -36,7 +36,7 @@ def compare(args: argparse.Namespace) -> int:
 def compare_runs(directories: Sequence[Path], output: Path) -> None:
     """Print the comparison of finished runs, and write it into a new directory under `output`."""
     runs = [read_run(directory) for directory in directories]
-    comparison = compare_entries(entries(runs))._replace(choice=choice(runs))
+    comparison = compare_entries([*entries(runs), *yardstick_entries(runs)])._replace(choice=choice(runs))
     print_once(text_table(comparison))
     directory = new_directory(output, "Comparison")
     title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
@@ -63,8 +63,8 @@ def read_run(directory: Path) -> Run:
         raise RunError(f"{directory / 'full_report.json'}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{directory} has a damaged record (got {type(error).__name__}; expected that of a run)") from None
-    params, errors = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
-    return Run(directory, method, tasks, config, params, errors, data, validation)
+    params, errors, yardsticks = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
+    return Run(directory, method, tasks, config, params, errors, data, validation, yardsticks)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -76,23 +76,32 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged (got {type(error).__name__}; expected a JSON object)") from None
 
 
-def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Parameters [T, F] and test errors, shots -> [T, S+1], where `wanted` says S+1 for each number of shots."""
+def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple[np.ndarray, Errors, dict[str, Errors]]:
+    """Parameters [T, F], test errors, shots -> [T, S+1], where `wanted` says S+1 for each number of shots, and yardsticks'."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             params = stored["test_params"]
             errors = {shots: stored[f"test_errors_{shots}_shot"] for shots in wanted}
             left_out = {shots: stored[name] for shots in wanted if (name := f"test_left_out_{shots}_shot") in stored}
+            names = stored["yardsticks"].tolist() if "yardsticks" in stored else []
+            others = {shots: stored[f"yardstick_errors_{shots}_shot"] for shots in wanted if names}
     except Exception as error:  # a damaged archive can raise anything, and none of it matters to the user
         got = getattr(error, "strerror", None) or type(error).__name__
         raise RunError(f"{path} can't be used (got {got}; expected the arrays of a finished run)") from None
     shapes = {shots: array.shape for shots, array in errors.items()}
     expected = {shots: (num_tasks, length) for shots, length in wanted.items()}
-    if not errors or shapes != expected or any(array.dtype.kind != "f" for array in errors.values()):
+    fit = all(array.shape == (len(names), num_tasks) for array in others.values())
+    if (
+        not errors
+        or shapes != expected
+        or not fit
+        or any(array.dtype.kind != "f" for array in [*errors.values(), *others.values()])
+    ):
         raise RunError(f"{path} does not fit its run (got errors of shape {shapes}; expected {expected})")
     for shots, skipped in left_out.items():
         errors[shots] = errors[shots][~skipped.astype(bool)]
-    return params, errors
+        others |= {shots: others[shots][:, ~skipped.astype(bool)]} if names else {}
+    return params, errors, {name: {shots: array[place] for shots, array in others.items()} for place, name in enumerate(names)}
 
 
 def draw(comparison: Comparison, title: str, reference: Published | None = None) -> dict[str, Figure]:

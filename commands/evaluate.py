@@ -11,7 +11,8 @@ import numpy as np
 from analysis.comparison import mean_and_interval
 from analysis.figures import run_figures
 from analysis.report_page import run_page
-from analysis.text_tables import results_table
+from analysis.text_tables import results_table, verdict
+from analysis.yardsticks import yardstick_errors, yardsticks
 from commands.runs import reopen
 from config import Config
 from dataset import Points, stream
@@ -50,6 +51,7 @@ def finish(experiment: Experiment) -> None:
             manager.warn(f"{error}; judging the last one instead")
     evaluation, arrays = judge(experiment)
     shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]
+    add_yardsticks(experiment, shots, evaluation, arrays)
     arrays |= figure_arrays(experiment, shots)
     manager.attempt("plots", lambda: draw(experiment, arrays, shots, done))
     manager.save_arrays(arrays)
@@ -101,6 +103,33 @@ def judge(experiment: Experiment) -> tuple[dict[str, Any], dict[str, np.ndarray]
     queries = config.EVAL_QUERY_SAMPLES if held_out.owners is None else None  # None: all that there are
     summary = {"num_tasks": len(diverged), "query_samples": queries}
     return summary | {"diverged": int(diverged.sum()), "shots": shots}, arrays
+
+
+def add_yardsticks(experiment: Experiment, shots: int, evaluation: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Add the yardsticks' errors on the same draws to the records of `judge`, and the verdict at K = `shots`.
+
+    A yardstick that fails is a warning: it must not cost a run its results.
+    """
+    generator, counts = experiment.generator, experiment.config.EVAL_SHOTS
+    scale = 1.0 if generator.y_scale is None else generator.y_scale
+    try:
+        fitted, held_out = yardsticks(generator), {count: experiment.held_out("test", count) for count in counts}
+        errors = {name: {count: yardstick_errors(one, held_out[count]) for count in counts} for name, one in fitted.items()}
+    except Exception as error:
+        return experiment.manager.warn(f"there are no yardsticks ({type(error).__name__}: {error})")
+    evaluation["yardsticks"] = {name: {} for name in errors}
+    for count in counts:
+        judged = held_out[count].judged
+        for name, found in errors.items():
+            result = {key: value.item() for key, value in mean_and_interval(found[count][judged, None]).items()}
+            rmse = {} if generator.y_scale is None else {"rmse": scale * np.sqrt(result["mse"])}
+            evaluation["yardsticks"][name][str(count)] = result | rmse
+        arrays[f"yardstick_errors_{count}_shot"] = np.stack([found[count] for found in errors.values()])
+    arrays["yardsticks"] = np.array(list(errors))
+    judged = held_out[shots].judged
+    others = {name: found[shots][judged] for name, found in errors.items()}
+    own = arrays[f"test_errors_{shots}_shot"][judged, -1]
+    evaluation["verdict"] = verdict(experiment.method.upper(), own, others, scale, generator.axis_names[1], shots)
 
 
 def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:

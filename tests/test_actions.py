@@ -72,7 +72,7 @@ def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs: Pa
         f"comparison_{name}.{suffix}" for name in ("gradients", "shots") for suffix in ("png", "pdf")
     }
     rows = table(found / "comparison.csv")
-    assert {(row["group"], row["seeds"]) for row in rows} == {("MAML", "2")}
+    assert {(row["group"], row["seeds"]) for row in rows} == {("MAML", "2"), ("best single function", "1")}
 
 
 def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(
     (found,) = tmp_path.iterdir()
     assert f"written: {found}" in printed
     rows = table(found / "comparison.csv")
-    assert {row["group"] for row in rows} == {"LEO", "MAML"}
+    assert {row["group"] for row in rows} == {"LEO", "MAML", "best single function"}
     assert [files(runs / name) for name in names] == before
 
 
@@ -294,7 +294,9 @@ def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen: Path)
     assert {path.name for path in chosen.iterdir()} - runs == {path.name for path in chosen.glob("Comparison_*")}
     assert {json.loads((chosen / run / "config.json").read_text())["SPLIT_SEED"] for run in runs} == {1}
     (found,) = chosen.glob("Comparison_*")
-    assert {(row["group"], row["seeds"]) for row in table(found / "comparison.csv")} == {("R2D2", "2"), ("LEO", "2")}
+    groups = {(row["group"], row["seeds"]) for row in table(found / "comparison.csv")}
+    yardsticks = {("mean curve, shifted", "1"), ("nearest training subject", "1"), ("linear mixed model", "1")}
+    assert groups == {("R2D2", "2"), ("LEO", "2")} | yardsticks
 
 
 def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: Path) -> None:
