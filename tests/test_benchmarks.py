@@ -155,7 +155,7 @@ def test_unusable_flags_are_refused(script: Any, flag: list[str], tmp_path: Path
     assert stop.value.code == 2 and f"{flag[0]} can't be used" in capsys.readouterr().err
 
 
-# ---- the scripts of both folders
+# ---- the scripts of all folders
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.relative_to(ROOT / "benchmarks").as_posix())
@@ -167,7 +167,9 @@ def test_no_script_and_none_of_its_functions_is_long(path: Path) -> None:
 
 
 def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
-    commands = [ROOT / "benchmarks" / name for name in ("paper/paper.py", "speed/speed.py", "speed/scaling.py")]
+    commands = [
+        ROOT / "benchmarks" / name for name in ("paper/paper.py", "speed/speed.py", "speed/scaling.py", "tables/yardsticks.py")
+    ]
     argv = [[sys.executable, str(command), "--help"] for command in commands]
     started = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for words in argv]
     for command, process in zip(commands, started, strict=True):
