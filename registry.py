@@ -18,7 +18,8 @@ from methods.anil import ANIL
 from methods.cavia import CAVIA
 from methods.meta_sgd import MetaSGD
 from methods.r2d2 import R2D2
-from tables import TableTaskGenerator, read_table
+from runtime.measurements import read_table
+from tables import TableTaskGenerator
 
 Range = tuple[float, float]
 

@@ -18,8 +18,9 @@ from dataset import TaskDataset, stream
 from evaluation import errors, held_out_errors
 from maml import MAML
 from runtime.errors import RunError
+from runtime.measurements import SPLITS, random_split, read_table
 from runtime.storage import read_checkpoint
-from tables import SPLITS, TableTaskGenerator, distinct, random_split, read_table
+from tables import TableTaskGenerator, distinct
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = (9, 12, 8, 10, 3, 11, 9, 30, 8, 12, 9, 10)  # points of each subject

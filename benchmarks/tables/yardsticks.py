@@ -29,7 +29,8 @@ from analysis.yardsticks import (
     yardstick_errors,
 )
 from dataset import Array, Points
-from tables import TableTaskGenerator, read_table
+from runtime.measurements import read_table
+from tables import TableTaskGenerator
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = 4
