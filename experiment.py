@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import psutil
-import torch
 from tqdm import tqdm
 
 from analysis.figures import example_figure
@@ -21,18 +20,9 @@ from learner import MetaLearner
 from meta_step import tasks_at_once
 from results_manager import NullManager
 from runtime.errors import RunError
+from runtime.host import resolve_device
 from runtime.processes import Signals, max_over_processes, print_once, rank, wait_for_peers
 from trainer import Trainer
-
-
-def resolve_device(name: str) -> torch.device:
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    index = int(name.partition(":")[2] or 0)
-    if name != "cpu" and index >= available:
-        raise ConfigError(f"DEVICE can't be used (got {name}; expected cpu, or one of {available} CUDA devices)")
-    return torch.device(name)
 
 
 def check_memory(config: Config, learner: type[MetaLearner]) -> None:

@@ -5,7 +5,7 @@ The one file that a new method or family adds a line to. It does not know how an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from methods.anil import ANIL
 from methods.cavia import CAVIA
 from methods.meta_sgd import MetaSGD
 from methods.r2d2 import R2D2
+from runtime.errors import RunError
 from runtime.measurements import read_table
 from tables import TableTaskGenerator
 
@@ -78,6 +79,14 @@ SIZES = {"table": {"EVAL_TASKS", "EVAL_QUERY_SAMPLES", "VALIDATION_TASKS"}}  # o
 def defaults(method: str, tasks: str) -> dict[str, Any]:
     """Settings that suit a method on a task family better than the shared defaults."""
     return METHODS[method].defaults | TASK_DEFAULTS.get(tasks, {}) | PAIR_DEFAULTS.get((method, tasks), {})
+
+
+def of_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, dict[str, Any]]:
+    """The method, tasks and settings that a checkpoint names; raises `RunError` where they are unknown."""
+    method, tasks, settings = (state.get(name) for name in ("method", "tasks", "config"))
+    if method not in list(METHODS) or tasks not in list(TASKS) or not isinstance(settings, dict):
+        raise RunError(f"{where} can't be continued (got method {method!r}, tasks {tasks!r}; expected known ones)")
+    return method, tasks, settings
 
 
 def keys_read(name: str) -> set[str]:

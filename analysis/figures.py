@@ -19,8 +19,6 @@ from visualization import (
     BLUE,
     CYCLE,
     MARKERS,
-    ORANGE,
-    SKY,
     VERMILION,
     Arrays,
     adaptive_learning,
@@ -121,49 +119,6 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
     axes[0, 0].set_ylabel("mean squared error on query points")
     shared_legend(figure, axes)
     figure.suptitle(title)
-    return figure
-
-
-@figure_function
-def prediction_curves(
-    grid: np.ndarray,
-    support_x: np.ndarray,
-    support_y: np.ndarray,
-    before: np.ndarray,
-    after: np.ndarray,
-    steps: int,
-    x_range: tuple[float, float],
-    title: str,
-    band: np.ndarray | None = None,
-    samples: np.ndarray | None = None,
-) -> Figure:
-    """Given points, and the network before and after adapting to them; what lies outside `x_range` is shaded.
-
-    Args:
-        grid, before, after: [N]; support_x, support_y: [K]; steps: the gradients between before and after.
-        x_range: the inputs of meta-training.
-        band: lower and upper bound [2, N] of 90% of the sampled curves.
-        samples: a few of these curves, [M, N].
-    """
-    figure, axes = figure_grid(1, 1, 7.2, 4.6)
-    axis = axes[0, 0]
-    outside = [(grid[0], min(x_range[0], grid[-1])), (max(x_range[1], grid[0]), grid[-1])]
-    for low, high in [ends for ends in outside if ends[0] < ends[1]]:
-        axis.axvspan(low, high, color="0.5", alpha=0.15, lw=0, label="extrapolation")
-    if band is not None:
-        axis.fill_between(grid, band[0], band[1], color=SKY, alpha=0.35, lw=0, label="90% of sampled curves")
-    for curve in samples if samples is not None else []:
-        axis.plot(grid, curve, color=BLUE, lw=0.6, alpha=0.45, label="some sampled curves")
-    axis.plot(grid, before, color=ORANGE, lw=1.5, ls=(0, (4, 2)), label="before adapting")
-    axis.plot(grid, after, color=BLUE, lw=2, label=f"after {gradients(steps)}")
-    ms, mew = (2, 0.2) if len(support_x) > 200 else (5, 0.7)
-    axis.plot(support_x, support_y, "o", color=VERMILION, ms=ms, mec="white", mew=mew, label="given points")
-    low, high = limits([support_y], 0.0)
-    reach = 1.5 * max(high - low, 0.5)  # a network far off the points may leave the picture
-    axis.set(xlim=limits([grid], 0.0), ylim=limits([support_y, before, after], 0.06, low - reach, high + reach))
-    axis.set(xlabel="input x", ylabel="output y", title=title)
-    axis.grid(alpha=0.25, lw=0.5)
-    shared_legend(figure, axes)
     return figure
 
 

@@ -1,7 +1,7 @@
 """`--predict RUN --points FILE.csv`: adapt a trained learner to somebody's own points.
 
-Points are read strictly, the run's best checkpoint is adapted to them, and what it says on a fine grid is written as a
-table and a figure.
+Points are read strictly, the run's best checkpoint is adapted to them by the class that programs use, and what it says
+where it was asked, or on a fine grid, is written as a table and as figures.
 """
 
 from __future__ import annotations
@@ -9,32 +9,29 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 
-from analysis.figures import prediction_curves
-from commands.runs import EXPERIMENTS, build_from_checkpoint, load_run, runs_folder
-from dataset import Points, stream
-from evaluation import predict as predict_tasks
-from evaluation import sample
-from learner import MetaLearner
-from runtime.csv_files import read_points
+from analysis.prediction_figures import prediction_curves, subject_curves
+from commands.points import Request, read_request
+from commands.runs import EXPERIMENTS, runs_folder, settings_of_run
+from dataset import Points
+from regressor import FewShotRegressor
+from runtime.arrays import finite_curves
 from runtime.errors import RunError
 from runtime.processes import print_once
-from runtime.storage import figure_bytes, write_atomically
+from runtime.storage import figure_bytes, load_run, write_atomically
 from runtime.text import printable
 
 GRID_POINTS = 201
 FAR = 20  # times the longer one of the trained range and the range of the points
 SAMPLES_SHOWN = 8
-PAIR_BYTES = 400  # about what a learner that compares all pairs of points needs for each
-PAIRS_AT_ONCE = 200_000  # bounds the memory of the copies that are adapted together
+PANELS = 12  # of a figure
+MOST_PAGES = 10
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -45,19 +42,17 @@ def predict(args: argparse.Namespace) -> int:
         if args.output is None:
             raise
         directory, state, warning = load_run(args.predict, EXPERIMENTS, best=True)  # --output is for what is written
-    experiment = build_from_checkpoint(args, directory, state)
-    config = experiment.config
-    if experiment.record:
-        raise RunError(f"{directory} learned from a table (got --predict; expected a run on tasks from formulas)")
-    points = read_points(args.points, config.INPUT_DIM)
-    files = output_files(args.output or args.points.parent, args.points, config.INPUT_DIM)
-    experiment.load(state)
-    rng = stream(config.RANDOM_SEED, "samples")
-    prediction = predict_points(experiment.learner, points, config.EVAL_STEPS, experiment.generator.x_range, rng)
-    for line in [*([warning] if warning else []), *warnings_about(prediction)]:
+    method, tasks, config = settings_of_run(args, directory, state)
+    request = read_request(args.points, config.INPUT_DIM, (state.get("data") or {}).get("columns", ()))
+    pages = min(MOST_PAGES, -(-len(request.subjects) // PANELS)) if config.INPUT_DIM == 1 else 0
+    files = output_files(args.output or args.points.parent, args.points, pages)
+    model = FewShotRegressor.from_checkpoint(state, method, tasks, config)
+    subjects = range(len(request.subjects))
+    found = [predict_points(model, request.points(subject), request.asked(subject)) for subject in subjects]
+    for line in [*([warning] if warning else []), *warnings_about(found, request.names[1:-1])]:
         print(f"warning: {printable(line)}", file=sys.stderr)
-    write(files, prediction, f"{experiment.method.upper()} on {args.points.name}: {len(points.x)} points")
-    print_once(summary(prediction))
+    write(files, found, request, f"{method.upper()} on {args.points.name}")
+    print_once(printable(summary(found, request)))
     print_once(f"written: {printable(', '.join(map(str, files)))}")
     return 0
 
@@ -66,67 +61,53 @@ def predict(args: argparse.Namespace) -> int:
 
 
 class Prediction(NamedTuple):
-    """What a learner says about given points; `x` is a fine grid for D = 1, and the points themselves otherwise."""
+    """What a learner says about the points of one task, in own units."""
 
     points: Points  # x [K, D], y [K, 1]
-    x: np.ndarray  # where it was asked, [N, D]
+    x: np.ndarray  # where it was asked, [N, D]: a fine grid for D = 1 and the points themselves otherwise, then the questions
+    questions: int | None  # how many of the last x are questions of the file; None where it has none about any task
     outputs: np.ndarray  # after 0 to S gradients, [S+1, N]
     errors: np.ndarray  # mean squared error on the given points after 0 to S gradients, [S+1]
-    extrapolated: np.ndarray  # whether x lies outside the meta-trained range, [N] booleans
-    x_range: tuple[float, float]  # the meta-trained range, in each dimension
-    samples: np.ndarray  # curves after S gradients [M, N]; none (M = 0) from a learner without randomness
-    num_left_out: int  # sampled curves left out, because they are not finite
+    outside: np.ndarray  # which of the points lie outside the meta-trained range, [K] booleans
+    extrapolated: np.ndarray  # which x do, [N]
+    merged: int  # how many different inputs of the points are no longer different to the network
+    x_range: np.ndarray  # lowest and highest inputs of meta-training, [2, D]
+    unit: float  # of the target: what is 1 to the network
+    samples: np.ndarray  # a few finite curves after S gradients [M, N]; none (M = 0) from a learner without randomness
+    num_samples: int  # as many were drawn
+    num_left_out: int  # of them, because they are not finite
+    band: np.ndarray | None  # the 5%, 50% and 95% quantiles of the sampled curves, [3, N]
 
     @property
-    def band(self) -> np.ndarray | None:
-        """The 5%, 50% and 95% quantiles of the sampled curves, [3, N]."""
-        with np.errstate(over="ignore", invalid="ignore"):  # between samples at the ends of float32
-            return np.quantile(self.samples, [0.05, 0.5, 0.95], axis=0) if len(self.samples) else None
+    def answers(self) -> slice:
+        """The places of x that the table is about."""
+        return slice(0 if self.questions is None else len(self.x) - self.questions, None)
 
 
 def predict_points(
-    learner: MetaLearner,
-    points: Points,
-    steps: int,
-    x_range: tuple[float, float],
-    rng: np.random.Generator,
-    num_samples: int = 100,
+    model: FewShotRegressor, points: Points, asked: np.ndarray | None = None, num_samples: int = 100
 ) -> Prediction:
-    """Adapt the learner to `points` with `steps` gradients; a learner with randomness is sampled as well.
-
-    Args:
-        points: x [K, D], y [K, 1]; the learner is handed them in float32.
-        x_range: the inputs of meta-training, in each dimension.
-        rng: for the samples; curves that are not finite are left out of them.
+    """Adapt the model to `points` x [K, D], y [K, 1], and predict at `asked` [Q, D] and around; sample it if it can be.
 
     Raises `RunError` where there are more points than the memory allows.
     """
-    count, dim = points.x.shape
-    noise_dim = learner.noise_dim
-    _check_memory(count if noise_dim else 0)
-    x = grid_over(points.x[:, 0], x_range)[:, None] if dim == 1 else points.x
-    support = Points(*(np.asarray(part, np.float32)[None] for part in points))
-    at = np.asarray(x, np.float32)[None]
-    everywhere = np.concatenate([at, support.x], axis=1)  # [1, N + K, D]
-    with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge: a result
-        predicted = predict_tasks(learner, support, everywhere, steps)[0][0]  # [S+1, N + K]
-        outputs, at_points = np.split(predicted, [len(x)], axis=1)
-        errors = np.square(at_points - support.y[0, :, 0], dtype=np.float64).mean(1)
-    curves = np.empty((0, len(x)), np.float32)
-    if noise_dim:
-        batch = max(1, PAIRS_AT_ONCE // count**2)
-        curves = sample(learner, support, at, steps, rng, num_samples, batch=batch)[0]
-    low, high = x_range
-    outside = np.any((x < low) | (x > high), axis=1)
-    finite = np.isfinite(curves).all(1)
-    return Prediction(points, x, outputs, errors, outside, x_range, curves[finite], int((~finite).sum()))
-
-
-def _check_memory(count: int) -> None:
-    available = psutil.virtual_memory().available
-    if PAIR_BYTES * count**2 > available:
-        most = math.isqrt(available // PAIR_BYTES)
-        raise RunError(f"the points do not fit in memory (got {count}; expected at most {most} for this run)")
+    model.fit(*points)
+    outside, x_range = model.extrapolates(points.x), model.x_range
+    inputs = np.where(outside[:, None], points.x, np.clip(points.x, *x_range))  # an end may be off by a rounding error
+    x = grid_over(inputs[:, 0], (x_range[0, 0], x_range[1, 0]))[:, None] if model.input_dim == 1 else points.x
+    questions = None if asked is None else len(asked)
+    x = x if asked is None else np.concatenate([x, asked])
+    predicted = model.staged_predict(np.concatenate([x, points.x]))  # [S+1, N + K]
+    outputs, at_points = np.split(predicted, [len(x)], axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged, and between samples at float32's ends
+        errors = np.square(at_points - points.y[:, 0].astype(predicted.dtype), dtype=np.float64).mean(1)
+        every = model.sample(x, num_samples) if model.learner.noise_dim else np.empty((0, len(x)), predicted.dtype)
+        curves = finite_curves(every)
+        band = np.quantile(curves, [0.05, 0.5, 0.95], axis=0) if len(curves) else None
+    different, left = (len(np.unique(values, axis=0)) for values in (points.x, model.support_[0].x))
+    about = outside, model.extrapolates(x), different - left, x_range, float(model.unit[-1])
+    sampled = curves[:SAMPLES_SHOWN], len(every), len(every) - len(curves), band
+    return Prediction(points, x, questions, outputs, errors, *about, *sampled)
 
 
 def grid_over(inputs: np.ndarray, x_range: tuple[float, float]) -> np.ndarray:
@@ -143,84 +124,127 @@ def grid_over(inputs: np.ndarray, x_range: tuple[float, float]) -> np.ndarray:
     return np.linspace(ends[0] - margin * (first < low), ends[1] + margin * (last > high), GRID_POINTS)
 
 
-def warnings_about(prediction: Prediction) -> list[str]:
-    """What a user should know before trusting the prediction, one line each."""
-    inputs, (low, high) = prediction.points.x, prediction.x_range
-    outside = np.any((inputs < low) | (inputs > high), axis=1)
+def warnings_about(found: Sequence[Prediction], names: Sequence[str] = ("x",)) -> list[str]:
+    """What a user should know before trusting the predictions, one line each; `names` are those of the D inputs."""
+    inputs, outside = (np.concatenate(parts) for parts in zip(*((one.points.x, one.outside) for one in found), strict=True))
+    low, high = found[0].x_range
     lines = []
     if outside.any():
         what = f"{outside.sum()} of {len(inputs)} points lie" if not outside.all() else f"all {len(inputs)} points lie"
+        column = int(np.argmax(np.any((inputs < low) | (inputs > high), axis=0)))
+        got = f"{names[column]} from {inputs[:, column].min():.10g} to {inputs[:, column].max():.10g}"
         lines.append(
             f"{what} outside the range of meta-training, where the network was never asked to be right "
-            f"(got x from {inputs.min():.10g} to {inputs.max():.10g}; expected {low:g} to {high:g})"
+            f"(got {got}; expected {low[column]:.10g} to {high[column]:.10g})"
         )
-    different, left = (len(np.unique(values, axis=0)) for values in (inputs, inputs.astype(np.float32)))
-    if left < different:
+    if merged := [one for one in found if one.merged]:
+        different = sum(len(np.unique(one.points.x, axis=0)) for one in merged)
+        left = different - sum(one.merged for one in merged)
         lines.append(
             f"some inputs are one number to the network, which computes with 7 digits "
-            f"(got {different} different x, {left} after rounding; expected no less)"
+            f"(got {different} different {' and '.join(names)}, {left} after rounding; expected no less)"
         )
-    if not np.isfinite(prediction.outputs[-1]).all():
-        last = len(prediction.errors) - 1
-        lines.append(f"adapting diverged (got predictions that are not finite after {last} gradients; expected finite ones)")
-    if prediction.num_left_out:
-        every = prediction.num_left_out + len(prediction.samples)
-        lines.append(f"the band leaves out sampled curves (got {prediction.num_left_out} of {every} not finite; expected none)")
+    if diverged := sum(not np.isfinite(one.outputs[-1]).all() for one in found):
+        last = f"{len(found[0].errors) - 1} gradients" + f" for {diverged} of {len(found)} subjects" * (len(found) > 1)
+        lines.append(f"adapting diverged (got predictions that are not finite after {last}; expected finite ones)")
+    if left_out := sum(one.num_left_out for one in found):
+        every = sum(one.num_samples for one in found)
+        lines.append(f"the band leaves out sampled curves (got {left_out} of {every} not finite; expected none)")
     return lines
 
 
-def summary(prediction: Prediction) -> str:
+def summary(found: Sequence[Prediction], request: Request) -> str:
     """The error on the given points before and after adapting, in one line."""
-    last = len(prediction.errors) - 1
-    return (
-        f"mean squared error on the {len(prediction.points.x)} points: {prediction.errors[0]:.4g} before adapting, "
-        f"{prediction.errors[-1]:.4g} after {last} gradient{'' if last == 1 else 's'}"
-    )
+    counts = [len(one.points.x) for one in found]
+    errors, last = np.average([one.errors for one in found], axis=0, weights=counts), len(found[0].errors) - 1
+    what, unit = f"mean squared error on the {sum(counts)} points", ""
+    if request.of_table:
+        errors, what, unit = np.sqrt(errors), f"root {what}", f" (in the unit of {request.names[-1]})"
+    what += f" of {len(found)} subjects" * (len(found) > 1)
+    after = f"{errors[-1]:.4g} after {last} gradient{'' if last == 1 else 's'}"
+    return f"{what}: {errors[0]:.4g} before adapting, {after}{unit}"
 
 
 # ---- writing
 
 
-def csv_table(prediction: Prediction) -> str:
-    """A row for each x: predictions before and after adapting, the band where there is one, and 1 for extrapolation."""
-    dim = prediction.x.shape[1]
-    given = {"x" if dim == 1 else f"x{number + 1}": prediction.x[:, number] for number in range(dim)}
-    if dim > 1:
-        given["y"] = prediction.points.y[:, 0]
-    table = given | {"prediction_before": prediction.outputs[0], "prediction_after": prediction.outputs[-1]}
-    if (band := prediction.band) is not None:
-        table |= {"lower_5": band[0], "median_50": band[1], "upper_95": band[2]}
-    table["extrapolated"] = prediction.extrapolated.astype(int)
-    digits = dict.fromkeys(table, 7) | dict.fromkeys(given, 12 if dim == 1 else 15)  # a grid has rounding errors after 12
+def csv_table(found: Sequence[Prediction], request: Request) -> str:
+    """A row for each question in the file's order, or for each x of one subject after another: predictions before and after
+    adapting, the band where there is one, and 1 for extrapolation.
+    """
+    dim, asked = found[0].x.shape[1], request.questions.any()
+    members = np.repeat(np.arange(len(found)), [len(one.x[one.answers]) for one in found])
+    order = np.arange(len(members))
+    if asked:
+        order[np.argsort(request.members[request.questions], kind="stable")] = order.copy()
+
+    def joined(parts: Sequence[Any]) -> np.ndarray:
+        """[N, ...] of all tasks, in the order of the rows."""
+        return np.concatenate([part[one.answers] for one, part in zip(found, parts, strict=True)])[order]
+
+    x, outputs = joined([one.x for one in found]), joined([one.outputs.T for one in found])
+    digits, given = (7 if outputs.dtype == np.float32 else 12), (15 if asked or dim > 1 else 12)  # a grid's are wrong after 12
+    columns = [(name, x[:, number], given) for number, name in enumerate(request.names[1:-1])]
+    if dim > 1 and not asked:
+        columns.append((request.names[-1], joined([one.points.y[:, 0] for one in found]), given))
+    columns += [("prediction_before", outputs[:, 0], digits), ("prediction_after", outputs[:, -1], digits)]
+    if any(one.band is not None for one in found):
+        nothing = np.full((len(x), 3), np.nan)
+        band = joined([nothing[: len(one.x)] if one.band is None else one.band.T for one in found])
+        columns += [(name, band[:, place], digits) for place, name in enumerate(("lower_5", "median_50", "upper_95"))]
+    columns.append(("extrapolated", joined([one.extrapolated for one in found]).astype(int), 7))
+    names = [[request.subjects[member] for member in members[order]]] if request.names[0] else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table)
-    writer.writerows(zip(*([f"{value:.{digits[name]}g}" for value in values] for name, values in table.items()), strict=True))
+    writer.writerow([*([request.names[0]] if names else []), *(name for name, _, _ in columns)])
+    cells = ([f"{value:.{digits}g}" for value in values] for _, values, digits in columns)
+    writer.writerows(zip(*names, *cells, strict=True))
     return text.getvalue()
 
 
-def output_files(directory: Path, input_file: Path, input_dim: int) -> list[Path]:
+def figures(found: Sequence[Prediction], request: Request, title: str) -> Iterator[Any]:
+    """A figure of one task, or pages of several, for D = 1."""
+    x_range, steps = (float(found[0].x_range[0, 0]), float(found[0].x_range[1, 0])), len(found[0].errors) - 1
+    names = (request.names[1], request.names[-1]) if request.of_table else ("input x", "output y")
+    least = 2 * found[0].unit if request.of_table else 0.5
+    if not request.names[0]:
+        one, about = found[0], f"{title}: {len(found[0].points.x)} points"
+        yield prediction_curves(curves(one, SAMPLES_SHOWN), steps, x_range, about, names, least)
+        return
+    for page in range(min(MOST_PAGES, -(-len(found) // PANELS))):
+        some = range(page * PANELS, min((page + 1) * PANELS, len(found)))
+        tasks = {request.subjects[place]: curves(found[place]) for place in some}
+        about = f"{title}: {len(found)} subjects" + f", {some[0] + 1} to {some[-1] + 1}" * (len(found) > PANELS)
+        yield subject_curves(tasks, steps, x_range, about, names, least)
+
+
+def curves(one: Prediction, samples: int = 0) -> dict[str, np.ndarray]:
+    """The arrays of a task's picture."""
+    line = slice(0, GRID_POINTS)
+    arrays = {"grid": one.x[line, 0], "before": one.outputs[0, line], "after": one.outputs[-1, line]}
+    arrays |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0], "samples": one.samples[:samples, line]}
+    arrays |= {} if one.band is None else {"band": one.band[[0, 2], line]}
+    return arrays | ({"asked": np.stack([one.x[one.answers, 0], one.outputs[-1, one.answers]])} if one.questions else {})
+
+
+def output_files(directory: Path, input_file: Path, pages: int) -> list[Path]:
     """Where `write` will write; raises `RunError` where that is the file of points itself."""
-    names = ["predictions.csv", *(["predictions.png", "predictions.pdf"] if input_dim == 1 else [])]
-    files = [directory / name for name in names]
+    stems = ["predictions", *(f"predictions-{page}" for page in range(2, pages + 1))][:pages]
+    files = [directory / name for name in ("predictions.csv", *(f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")))]
     for file in files:
         if file.exists() and input_file.exists() and file.samefile(input_file):
             raise RunError(f"{file} is the file of points (got it as output too; expected another --output or file name)")
     return files
 
 
-def write(files: Sequence[Path], prediction: Prediction, title: str) -> None:
-    """Write the table, and for D = 1 the figure, to `output_files`; makes their directory where it is missing.
+def write(files: Sequence[Path], found: Sequence[Prediction], request: Request, title: str) -> None:
+    """Write the table, and for D = 1 the figures, to `output_files`; makes their directory where it is missing.
 
     Raises OSError where the disk is full or read-only.
     """
     files[0].parent.mkdir(parents=True, exist_ok=True)
-    contents = {".csv": csv_table(prediction).encode()}
+    write_atomically(files[0], csv_table(found, request).encode())
     if len(files) > 1:
-        points, band = prediction.points, None if prediction.band is None else prediction.band[[0, 2]]
-        curves = prediction.x[:, 0], points.x[:, 0], points.y[:, 0], prediction.outputs[0], prediction.outputs[-1]
-        about = len(prediction.errors) - 1, prediction.x_range, title
-        figure = prediction_curves(*curves, *about, band, prediction.samples[:SAMPLES_SHOWN])
-        contents |= {f".{suffix}": figure_bytes(figure, suffix) for suffix in ("png", "pdf")}
-    for file in files:
-        write_atomically(file, contents[file.suffix])
+        for figure, png, pdf in zip(figures(found, request, title), files[1::2], files[2::2], strict=True):
+            for file in (png, pdf):
+                write_atomically(file, figure_bytes(figure, file.suffix[1:]))

@@ -11,17 +11,16 @@ from typing import Any
 from config import Config, ConfigError, parse_assignment
 from dataset import TaskGenerator
 from experiment import Experiment
-from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, defaults, readers, unused
+from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, defaults, of_checkpoint, readers, unused
 from results_manager import ExperimentManager
 from runtime.errors import RunError
-from runtime.storage import find_run, read_checkpoint, read_newest
+from runtime.storage import EXPERIMENTS, load_run
 
 # what has an effect on an action that does not train
 MAY_CHANGE = {
     "evaluate": {"DEVICE"} | {key for key in MAY_CHANGE_ON_RESUME if key.startswith("EVAL_")},
     "predict": {"DEVICE", "EVAL_STEPS"},
 }
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 
 
 def runs_folder(args: argparse.Namespace) -> Path:
@@ -82,21 +81,9 @@ def build(method: str, tasks: str, config: Config, generator: TaskGenerator | No
     return Experiment(method, METHODS[method], tasks, generator or TASKS[tasks](config), config)
 
 
-def load_run(text: str, output: Path, best: bool = False) -> tuple[Path, dict[str, Any], str]:
-    """The directory of RUN, its last (or `best`) checkpoint, and a warning where that was damaged; a file is itself."""
-    directory = find_run(text, output)
-    if Path(text).is_file():
-        return directory, read_checkpoint(Path(text)), ""
-    if best and (directory / "checkpoints" / "best.pt").exists():
-        return directory, read_checkpoint(directory / "checkpoints" / "best.pt"), ""
-    return directory, *read_newest(directory)
-
-
-def build_from_checkpoint(args: argparse.Namespace, directory: Path, state: dict[str, Any]) -> Experiment:
-    """The experiment that a checkpoint is of, with the changes that the command line may make to it."""
-    method, tasks, settings = (state.get(name) for name in ("method", "tasks", "config"))
-    if method not in list(METHODS) or tasks not in list(TASKS) or not isinstance(settings, dict):
-        raise RunError(f"{directory} can't be continued (got method {method!r}, tasks {tasks!r}; expected known ones)")
+def settings_of_run(args: argparse.Namespace, directory: Path, state: dict[str, Any]) -> tuple[str, str, Config]:
+    """The method, tasks and settings of a checkpoint, with the changes that the command line may make to them."""
+    method, tasks, settings = of_checkpoint(state, directory)
     if (args.method or method) != method or (args.tasks or tasks) != tasks:
         raise RunError(f"{directory} is another kind of run (got --method or --tasks; expected {method}, {tasks})")
     changes = overrides(args)
@@ -105,14 +92,14 @@ def build_from_checkpoint(args: argparse.Namespace, directory: Path, state: dict
         if key not in MAY_CHANGE.get(args.action, MAY_CHANGE_ON_RESUME) and settings.get(key) != value:
             what = f"{key} can't change in a run that exists" + (f", by --{args.action}" if key in MAY_CHANGE_ON_RESUME else "")
             raise ConfigError(f"{what} (got {value}; expected {settings.get(key)})")
-    config = Config.resolve(settings, changes)
-    return build(method, tasks, config, tasks_of_run(directory, tasks, config))
+    return method, tasks, Config.resolve(settings, changes)
 
 
 def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, Any]]:
     """The experiment of --resume or --evaluate, as its last checkpoint left it, and that checkpoint."""
     directory, state, warning = load_run(text, runs_folder(args))
-    experiment = build_from_checkpoint(args, directory, state)
+    method, tasks, config = settings_of_run(args, directory, state)
+    experiment = build(method, tasks, config, tasks_of_run(directory, tasks, config))
     experiment.manager = manager = ExperimentManager(directory, experiment.method, args.command)
     if warning:
         manager.warn(warning)

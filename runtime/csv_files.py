@@ -1,6 +1,6 @@
 """Tables in text files as spreadsheets, pandas and R write them; what has two readings is refused with its place.
 
-docs/command_line.md lists what is read and what is refused. Only `read_points` knows what columns mean.
+docs/command_line.md lists what is read and what is refused. What columns mean, others know.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import IO, Any, NoReturn
 
 import numpy as np
 
-from dataset import Points
 from runtime.errors import RunError
 
 MAX_POINTS = 10_000
@@ -38,22 +37,6 @@ ONE_GROUP = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # three decimal
 COMMA_IN_NUMBER = re.compile(r"\d,\d+(?:[eE][+-]?\d+)?\s*(?:,|$)", re.ASCII)  # it may be one
 SPACES = " \u00a0\u2002\u2003\u2007\u2008\u2009\u202f"
 PLAIN = str.maketrans({"\u2212": "-", "\u2013": "-", "\u2019": "'", **dict.fromkeys(SPACES, " ")})
-
-
-def read_points(path: Path, input_dim: int) -> Points:
-    """The points of a file: columns x (or x1..xD) and y under a header; x [K, D], y [K, 1], float64.
-
-    Raises `RunError` for anything else, in one line that names the place. Reads no further than it must.
-    """
-    sheet = open_sheet(path)
-    short = input_dim == 1 and (sheet.places("x") or not sheet.places("x1"))
-    names = [*(["x"] if short else [f"x{number + 1}" for number in range(input_dim)]), "y"]
-    if not short and sheet.places(more := f"x{input_dim + 1}"):
-        raise RunError(f"{path} has points of more dimensions (got a column {more}; expected {input_dim}, the run's INPUT_DIM)")
-    values = sheet.read(names, MAX_POINTS).numbers(names)  # [K, D + 1]
-    if not len(values):
-        raise RunError(f"{path} has no points (got a header alone; expected at least one row)")
-    return Points(values[:, :-1], values[:, -1:])
 
 
 # ---- the file and its header
@@ -85,14 +68,19 @@ class Sheet:
             raise RunError(f"{self.path} line {self.line} is no header that can be used: {what} (got {got}; expected one)")
         return found[0]
 
-    def read(self, wanted: Sequence[str], most_rows: int) -> Rows:
-        """The columns `wanted`; raises `RunError` for more than `most_rows` rows, and for rows that don't fit the header."""
+    def read(self, wanted: Sequence[str], most_rows: int, names: str = "") -> Rows:
+        """The columns `wanted`; raises `RunError` for more than `most_rows` rows, and for rows that don't fit the header.
+
+        Where the first column is the one of `names`, a line may begin with a name like #12: it is a row, and no comment, if it
+        has as many cells as the header.
+        """
         places, width = [self.find(name) + self.shift for name in wanted], len(self.names) + self.shift
         lines, columns = array("Q"), [list[str]() for _ in wanted]
         fill = [(column.append, place) for column, place in zip(columns, places, strict=True)]  # bound once: a million rows
         with _opened(self.path, self.encoding) as file:
             table = itertools.islice(_lines(file, self.path, most_rows), self.line - 1, None)
-            for line, row in itertools.islice(_cells(table, self.path, self.delimiter, self.line), 1, None):
+            named = width if names and self.shift == 0 and self.names[0] == names else 0
+            for line, row in itertools.islice(_cells(table, self.path, self.delimiter, self.line, named), 1, None):
                 if len(row) < width or (len(row) > width and any(cell.strip() for cell in row[width:])):
                     hint = ", with semicolons between them if there are decimal commas" * (self.delimiter == ",")
                     what = f"can't be used from column {min(len(row), width) + 1} on (got {len(row)} columns"
@@ -198,13 +186,19 @@ def _is_comment(line: str) -> bool:
     return "#" in line and line.lstrip().startswith("#")
 
 
-def _cells(lines: Iterable[str], path: Path, delimiter: str, first: int) -> Iterator[tuple[int, list[str]]]:
-    """The cells of each row, the header's first, and the line in which the row begins; comments are left out."""
+def _cells(lines: Iterable[str], path: Path, delimiter: str, first: int, named: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row, the header's first, and the line in which the row begins; comments are left out.
+
+    A line of `named` cells is no comment.
+    """
 
     def table() -> Iterator[str]:
         quotes = 0  # an odd number of them before this line: it is within a cell
         for number, line in enumerate(lines):
             comment = number > 0 and quotes % 2 == 0 and _is_comment(line)
+            if comment and named:
+                cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+                comment = len(cells) < named or any(cells[named:])
             quotes += 0 if comment else line.count('"')
             yield "\n" if comment else line
 

@@ -1,4 +1,4 @@
-"""The process that a run is a guest of, a notebook's or a web server's: what belongs to it is put back."""
+"""The machine and the process that a run is a guest of: its devices, and what of the process is put back."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from contextlib import contextmanager
 
 import torch
 
+from config import ConfigError
+
 
 def flushes_denormals() -> bool:
     """Whether this thread computes with zero in place of numbers below the smallest normal one."""
     smallest = sys.float_info.min
     return smallest / 2 == 0.0
+
+
+def resolve_device(name: str) -> torch.device:
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    index = int(name.partition(":")[2] or 0)
+    if name != "cpu" and index >= available:
+        raise ConfigError(f"DEVICE can't be used (got {name}; expected cpu, or one of {available} CUDA devices)")
+    return torch.device(name)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15
     """
     sheet = open_sheet(path)
     task, *inputs, target, split = names = column_names(sheet, columns)
-    rows = sheet.read([name for name in names if name], MAX_ROWS)
+    rows = sheet.read([name for name in names if name], MAX_ROWS, task)
     values = rows.numbers([*inputs, target], [target])  # [N, D + 1]
     kept = np.flatnonzero(~np.isnan(values[:, -1]))
     if "" in rows.text[task]:

@@ -25,6 +25,7 @@ import torch
 from runtime.errors import RunError
 
 SCHEMA_VERSION = 1
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 # what a file system answers that lacks a service which is only there for safety
 NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
@@ -213,3 +214,13 @@ def read_newest(directory: Path) -> tuple[dict[str, Any], str]:
             raise
         state = read_checkpoint(folder / "previous.pt")
         return state, f"{error}; going on from the one before it, previous.pt"
+
+
+def load_run(text: str, output: Path, best: bool = False) -> tuple[Path, dict[str, Any], str]:
+    """The directory of RUN, its last (or `best`) checkpoint, and a warning where that was damaged; a file is itself."""
+    directory = find_run(text, output)
+    if Path(text).is_file():
+        return directory, read_checkpoint(Path(text)), ""
+    if best and (directory / "checkpoints" / "best.pt").exists():
+        return directory, read_checkpoint(directory / "checkpoints" / "best.pt"), ""
+    return directory, *read_newest(directory)

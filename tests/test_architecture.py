@@ -19,7 +19,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("learner", "runtime", "tables", "visualization"),
     ("maml", "leo", "methods", "evaluation", "meta_step", "trainer", "results_manager", "analysis"),
     ("registry",),
-    ("experiment",),
+    ("experiment", "regressor"),
     ("commands",),
     ("main",),
 )
@@ -38,7 +38,7 @@ ROOMS = [room for level in LEVELS for room in level]
 MAX_FILE, MAX_FUNCTION, MAX_TOTAL, MAX_TOP_LEVEL = 300, 40, 6150, 15
 
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
-PLOTS = {"matplotlib", "runtime.drawing", "visualization", "analysis.figures"}
+PLOTS = {"matplotlib", "runtime.drawing", "visualization", "analysis.figures", "analysis.prediction_figures"}
 DISK = {"pathlib", "io", "shelve", "tempfile", "zipfile", "pickle", "json"}
 REFUSED = {  # imports that a module or folder must not have, however deep inside a function
     "config": {"torch", "numpy"},
@@ -55,9 +55,11 @@ REFUSED = {  # imports that a module or folder must not have, however deep insid
     "visualization": {"torch", "os", *DISK, "matplotlib.pyplot", "pylab"},
     "analysis": {"torch", "os", "matplotlib.pyplot", "pylab", *TENSORBOARD},
     "analysis.figures": DISK,
+    "analysis.prediction_figures": DISK,
     "runtime": {"learner", "visualization", "analysis"},
     "results_manager": {"matplotlib.pyplot", "learner", "trainer"},
     "experiment": {"matplotlib", *TENSORBOARD},
+    "regressor": {*PLOTS, *TENSORBOARD, "experiment", "trainer", "meta_step", "argparse", "signal"},
     "commands": {"matplotlib.pyplot", *TENSORBOARD},
     "registry": {"matplotlib", "trainer", *TENSORBOARD},
     "main": {"matplotlib"},
@@ -74,6 +76,7 @@ NO_DISK = (
     "runtime.drawing",
     "visualization",
     "analysis.figures",
+    "analysis.prediction_figures",
 )
 NAME_METHODS = {"registry", "maml", "leo", "commands.runs", "main", "config"}  # `maml` is the default of --method
 

@@ -16,12 +16,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime.csv_files import LONGEST_LINE, MAX_POINTS, open_sheet, read_points
+from commands.points import read_request
+from dataset import Points
+from runtime.csv_files import LONGEST_LINE, MAX_POINTS, open_sheet
 from runtime.errors import RunError
 
 X = [-4.5, 0.25, 1234.5, 100000.0, -0.0625, 3.0]
 Y = [1.763851, -2.0, 1e-05, 12.5, 1000000.0, -0.5]
 ROWS = [[repr(x), repr(y)] for x, y in zip(X, Y, strict=True)]
+
+
+def read_points(file: Path, dim: int) -> Points:
+    """The measured points of a file about one task."""
+    return read_request(file, dim).points(0)
 
 
 @pytest.fixture
@@ -172,6 +179,12 @@ def test_missing_numbers_are_nan_where_they_may_be_missing(file: Path) -> None:
         rows.numbers(["x", "y"])
 
 
+def test_names_that_begin_with_a_hash_are_rows_and_comments_are_not(file: Path) -> None:
+    file.write_text("# by hand\nid,x,y\n#1,2,3\n# second day\n#2,4,\n\n3,5,6\n# of, two\n")
+    assert open_sheet(file).read(["id", "x"], 9, "id").text["id"] == ["#1", "#2", "3"]
+    assert open_sheet(file).read(["id", "x"], 9).text["id"] == ["3"]
+
+
 def test_a_column_is_found_by_its_name_whatever_its_case_and_blanks(file: Path) -> None:
     file.write_text('Body  Weight,"Größe",y\n1,2,3\n')
     sheet = open_sheet(file)
@@ -236,7 +249,8 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a word after a comment": (b"x,y\n1,2\n# 1\n3,four\n", "line 4, column 'y' can't be used"),
     "a word after a text of two lines": (b'y,x,note\n1,2,"a\nb"\n3,four,\n', "line 4, column 'x' can't be used"),
     "a word with a mark": (b"x;y\n1,5;2\nca.;4\n", "line 3, column 'x' can't be used (got 'ca.'; expected a finite number"),
-    "an empty cell": (b"x,y\n1,2\n3,\n", "line 3, column 'y' can't be used (got ''"),
+    "an empty cell": (b"x,y\n1,2\n,3\n", "line 3, column 'x' can't be used (got ''"),
+    "questions alone": (b"x,y\n1,\n2,NA\n", "line 2, column 'y' can't be used (got no number in any row of the file"),
     "a unit": (b"x,y\n1,2 kg\n", "line 2, column 'y' can't be used (got '2 kg'"),
     "a date": (b"x,y\n2024-05-03,2\n", "line 2, column 'x' can't be used (got '2024-05-03'"),
     "spaces at other places than thousands": (b"x,y\n1,12 34\n", "line 2, column 'y' can't be used (got '12 34'"),

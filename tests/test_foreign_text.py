@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from analysis.comparison import Comparison, Entry, compare_entries
-from analysis.figures import error_against_gradients, error_against_shots, prediction_curves, sample_bundle
+from analysis.figures import error_against_gradients, error_against_shots, sample_bundle
+from analysis.prediction_figures import prediction_curves, subject_curves
 from analysis.text_tables import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
 from runtime import drawing
@@ -140,8 +141,17 @@ def results(labels: list[str]) -> dict[int, dict[str, dict[str, np.ndarray]]]:
     return {5: {label: {"mse": numbers(3), "ci95": numbers(3) / 9, "seeds": numbers(2, 3)} for label in labels}}
 
 
+def prediction() -> dict[str, np.ndarray]:
+    return {"grid": GRID, "before": numbers(9), "after": numbers(9), "support_x": numbers(3), "support_y": numbers(3)}
+
+
 def of_prediction(names: list[str]) -> Figure:
-    return prediction_curves(GRID, numbers(3), numbers(3), numbers(9), numbers(9), 2, (-5.0, 5.0), names[2])
+    return prediction_curves(prediction(), 2, (-5.0, 5.0), names[2], (names[0], names[1]))
+
+
+def of_subjects(names: list[str]) -> Figure:
+    tasks = {name: prediction() for name in names[:-1]}
+    return subject_curves(tasks, 2, (-5.0, 5.0), names[-1], (names[0], names[1]), 0.5)
 
 
 def of_samples(names: list[str]) -> Figure:
@@ -167,6 +177,7 @@ FIGURES: dict[str, Callable[[list[str]], Figure]] = {
     "error_against_gradients": lambda names: error_against_gradients(results(names), names[0]),
     "error_against_shots": lambda names: error_against_shots(results(names), [0, 2], names[0]),
     "prediction_curves": of_prediction,
+    "subject_curves": of_subjects,
     "sample_bundle": of_samples,
 }
 

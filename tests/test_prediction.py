@@ -16,10 +16,12 @@ from numpy.testing import assert_allclose
 import evaluation
 import main
 import registry
-from commands.predict import Prediction, csv_table, grid_over, output_files, predict_points, summary, warnings_about, write
+from commands import predict
+from commands.points import Request, read_request
+from commands.predict import Prediction, grid_over, output_files, predict_points, warnings_about
 from config import Config
 from dataset import Points, stream
-from runtime.csv_files import read_points
+from regressor import FewShotRegressor
 from runtime.errors import RunError
 
 ROOT = Path(main.__file__).parent
@@ -32,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_example_holds_ten_points_of_a_sinusoid() -> None:
-    points = read_points(ROOT / "docs" / "points.csv", 1)
+    points = read_request(ROOT / "docs" / "points.csv", 1).points(0)
     assert len(points.x) == 10 and (points.x.min(), points.x.max()) == (-4.5, 4.5)
     assert_allclose(points.y, 2.5 * np.sin(points.x - 1.0), atol=1e-5)
 
@@ -63,11 +65,11 @@ def predictions_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Lines` answers for itself, every other learner adapts."""
     adapting = evaluation.predict
 
-    def predict(learner: Any, *args: Any) -> tuple[np.ndarray, np.ndarray]:
+    def answer(learner: Any, *args: Any) -> tuple[np.ndarray, np.ndarray]:
         return learner.predict(*args) if isinstance(learner, Lines) else adapting(learner, *args)
 
-    monkeypatch.setattr("evaluation.predict", predict)
-    monkeypatch.setattr("commands.predict.predict_tasks", predict)
+    monkeypatch.setattr("evaluation.predict", answer)
+    monkeypatch.setattr("regressor.predict_tasks", answer)
 
 
 def points_at(*inputs: float, y: float = 1.0) -> Points:
@@ -76,7 +78,27 @@ def points_at(*inputs: float, y: float = 1.0) -> Points:
 
 
 def predicted(learner: Any, points: Points, steps: int = 3, count: int = 20) -> Prediction:
-    return predict_points(learner, points, steps, RANGE, stream(0, "samples"), count)
+    return predict_points(FewShotRegressor(learner, steps, points.x.shape[1], RANGE), points, num_samples=count)
+
+
+def request(prediction: Prediction) -> Request:
+    """What the file of a prediction holds."""
+    dim = prediction.x.shape[1]
+    names = ["x"] if dim == 1 else [f"x{number + 1}" for number in range(dim)]
+    values = np.concatenate(prediction.points, axis=1)
+    return Request(("", *names, "y"), [""], np.zeros(len(values), int), values, False)
+
+
+def csv_table(prediction: Prediction) -> str:
+    return predict.csv_table([prediction], request(prediction))
+
+
+def summary(prediction: Prediction) -> str:
+    return predict.summary([prediction], request(prediction))
+
+
+def write(files: list[Path], prediction: Prediction, title: str) -> None:
+    predict.write(files, [prediction], request(prediction), title)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +153,7 @@ def test_a_table_and_a_figure_of_points_far_away_need_no_warning(file: Path, nam
 
 @pytest.mark.parametrize("high", [3.3, 0.1, 1e-3])
 def test_the_ends_of_the_trained_range_are_no_extrapolation(high: float) -> None:
-    prediction = predict_points(Lines(), points_at(0, 0), 1, (-high, high), stream(0, "samples"))
+    prediction = predict_points(FewShotRegressor(Lines(), 1, 1, (-high, high)), points_at(0, 0))  # type: ignore[arg-type]
     assert not prediction.extrapolated.any()
 
 
@@ -158,8 +180,9 @@ def test_the_band_is_made_of_quantiles_of_the_samples() -> None:
     prediction = predicted(Lines(noise_dim=4), points_at(1, 2))
     noise = stream(0, "samples").standard_normal((20, 4), dtype=np.float32)[:, :1]
     assert prediction.band is not None
-    assert_allclose(prediction.samples, 3 * prediction.x[:, 0] + noise, rtol=1e-6, atol=1e-6)
-    assert_allclose(prediction.band[:, 7], np.quantile(prediction.samples[:, 7], [0.05, 0.5, 0.95]))
+    curves = 3 * prediction.x[:, 0] + noise
+    assert_allclose(prediction.samples, curves[:8], rtol=1e-6, atol=1e-6)
+    assert_allclose(prediction.band[:, 7], np.quantile(curves[:, 7], [0.05, 0.5, 0.95]), rtol=1e-5)
 
 
 def test_the_prediction_itself_is_made_without_noise() -> None:
@@ -171,7 +194,7 @@ def test_many_points_are_sampled_a_few_copies_at_a_time_with_the_same_result() -
     prediction = predicted(learner, points_at(*np.linspace(-1, 1, 200)))
     assert learner.calls == [1, 5, 5, 5, 5]
     noise = stream(0, "samples").standard_normal((20, 4), dtype=np.float32)[:, :1]
-    assert_allclose(prediction.samples, 3 * prediction.x[:, 0] + noise, rtol=1e-6, atol=1e-6)
+    assert_allclose(prediction.samples, (3 * prediction.x[:, 0] + noise)[:8], rtol=1e-6, atol=1e-6)
 
 
 def test_more_points_than_the_memory_allows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +209,7 @@ def test_several_dimensions_are_predicted_at_the_points() -> None:
     points = Points(np.array([[0, 0, 0], [1, 2, 9]], np.float32), np.ones((2, 1), np.float32))
     prediction = predicted(Lines(noise_dim=4), points)
     assert np.array_equal(prediction.x, points.x)
-    assert (prediction.outputs.shape, prediction.samples.shape) == ((4, 2), (20, 2))
+    assert (prediction.outputs.shape, prediction.samples.shape) == ((4, 2), (8, 2))
     assert prediction.extrapolated.tolist() == [False, True]
     assert_allclose(prediction.errors, [1, (1 + 9) / 2, (1 + 49) / 2, (1 + 121) / 2])
 
@@ -201,7 +224,7 @@ def test_every_method_adapts_to_points(method: str, dim: int) -> None:
     points = Points(*(rng.uniform(-4, 4, (7, size)).astype(np.float32) for size in (dim, 1)))
     first, again = predicted(learner, points, 8), predicted(learner, points, 8)
     assert first.errors[-1] < first.errors[0] and np.isfinite(first.outputs).all()
-    assert len(first.samples) == (20 if learner.noise_dim else 0)
+    assert first.num_samples == (20 if learner.noise_dim else 0)
     assert np.array_equal(first.samples, again.samples) and csv_table(first) == csv_table(again)
     if learner.noise_dim:
         assert first.samples.std(0).min() > 0
@@ -211,38 +234,40 @@ def test_every_method_adapts_to_points(method: str, dim: int) -> None:
 
 
 def test_points_within_the_trained_range_need_no_warning() -> None:
-    assert warnings_about(predicted(Lines(4), points_at(-5, 5))) == []
+    assert warnings_about([predicted(Lines(4), points_at(-5, 5))]) == []
 
 
 def test_points_partly_outside_are_counted() -> None:
-    (line,) = warnings_about(predicted(Lines(), points_at(-6, 0, 5)))
+    (line,) = warnings_about([predicted(Lines(), points_at(-6, 0, 5))])
     assert line.startswith("1 of 3 points lie outside the range of meta-training")
     assert "(got x from -6 to 5; expected -5 to 5)" in line
 
 
 def test_different_inputs_that_are_one_number_in_float32_are_warned_about() -> None:
     x = 1.7e9 + np.arange(10.0)[:, None]
-    lines = warnings_about(predicted(Lines(), Points(x, np.ones_like(x))))
+    lines = warnings_about([predicted(Lines(), Points(x, np.ones_like(x)))])
     assert "got x from 1700000000 to 1700000009; expected -5 to 5" in lines[0]
     assert "got 10 different x, 1 after rounding" in lines[1]
 
 
 def test_points_wholly_outside_are_warned_about() -> None:
-    (line,) = warnings_about(predicted(Lines(), points_at(100, 200)))
+    (line,) = warnings_about([predicted(Lines(), points_at(100, 200))])
     assert line.startswith("all 2 points lie outside the range of meta-training")
 
 
 def test_an_adaptation_that_diverged_is_warned_about() -> None:
     prediction = predicted(Lines(), points_at(1, 2))
     prediction.outputs[-1, 3] = np.inf
-    assert warnings_about(prediction)[0].startswith("adapting diverged (got predictions that are not finite after 3 gradients")
+    assert warnings_about([prediction])[0].startswith(
+        "adapting diverged (got predictions that are not finite after 3 gradients"
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_samples_that_diverged_are_left_out_and_counted(bad: float) -> None:
     prediction = predicted(Lines(4, bad), points_at(1, 2))
-    assert (len(prediction.samples), prediction.num_left_out) == (19, 1)
-    assert "got 1 of 20 not finite" in warnings_about(prediction)[0]
+    assert (prediction.num_samples, prediction.num_left_out) == (20, 1)
+    assert "got 1 of 20 not finite" in warnings_about([prediction])[0]
 
 
 def test_the_summary_names_the_errors_before_and_after() -> None:
@@ -292,7 +317,7 @@ def test_the_table_repeats_given_points_in_all_their_digits() -> None:
 @pytest.mark.parametrize("noise_dim", [0, 4])
 def test_table_and_figure_are_written_and_the_points_stay(file: Path, noise_dim: int) -> None:
     file.write_text("x,y\n0,1\n7,2\n")
-    prediction = predicted(Lines(noise_dim), read_points(file, 1))
+    prediction = predicted(Lines(noise_dim), read_request(file, 1).points(0))
     files = output_files(file.parent / "out", file, 1)
     write(files, prediction, "a title")
     assert {path.name for path in files} == {path.name for path in (file.parent / "out").iterdir()}
@@ -302,7 +327,7 @@ def test_table_and_figure_are_written_and_the_points_stay(file: Path, noise_dim:
 
 def test_several_dimensions_have_a_table_and_no_figure(file: Path) -> None:
     points = Points(np.zeros((2, 2), np.float32), np.zeros((2, 1), np.float32))
-    files = output_files(file.parent, file, 2)
+    files = output_files(file.parent, file, 0)
     write(files, predicted(Lines(), points), "a title")
     assert [path.name for path in file.parent.iterdir()] == ["predictions.csv"]
 

@@ -235,6 +235,13 @@ def test_a_table_in_normal_form_reads_as_itself(tmp_path: Path, names: list[str]
     }
 
 
+def test_subjects_whose_names_begin_with_a_hash_are_kept(tmp_path: Path) -> None:
+    rows = [[f"#{row[0]}", *row[1:]] for row in toy_rows()]
+    path = write(tmp_path / "t.csv", rows)
+    path.write_text(path.read_text().replace("\n#s3", "\n# after the rain, again\n#s3", 1))
+    assert read_table(path).subjects == [f"#s{place}" for place in range(12)]
+
+
 BLEMISHES: dict[str, Callable[[list[list[str]]], tuple[str, str]]] = {
     "semicolons and decimal commas": lambda rows: (
         "task;x;y", "\n".join(";".join(cell.replace(".", ",") for cell in row) for row in rows)

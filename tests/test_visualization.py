@@ -21,7 +21,8 @@ from numpy.testing import assert_allclose
 
 from analysis import figures
 from analysis.comparison import mean_and_interval, shown_steps
-from analysis.figures import error_against_gradients, error_against_shots, prediction_curves, run_figures, sample_bundle
+from analysis.figures import error_against_gradients, error_against_shots, run_figures, sample_bundle
+from analysis.prediction_figures import prediction_curves, subject_curves
 from analysis.text_tables import results_table
 from dataset import Published
 from runtime.drawing import limits
@@ -108,7 +109,18 @@ def prediction(outside: bool = True, sampled: bool = True) -> Figure:
     band = np.sort(numbers(2, len(GRID)), 0) if sampled else None
     inner = (-3.0, 3.0) if outside else (-5.0, 5.0)
     curves = numbers(2, len(GRID))
-    return prediction_curves(GRID, GRID[:4], numbers(4), curves[0], curves[1], 10, inner, "a title", band, samples)
+    more = {} if band is None else {"band": band, "samples": samples}
+    return prediction_curves(task(curves[0], curves[1]) | more, 10, inner, "a title")
+
+
+def task(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+    return {"grid": GRID, "before": before, "after": after, "support_x": GRID[:4], "support_y": numbers(4)}
+
+
+def subjects(count: int = 5) -> Figure:
+    tasks = {f"subject {number}": task(*numbers(2, len(GRID))) for number in range(count)}
+    tasks["subject 0"] |= {"asked": numbers(2, 3), "band": np.sort(numbers(2, len(GRID)), 0)}
+    return subject_curves(tasks, 10, (-3.0, 3.0), "a title", ("day", "mass"), 0.5)
 
 
 def bundle(tasks: int = 2, families: bool = True, samples: int = 9) -> Figure:
@@ -128,6 +140,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "error_against_gradients": against_gradients,
     "error_against_shots": against_shots,
     "prediction_curves": prediction,
+    "subject_curves": subjects,
     "sample_bundle": bundle,
 }
 
@@ -349,7 +362,8 @@ def test_a_panel_without_values_says_so() -> None:
 @pytest.mark.parametrize("count", [1, 9])
 def test_one_x_is_enough_for_a_figure(count: int) -> None:
     grid, values = np.full(count, 2.0), np.ones((1, count))
-    drawn(prediction_curves(grid, grid, values[0], values[0], values[0], 1, (2.0, 2.0), "a title"))
+    one = dict.fromkeys(("before", "after", "support_y"), values[0]) | {"grid": grid, "support_x": grid}
+    drawn(prediction_curves(one, 1, (2.0, 2.0), "a title"))
     drawn(sample_bundle(grid, values, values, values[None], "a title"))
     drawn(task_predictions(grid, values, values, values, values[None], [0], "a title"))
 
@@ -602,7 +616,7 @@ def test_both_sides_of_the_trained_range_are_shaded() -> None:
 @pytest.mark.parametrize("x_range", [(10.0, 20.0), (-20.0, -10.0)])
 def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) -> None:
     curve = numbers(len(GRID))
-    figure = prediction_curves(GRID, GRID[:4], numbers(4), curve, curve, 1, x_range, "a title")
+    figure = prediction_curves(task(curve, curve), 1, x_range, "a title")
     (shade,) = figure.axes[0].patches
     corners = shade.get_path().vertices if isinstance(shade, Polygon) else shade.get_corners()  # a Rectangle since 3.9
     assert_allclose([corners[:, 0].min(), corners[:, 0].max()], [-5, 5])
@@ -611,9 +625,15 @@ def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) ->
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_prediction_far_off_leaves_the_points_in_the_picture(bad: float) -> None:
     curve = np.full(len(GRID), bad)
-    figure = prediction_curves(GRID, GRID[:4], numbers(4), curve, numbers(len(GRID)), 10, (-5.0, 5.0), "a title")
+    figure = prediction_curves(task(curve, numbers(len(GRID))), 10, (-5.0, 5.0), "a title")
     low, high = drawn(figure).axes[0].get_ylim()
     assert -10 < low < numbers(4).min() and numbers(4).max() < high < 10
+
+
+def test_the_lowest_panel_of_each_column_has_the_axis_name_and_numbers() -> None:
+    figure = drawn(subjects(5))
+    labels = [(axis.get_xlabel(), axis.xaxis.get_major_ticks()[0].label1.get_visible()) for axis in shown(figure)]
+    assert labels == [("", False), ("", False), ("day", True), ("day", True), ("day", True)]
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 4])

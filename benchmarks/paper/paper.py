@@ -37,11 +37,12 @@ from benchmarks.paper.document import BASELINES, GRADIENTS, PROTOCOLS, document,
 from benchmarks.paper.figures import adaptation_animation, error_against_gradients, error_against_shots
 from benchmarks.paper.runs import KINDS, QUICK, Job, job, seconds, train
 from commands.compare import read_run
+from commands.points import read_request
 from commands.predict import predict_points
 from config import ConfigError, parse_assignment
 from dataset import Points, SinusoidalTaskGenerator
 from evaluation import errors, predict
-from runtime.csv_files import read_points
+from regressor import FewShotRegressor
 from runtime.errors import RunError
 from runtime.storage import figure_bytes, write_atomically
 
@@ -81,11 +82,11 @@ def measure(jobs: Sequence[Job]) -> Results:
 
 def prediction_check(leo_jobs: Sequence[Job]) -> Check:
     """The points of docs/points.csv, adapted to as `--predict` does, against the function that they are from."""
-    points, found = read_points(POINTS, 1), []
+    points, found = read_request(POINTS, 1).points(0), []
     for one in leo_jobs:
         leo = load_best(one.directory)
-        rng = np.random.default_rng(0)
-        predicted = predict_points(leo.learner, points, leo.config.EVAL_STEPS, leo.generator.x_range, rng, num_samples=1)
+        model = FewShotRegressor(leo.learner, leo.config.EVAL_STEPS, 1, leo.generator.x_range)
+        predicted = predict_points(model, points, num_samples=1)
         found.append(float(np.square(predicted.outputs[-1] - 2.5 * np.sin(predicted.x[:, 0] - 1)).mean()))
     measured = ", ".join(f"{error:.2g}" for error in found) + " (each seed)"
     what = "`--predict` on docs/points.csv, 10 points of 2.5 sin(x - 1), LEO"

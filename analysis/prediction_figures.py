@@ -1,0 +1,85 @@
+"""Figures of `--predict`: given points, and a network before and after adapting to them.
+
+Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`. Independent of torch, models and the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from runtime.drawing import figure_function, limits
+from visualization import BLACK, BLUE, ORANGE, SKY, VERMILION, Arrays, figure_grid, gradients, name_axes, panels, shared_legend
+
+
+@figure_function
+def prediction_curves(
+    task: Arrays,
+    steps: int,
+    x_range: tuple[float, float],
+    title: str,
+    axis_names: tuple[str, str] = ("input x", "output y"),
+    least: float = 0.5,
+) -> Figure:
+    """One task: given points, and the network before and after adapting to them; what lies outside `x_range` is shaded.
+
+    Args:
+        task: "grid", "before" and "after" [N], "support_x" and "support_y" [K]; and where there are any, "band", lower and
+            upper bound [2, N] of 90% of the sampled curves, "samples", a few of these [M, N], and "asked" [2, Q], places
+            that were asked for and the predictions there.
+        steps: the gradients between before and after.
+        x_range: the inputs of meta-training.
+        least: a range of y that is worth a picture.
+    """
+    figure, axes = figure_grid(1, 1, 7.2, 4.6)
+    low, high = _draw(axes[0, 0], task, steps, x_range, least)
+    axes[0, 0].set(xlim=limits([task["grid"]], 0.0), ylim=(low, high))
+    axes[0, 0].set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
+    shared_legend(figure, axes)
+    return figure
+
+
+@figure_function
+def subject_curves(
+    tasks: Mapping[str, Arrays],
+    steps: int,
+    x_range: tuple[float, float],
+    title: str,
+    axis_names: tuple[str, str],
+    least: float,
+) -> Figure:
+    """Several tasks as small multiples on common axes, each as in `prediction_curves` under its name."""
+    figure, axes = panels(len(tasks), 3.3, 2.5, 0.8)
+    ends = [_draw(axis, task, steps, x_range, least) for axis, task in zip(axes.flat, tasks.values(), strict=False)]
+    for axis, name in zip(axes.flat, tasks, strict=False):
+        axis.set_title(name)
+    grids = [task["grid"] for task in tasks.values()]
+    axes[0, 0].set(xlim=limits(grids, 0.02), ylim=(min(low for low, _ in ends), max(high for _, high in ends)))
+    name_axes(axes, axis_names)
+    shared_legend(figure, axes)
+    figure.suptitle(title)
+    return figure
+
+
+def _draw(axis: Axes, task: Arrays, steps: int, x_range: tuple[float, float], least: float) -> tuple[float, float]:
+    """Draw one task; returns the range of y that shows its points well."""
+    grid, support_y, before, after = (task[name] for name in ("grid", "support_y", "before", "after"))
+    outside = [(grid[0], min(x_range[0], grid[-1])), (max(x_range[1], grid[0]), grid[-1])]
+    for low, high in [ends for ends in outside if ends[0] < ends[1]]:
+        axis.axvspan(low, high, color="0.5", alpha=0.15, lw=0, label="extrapolation")
+    if "band" in task:
+        axis.fill_between(grid, *task["band"], color=SKY, alpha=0.35, lw=0, label="90% of sampled curves")
+    for curve in task.get("samples", ()):
+        axis.plot(grid, curve, color=BLUE, lw=0.6, alpha=0.45, label="some sampled curves")
+    axis.plot(grid, before, color=ORANGE, lw=1.5, ls=(0, (4, 2)), label="before adapting")
+    axis.plot(grid, after, color=BLUE, lw=2, label=f"after {gradients(steps)}")
+    if "asked" in task:
+        axis.plot(*task["asked"], "|", color=BLACK, ms=9, mew=1.2, label="asked for")
+    ms, mew = (2, 0.2) if len(support_y) > 200 else (5, 0.7)
+    axis.plot(task["support_x"], support_y, "o", color=VERMILION, ms=ms, mec="white", mew=mew, label="given points")
+    axis.grid(alpha=0.25, lw=0.5)
+    low, high = limits([support_y], 0.0)
+    reach = 1.5 * max(high - low, least)  # a network far off the points may leave the picture
+    return limits([support_y, before, after], 0.06, low - reach, high + reach)

@@ -1,0 +1,399 @@
+"""The Python door: what goes in, what comes out in own units, what is refused, and that --predict says the same."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import pickle
+import random
+import re
+from array import array
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+import main
+import registry
+from commands.points import read_request
+from commands.predict import csv_table, predict_points
+from config import Config
+from dataset import stream
+from regressor import FewShotRegressor
+from runtime.arrays import NotFittedError
+from runtime.errors import RunError
+from runtime.host import flushes_denormals
+from tests.test_tables import toy_rows, write
+
+X, Y = [2.0, 5.0, 9.0, 14.0, 20.0], [52.0, 55.0, 61.0, 48.0, 44.0]
+AT = [0.0, 3.0, 7.0, 30.0]
+SMALL = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 4, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 4, "LEO_DECODER_DIM": 4}
+
+
+def model_of(method: str = "maml", dim: int = 1, *, own: bool = True) -> FewShotRegressor:
+    """An untrained learner; in own units, inputs from 0 to 30 and targets of about 50."""
+    config = Config.resolve(registry.METHODS[method].defaults, SMALL, {"INPUT_DIM": dim})
+    learner = registry.METHODS[method].from_config(config, stream(0, "weights"))
+    scale = ([15.0] * dim + [50.0], [15.0] * dim + [8.0]) if own else None
+    return FewShotRegressor(learner, 3, dim, (-1, 1), scale=scale)
+
+
+class Column:
+    """What a column or a frame of pandas offers."""
+
+    def __init__(self, values: Any, dtype: Any = float):
+        self.values, self.dtype = values, dtype
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.array(self.values, dtype or self.dtype)
+
+
+# ---- what goes in
+
+KINDS: dict[str, Callable[[list[float]], Any]] = {
+    "lists": list,
+    "tuples": tuple,
+    "lists of rows": lambda values: [[value] for value in values],
+    "int32": lambda values: np.array(values, np.int32),
+    "uint8": lambda values: np.array(values, np.uint8),
+    "float16": lambda values: np.array(values, np.float16),
+    "columns of an array in Fortran's order": lambda values: np.asfortranarray(np.tile(np.array(values)[:, None], 3))[:, :1],
+    "every second number of an array": lambda values: np.repeat(np.array(values), 2)[::2],
+    "integers of torch": lambda values: torch.tensor(values).long(),
+    "torch, with a gradient": lambda values: torch.tensor(values, requires_grad=True),
+    "bfloat16 of torch": lambda values: torch.tensor(values, dtype=torch.bfloat16),
+    "numbers of numpy in a list": lambda values: [np.float32(value) for value in values],
+    "a column of pandas": Column,
+    "a nullable column of pandas": lambda values: Column([int(value) for value in values], object),
+    "a frame of pandas": lambda values: Column([[value] for value in values]),
+    "array.array": lambda values: array("d", values),
+    "a masked array without a mask": lambda values: np.ma.masked_array(values),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_numbers_of_any_kind_give_equal_predictions(kind: str) -> None:
+    expected = model_of().fit(np.array(X), np.array(Y)).predict(np.array(AT))
+    found = model_of().fit(KINDS[kind](X), KINDS[kind](Y)).predict(KINDS[kind](AT))
+    assert (found.shape, found.dtype) == ((4,), np.float64)
+    assert_array_equal(found, expected)
+
+
+def test_inputs_of_several_columns_are_scaled_each_by_itself() -> None:
+    rng, model = np.random.default_rng(0), model_of(dim=2)
+    x, y = rng.uniform(0, 30, (6, 2)), rng.uniform(40, 60, 6)
+    expected = model.fit(x, y).predict(x)
+    model.centre[1], model.unit[1] = 1e6, 3.0
+    moved = np.stack([x[:, 0], 1e6 + (x[:, 1] - 15) / 5], axis=1)
+    assert_allclose(model.fit(moved, y[:, None]).predict(moved), expected, rtol=1e-6)
+
+
+def test_large_offsets_lose_nothing() -> None:
+    expected, model = model_of().fit(X, Y).predict(AT), model_of()
+    model.centre += [1.7e9, 1e6]
+    found = model.fit(np.array(X) + 1.7e9, np.array(Y) + 1e6).predict(np.array(AT) + 1.7e9)
+    assert_allclose(found - 1e6, expected, rtol=1e-6)
+
+
+WRONG: dict[str, tuple[Callable[[FewShotRegressor], Any], str]] = {
+    "a question before fit": (lambda m: m.predict(AT), "expected fit"),
+    "samples before fit": (lambda m: m.sample(AT), "expected fit"),
+    "different lengths": (lambda m: m.fit(X, Y[:3]), "got 5 and 3"),
+    "no points": (lambda m: m.fit([], []), "x is empty"),
+    "no places": (lambda m: m.fit(X, Y).predict([]), "x is empty"),
+    "NaN": (lambda m: m.fit(X, [1, 2, np.nan, 4, 5]), "y can't be used (got nan in row 2"),
+    "infinity": (lambda m: m.fit(X, Y).predict([1, -np.inf]), "x can't be used (got -inf in row 1"),
+    "a masked number": (lambda m: m.fit(np.ma.masked_array(X, [0, 0, 0, 1, 0]), Y), "got nan in row 3"),
+    "words": (lambda m: m.fit(["1", "2", "3", "4", "5"], Y), "no array of numbers (got <U1"),
+    "a word in a column": (lambda m: m.fit(Column([1, 2, "x", 4, 5], object), Y), "got str"),
+    "a missing value": (lambda m: m.fit([1, None, 3, 4, 5], Y), "got NoneType"),
+    "booleans": (lambda m: m.fit(np.array(X) > 6, Y), "got bool"),
+    "complex numbers": (lambda m: m.fit(np.array(X) + 1j, Y), "got complex128"),
+    "dates": (lambda m: m.fit(np.array(["2024-01-01"] * 5, "datetime64[s]"), Y), "got datetime64[s]"),
+    "rows of different lengths": (lambda m: m.fit([[1], [2, 3], [4], [5], [6]], Y), "no array of numbers"),
+    "one number": (lambda m: m.fit(3.0, 4.0), "got []; expected [N] or [N, 1]"),
+    "another D": (lambda m: m.fit(np.ones((5, 2)), Y), "got [5, 2]; expected [N] or [N, 1]"),
+    "targets of two columns": (lambda m: m.fit(X, np.ones((5, 2))), "y has a shape"),
+    "a dictionary": (lambda m: m.fit({"x": X}, Y), "got dict"),
+    "a huge integer": (lambda m: m.fit([10**400, 1, 2, 3, 4], Y), "no array of numbers"),
+    "a number out of reach": (lambda m: m.fit([1e300, 1, 2, 3, 4], Y), "got 1e+300 in row 0"),
+    "samples of a method without randomness": (lambda m: m.fit(X, Y).predict(AT, return_std=True), "no randomness"),
+    "no samples at all": (lambda m: model_of("leo").fit(X, Y).sample(AT, 0), "num_samples can't be used (got 0"),
+    "intervals without a calibration": (lambda m: m.fit(X, Y).predict_interval(AT), "no calibrated intervals"),
+    "a coverage of 90": (lambda m: m.fit(X, Y).predict_interval(AT, 90), "got 90; expected a share"),
+    "no task": (lambda m: m.fit_many([], []), "at least one"),
+    "a task too many": (lambda m: m.fit(X, Y).predict_many([AT, AT]), "got 2; expected 1"),
+    "one question for two tasks": (lambda m: m.fit_many([X, X], [Y, Y]).predict(AT), "expected 2, as fitted, by predict_many"),
+    "another parameter": (lambda m: m.set_params(alpha=1), "alpha can't be set (got 1; expected steps"),
+    "steps below zero": (lambda m: m.set_params(steps=-1), "got -1"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_can_not_be_used_is_a_value_error_of_one_line(name: str) -> None:
+    ask, says = WRONG[name]
+    with pytest.raises(ValueError) as refusal:
+        ask(model_of())
+    text = str(refusal.value)
+    assert says in text and "\n" not in text and text.endswith(")") and "; expected" in text
+
+
+def test_wrong_dimensions_name_the_right_one() -> None:
+    for x in (X, np.ones((5, 1)), np.ones((5, 2, 1))):
+        with pytest.raises(ValueError, match=r"expected \[N, 2\]"):
+            model_of(dim=2).fit(x, Y)
+
+
+def test_a_question_before_fit_is_an_error_as_scikit_learns_is() -> None:
+    with pytest.raises(NotFittedError) as refusal:
+        model_of().predict(AT)
+    assert isinstance(refusal.value, ValueError) and isinstance(refusal.value, AttributeError)
+
+
+# ---- what comes out
+
+
+def test_fit_returns_the_model_and_predictions_come_in_own_units() -> None:
+    model = model_of("r2d2")
+    assert model.fit(X, Y) is model and model.n_features_in_ == 1
+    path = model.staged_predict(X)
+    assert path.shape == (4, 5) and np.square(path[-1] - Y).mean() < np.square(path[0] - Y).mean()
+    assert_array_equal(model.predict(X), path[-1])
+    assert model.score(X, Y) == pytest.approx(1 - np.square(path[-1] - Y).sum() / np.square(Y - np.mean(Y)).sum())
+    assert_array_equal(model.x_range, [[0], [30]])
+    assert model.extrapolates([0, 30, 30.1, -1e-3]).tolist() == [False, False, True, True]
+
+
+def test_samples_repeat_with_their_seed_and_spread_in_own_units() -> None:
+    model = model_of("leo").fit(X, Y)
+    curves = model.sample(AT, 20)
+    assert curves.shape == (20, 4)
+    assert_array_equal(curves, model.sample(AT, 20, seed=0))
+    assert not np.array_equal(curves, model.sample(AT, 20, seed=1))
+    prediction, std = model.predict(AT, return_std=True)
+    assert_array_equal(prediction, model.predict(AT))
+    assert_allclose(std, model.sample(AT).std(0)) and (std > 0).all()
+
+
+@pytest.mark.parametrize("method", sorted(registry.METHODS))
+def test_tasks_of_different_sizes_at_once_are_as_one_by_one(method: str) -> None:
+    rng, model = np.random.default_rng(1), model_of(method)
+    sizes, asked = [3, 5, 3, 1, 5, 3], [2, 1, 300, 64, 65, 2]
+    xs, ys, ats = ([rng.uniform(0, 30, size) for size in counts] for counts in (sizes, sizes, asked))
+    together = model.fit_many(xs, ys).predict_many(ats)
+    for x, y, at, found in zip(xs, ys, ats, together, strict=True):
+        assert_allclose(found, model.fit(x, y).predict(at), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["maml", "leo"])
+def test_a_prediction_does_not_depend_on_what_else_is_asked(method: str) -> None:
+    model, at = model_of(method).fit(X, Y), np.linspace(0, 30, 300)
+    everywhere = model.predict(at)
+    for count in (1, 2, 63, 64, 65, 299):
+        assert_array_equal(model.predict(at[:count]), everywhere[:count])
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_predicts_the_same_and_keeps_its_own_fit(again: Callable[[Any], FewShotRegressor]) -> None:
+    model = model_of("leo").fit(X, Y)
+    expected, other = model.predict(AT), again(model)
+    assert_array_equal(other.predict(AT), expected)
+    other.fit(X, Y[::-1])
+    assert_array_equal(model.predict(AT), expected)
+    assert repr(other) == "FewShotRegressor(LEO, steps=3, input_dim=1)"
+    assert other.set_params(steps=1).get_params() == {"steps": 1} and model.steps == 3
+
+
+def test_eight_threads_at_once_give_the_numbers_of_one() -> None:
+    model = model_of("leo")
+    targets = [np.roll(Y, shift) + shift for shift in range(8)]
+
+    def ask(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        one = copy.copy(model).fit(X, y)
+        return one.predict(AT), one.sample(AT, 5)
+
+    expected = [ask(y) for y in targets]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, targets))
+    for pair, other in zip(found, expected, strict=True):
+        assert_array_equal(pair[0], other[0])
+        assert_array_equal(pair[1], other[1])
+
+
+def test_nothing_outside_of_the_object_is_changed() -> None:
+    def state() -> tuple[Any, ...]:
+        numbers = np.random.get_state()[1].tolist()  # type: ignore[index, union-attr]  # noqa: NPY002
+        draws = random.getstate(), numbers, torch.get_rng_state().tolist()
+        return *draws, torch.get_num_threads(), torch.is_grad_enabled(), flushes_denormals(), torch.get_default_dtype()
+
+    before = state()
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            model_of("leo").fit(X, Y).predict(AT, return_std=True)
+            assert torch.is_grad_enabled() == enabled
+    assert state() == before
+
+
+# ---- runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two methods on a table, and one on sinusoids, of a few steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    table = write(folder / "toy.csv", toy_rows(), "who,day (d),mass_g")
+    settings = [*SMALL_RUN, *(f"{key}={value}" for key, value in SMALL.items() if key == "HIDDEN_DIM")]
+    words = [word for setting in settings for word in ("--set", setting)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("commands.evaluate.draw", lambda *_: None)
+        patch.setattr("experiment.Experiment.show_progress", lambda *_: None)
+        for method in ("leo", "r2d2"):
+            argv = ["--method", method, "--data", str(table), "--columns", "task=who", "x=day (d)", "y=mass_g", *words]
+            assert main.main([*argv, "--output", str(folder), "--name", "toy"]) == 0
+        argv = ["--method", "maml", *words, "--set", "NUM_TASKS=30", "--set", "EVAL_TASKS=4", "--set", "VALIDATION_TASKS=4"]
+        assert main.main([*argv, "--output", str(folder), "--name", "waves"]) == 0
+    return folder
+
+
+SMALL_RUN = ["EPOCHS=3", "META_BATCH_SIZE=3", "EVAL_STEPS=2", "COMPILE=never", "VALIDATION_INTERVAL=2", "DEVICE=cpu"]
+TABLE_RUNS = ["LEO_Table_toy", "R2D2_Table_toy"]
+
+
+def test_a_run_is_loaded_by_its_directory_its_name_a_checkpoint_and_as_the_latest(runs: Path) -> None:
+    run = runs / "MAML_Sinusoidal_waves"
+    asked = [run, str(run), run / "checkpoints" / "best.pt"]
+    models = [FewShotRegressor.load(one) for one in asked]
+    models += [FewShotRegressor.load(run.name, folder=runs), FewShotRegressor.load("latest", folder=runs)]
+    found = [model.fit([-1, 2, 3], [0, 1, 2]).predict([0.5]) for model in models]
+    assert len({value.tobytes() for value in found}) == 1 and found[0].dtype == np.float32
+    with pytest.raises(RunError, match="no such run"):
+        FewShotRegressor.load("nowhere", folder=runs)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_lines_of_python_in_the_documentation_run(page: str, runs: Path) -> None:
+    text = (Path(main.__file__).parent / page).read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "FewShotRegressor" in block)
+    names: dict[str, Any] = {}
+    exec(code.replace('"latest"', repr(str(runs / "LEO_Table_toy"))), names)
+    assert names["model"].predict([10.0, 21.0]).shape == (2,)
+
+
+def questions(path: Path, *, blank: bool = True) -> tuple[list[list[str]], dict[str, list[list[str]]]]:
+    """A file about 15 new subjects in a mixed order, and each one's rows."""
+    rng = random.Random(3)
+    rows = [[f"#{n}", f"{rng.uniform(1, 29):.6f}", f"{rng.uniform(40, 60):.6f}"] for n in range(15) for _ in range(2 + n % 4)]
+    rows += [[f"#{n}", f"{rng.uniform(1, 29):.6f}", rng.choice(["", "NA"])] for n in range(15) for _ in range(n % 3)] * blank
+    rng.shuffle(rows)
+    write(path, rows, "who,day (d),mass_g")
+    members: dict[str, list[list[str]]] = {}
+    for row in rows:
+        members.setdefault(row[0], []).append(row)
+    return [row for row in rows if row[2] in ("", "NA")], members
+
+
+def measured(rows: list[list[str]]) -> tuple[list[float], list[float]]:
+    known = [row for row in rows if row[2] not in ("", "NA")]
+    return [float(row[1]) for row in known], [float(row[2]) for row in known]
+
+
+@pytest.mark.parametrize("name", TABLE_RUNS)
+def test_fifteen_new_subjects_are_answered_in_the_files_order_with_the_numbers_of_the_class(
+    name: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, members = questions(tmp_path / "new.csv")
+    found: list[Any] = []
+    monkeypatch.setattr("commands.predict.figures", lambda predictions, *_: found.extend(predictions) or [None] * 2)
+    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
+    assert main.main(["--predict", str(runs / name), "--points", str(tmp_path / "new.csv")]) == 0
+    assert capsys.readouterr().err == ""
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    band = ["lower_5", "median_50", "upper_95"] * name.startswith("LEO")
+    assert list(rows[0]) == ["who", "day (d)", "prediction_before", "prediction_after", *band, "extrapolated"]
+    assert [[row["who"], float(row["day (d)"])] for row in rows] == [[row[0], float(row[1])] for row in asked]
+    model = FewShotRegressor.load(runs / name)
+    for place, (subject, own) in enumerate(members.items()):
+        at = [float(row[1]) for row in own if row[2] in ("", "NA")]
+        if not at:
+            continue
+        path = model.fit(*measured(own)).staged_predict(at)
+        assert_array_equal(found[place].outputs[:, found[place].answers], path)
+        given = [row for row in rows if row["who"] == subject]
+        for column, values in (("prediction_before", path[0]), ("prediction_after", path[-1])):
+            assert [row[column] for row in given] == [f"{value:.12g}" for value in values]
+
+
+def test_without_questions_each_subject_has_a_grid_and_pages_of_twelve_panels(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, members = questions(tmp_path / "new.csv", blank=False)
+    assert main.main(["--predict", str(runs / "R2D2_Table_toy"), "--points", str(tmp_path / "new.csv")]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and "root mean squared error on the 51 points of 15 subjects" in printed.out
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [row["who"] for row in rows] == [name for name in members for _ in range(201)]
+    names = {path.name for path in tmp_path.iterdir()} - {"new.csv", "predictions.csv"}
+    assert names == {f"predictions{page}.{kind}" for page in ("", "-2") for kind in ("png", "pdf")}
+
+
+def test_a_file_without_the_subjects_column_is_about_one(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
+    (tmp_path / "one.csv").write_text("Mass_g;DAY (d)\n50,5;2\n;4\n51,5;8\n;400\n")
+    assert main.main(["--predict", str(runs / "R2D2_Table_toy"), "--points", str(tmp_path / "one.csv")]) == 0
+    assert capsys.readouterr().err == ""
+    rows = list(csv.reader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert rows[0] == ["DAY (d)", "prediction_before", "prediction_after", "extrapolated"]
+    assert [(row[0], row[-1]) for row in rows[1:]] == [("4", "0"), ("400", "1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("who,day (d),mass_g\na,1,2\nb,3,\nb,4,NA\n", "line 3, column 'mass_g' can't be used (got no number in any row of"),
+        ("who,day (d),mass_g\n,1,2\n", "line 2, column 'who' can't be used (got an empty name"),
+        ("who,day,mass_g\na,1,2\n", "no column 'day (d)' (got 'who', 'day', 'mass_g'"),
+        ("who,day (d),mass_g\na,x,2\n", "line 2, column 'day (d)'"),
+        ("who,day (d),mass_g\n", "has no points"),
+        ("day (d),mass_g\n1,\n", "got no number in any row of the file"),
+    ],
+)
+def test_a_file_of_subjects_that_can_not_be_used_is_refused_with_its_place(
+    text: str, says: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "new.csv").write_text(text)
+    argv = ["--predict", str(runs / "R2D2_Table_toy"), "--points", str(tmp_path / "new.csv"), "--output", str(tmp_path / "out")]
+    assert main.main(argv) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_subjects_of_several_inputs_are_answered_at_their_questions_or_their_points(tmp_path: Path, blank: bool) -> None:
+    file = tmp_path / "new.csv"
+    file.write_text("y,b,id,a\n50,1,#1,2\n" + "NA,2,#1,3\n,4,x,5\n" * blank + "51,3,x,1\n49,7,#1,8\n")
+    request = read_request(file, 2, ("id", "a", "b", "y", "split"))
+    model = model_of("r2d2", 2)
+    found = [predict_points(model, request.points(place), request.asked(place)) for place in range(2)]
+    rows = list(csv.DictReader(csv_table(found, request).splitlines()))
+    places = [("#1", "3", "2"), ("x", "5", "4")] if blank else [("#1", "2", "1"), ("#1", "8", "7"), ("x", "1", "3")]
+    assert [(row["id"], row["a"], row["b"]) for row in rows] == places
+    assert [row["y"] for row in rows] == ["50", "49", "51"] if not blank else "y" not in rows[0]
+    after = model.fit([[2, 1], [8, 7]], [50, 49]).predict([[3, 2]] if blank else [[2, 1], [8, 7]])
+    assert [row["prediction_after"] for row in rows if row["id"] == "#1"] == [f"{value:.12g}" for value in after]
+
+
+def test_questions_of_a_run_on_formulas_are_answered_too(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
+    (tmp_path / "new.csv").write_text("x,y\n1,2\n2.5,\n-1,0.5\n7,NA\n")
+    assert main.main(["--predict", str(runs / "MAML_Sinusoidal_waves"), "--points", str(tmp_path / "new.csv")]) == 0
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    after = FewShotRegressor.load(runs / "MAML_Sinusoidal_waves").fit([1, -1], [2, 0.5]).predict([2.5, 7])
+    assert [row["x"] for row in rows] == ["2.5", "7"]
+    assert [row["prediction_after"] for row in rows] == [f"{value:.7g}" for value in after]
