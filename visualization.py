@@ -139,8 +139,10 @@ def panels(count: int, width: float, height: float, extra: float) -> tuple[Figur
 
 def name_axes(axes: np.ndarray, names: tuple[str, str] = ("input x", "output y")) -> None:
     """Name the outer axes of a grid of panels."""
-    for axis in axes[-1]:
-        axis.set_xlabel(names[0])
+    for column in axes.T:
+        lowest = [axis for axis in column if axis.get_visible()][-1]
+        lowest.set_xlabel(names[0])
+        lowest.tick_params(labelbottom=True)
     for axis in axes[:, 0]:
         axis.set_ylabel(names[1])
 
