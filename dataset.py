@@ -101,6 +101,10 @@ class TaskGenerator(ABC):
         """All points of each task of a split, where there are no others; None where they can be drawn without end."""
         return None
 
+    def task_names(self, params: Array) -> list[str]:
+        """A name for each of the tasks `params` [T, F]; none where they have no names."""
+        return []
+
     def truth(self, params: Array, x: Array) -> Array | None:
         """Noise-free values [..., N, 1] of the tasks `params` [..., F] at `x` [..., N, D]; None where nobody knows them."""
         return None

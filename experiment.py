@@ -196,6 +196,15 @@ class Experiment:
         arrays |= {"grid_support_x": shown.x[..., 0], "grid_support_y": shown.y[..., 0]}
         if (truth := self.generator.truth(params, x)) is not None:
             arrays["grid_truth"] = truth[..., 0]
+        if names := self.generator.task_names(params):
+            arrays["grid_names"] = np.array(names)
+        if (measured := self.generator.measurements("test")) is not None:
+            places = np.searchsorted(self.generator.split("test", 0, 0)[:, 0], params[:, 0])
+            found = [own(measured[place]) for place in places]
+            longest = max(len(points.x) for points in found)
+            for name, parts in zip("xy", zip(*found, strict=True), strict=True):  # [T, N], NaN behind the shorter ones
+                rows = [np.pad(part[:, 0], (0, longest - len(part)), constant_values=np.nan) for part in parts]
+                arrays[f"grid_points_{name}"] = np.stack(rows)
         predictions = predict(self.learner, support, x, self.config.EVAL_STEPS)[0]
         arrays["grid_predictions"] = own(Points(grid[:, None], predictions)).y
         return arrays, support, x

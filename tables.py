@@ -107,6 +107,9 @@ class TableTaskGenerator(TaskGenerator):
         x, y = (np.split(part, self.start[1:]) for part in (self.x, self.y))
         return [Points(x[member], y[member]) for member in self._members(split)]
 
+    def task_names(self, params: Array) -> list[str]:
+        return [self.table.subjects[subject] for subject in params[:, 0].tolist()]
+
     def split(self, name: str, size: int, seed: int, shots: int = 0) -> Array:
         usable = self._members(name, shots)
         if len(usable) < FEWEST:

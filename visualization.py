@@ -96,11 +96,14 @@ def task_predictions(
     steps: Sequence[int],
     title: str,
     axis_names: tuple[str, str] = ("input x", "output y"),
+    points: tuple[np.ndarray, np.ndarray] | None = None,
+    names: Sequence[str] = (),
 ) -> Figure:
     """Several tasks in a grid: true function, support points, the network before and after some gradients.
 
     Args:
         grid: inputs [N]; truth: [T, N], None where nobody knows it; support_x, support_y: [T, K].
+        points: x and y [T, M] of all measured points, NaN behind the last one of a task; names: of the tasks.
         predictions: [T, len(steps), N], after the numbers of gradients in `steps`.
     """
     figure, axes = panels(len(predictions), 3.3, 2.5, 0.5)
@@ -111,12 +114,16 @@ def task_predictions(
         for place, step in enumerate(steps):
             dash = (0, (4, 2)) if step == 0 else "solid" if step == steps[-1] else (0, (1, 1))
             axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=gradients(step))
+        axis.set_title(names[task] if len(names) else "")
+        if points is not None:
+            axis.plot(points[0][task], points[1][task], "o", color="0.35", ms=3, mfc="none", mew=0.8, label="measured")
         axis.plot(support_x[task], support_y[task], "o", color=VERMILION, ms=4, mec="white", mew=0.5, label="support points")
         if truth is not None:
             errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
             axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
         axis.grid(alpha=0.25, lw=0.5)
-    axes[0, 0].set_ylim(limits([support_y if truth is None else truth], 0.35))  # an early network may be far off
+    known = truth if truth is not None else support_y if points is None else points[1]
+    axes[0, 0].set_ylim(limits([known], 0.35 if points is None else 0.1))  # an early network may be far off
     name_axes(axes, axis_names)
     shared_legend(figure, axes)
     figure.suptitle(title)
@@ -174,7 +181,7 @@ def performance_over_tasks(
         shots: which K the scatter plots show.
         reference: published means at the last gradient are marked where there are any.
     """
-    figure, axes = figure_grid(1, 1 + len(param_names), 3.6 * (1 + len(param_names)), 3.6)
+    figure, axes = figure_grid(1, 1 + len(param_names), max(5.6, 3.6 * (1 + len(param_names))), 3.6)
     _error_distribution(axes[0, 0], errors, reference)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8, frameon=False)
     values = errors[shots]
@@ -225,6 +232,7 @@ def adaptive_learning(
     reference: Published,
     title: str,
     yardsticks: Mapping[int, tuple[str, float]] | None = None,
+    own_unit: tuple[str, float] | None = None,
 ) -> Figure:
     """Mean error against support gradients, with 95% intervals over tasks, for each K.
 
@@ -232,23 +240,30 @@ def adaptive_learning(
         results: shots -> {"mse": [S+1], "ci95": [S+1]}.
         reference: shots -> gradients -> published mean, drawn as crosses.
         yardsticks: shots -> name and mean error of the best one, drawn as a dashed line.
+        own_unit: the target's name and what 1 is in its unit: the roots of the errors are shown in that.
     """
     figure, axes = figure_grid(1, 1, 5.6, 4.6)
     axis = axes[0, 0]
+
+    def shown(errors: Any) -> Any:
+        return errors if own_unit is None else own_unit[1] * np.sqrt(errors)
+
     lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
     for place, (count, result) in enumerate(results.items()):
         mean, half = np.asarray(result["mse"], float), np.asarray(result["ci95"], float)
         steps = np.arange(len(mean))
         colour, marker = CYCLE[place % 6], MARKERS[place % 6]
-        axis.fill_between(steps, np.maximum(mean - half, lowest / 3), mean + half, color=colour, alpha=0.2, lw=0)
-        axis.plot(steps, mean, color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
+        ends = shown(np.maximum(mean - half, lowest / 3)), shown(mean + half)
+        axis.fill_between(steps, *ends, color=colour, alpha=0.2, lw=0)
+        axis.plot(steps, shown(mean), color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
         if published := reference.get(count):
             label = f"Finn et al. 2017, K = {count}"
             axis.plot(list(published), list(published.values()), "x", color=colour, ms=9, mew=2, label=label)
         if yardsticks and count in yardsticks:
             name, error = yardsticks[count]
-            axis.axhline(error, color=colour, ls=(0, (4, 2)), lw=1.2, label=f"{name}, K = {count}")
-    axis.set(xlabel="gradients taken on the support set", ylabel="mean squared error on query points", title=title)
+            axis.axhline(shown(error), color=colour, ls=(0, (4, 2)), lw=1.2, label=f"{name}, K = {count}")
+    what = "mean squared error on query points" if own_unit is None else f"{own_unit[0]}: root mean squared error"
+    axis.set(xlabel="gradients taken on the support set", ylabel=what, title=title)
     log_scale(axis)
     axis.grid(alpha=0.25, lw=0.5, which="both")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)

@@ -168,6 +168,22 @@ def sample_bundle(
 SAMPLE_STYLES = {True: (BLUE, "samples like a sinusoid"), False: (VERMILION, "samples like a line")}
 
 
+@figure_function
+def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, target: str, title: str) -> Figure:
+    """Each test subject's error in the target's own unit, [T], the lowest first; of many subjects 40, evenly chosen."""
+    order = np.argsort(errors)
+    order = order[np.isfinite(errors[order])]
+    if len(order) > 40:
+        order = order[np.linspace(0, len(order) - 1, 40).round().astype(int)]
+    figure, axes = figure_grid(1, 1, 5.6, 1.4 + 0.19 * max(4, len(order)))
+    axis = axes[0, 0]
+    axis.plot(errors[order], np.arange(len(order)), "o", color=BLUE, ms=4)
+    axis.set_yticks(range(len(order)), [names[place] for place in order])
+    axis.set(xlabel=f"{target}: root mean squared error at K = {shots}", ylabel="subject", title=title, xlim=(0, None))
+    axis.grid(alpha=0.25, lw=0.5)
+    return figure
+
+
 # ---- the figures of a run
 
 
@@ -177,7 +193,18 @@ def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
     truth = arrays["grid_truth"][:most] if "grid_truth" in arrays else None
     support = arrays["grid_support_x"][:most], arrays["grid_support_y"][:most]
     predictions = arrays["grid_predictions"][:most, steps]
-    return task_predictions(arrays["grid"], truth, *support, predictions, steps, title, _axis_names(arrays))
+    points = (arrays["grid_points_x"][:most], arrays["grid_points_y"][:most]) if "grid_points_x" in arrays else None
+    return task_predictions(
+        arrays["grid"],
+        truth,
+        *support,
+        predictions,
+        steps,
+        title,
+        _axis_names(arrays),
+        points,
+        list(map(str, arrays.get("grid_names", ()))),
+    )
 
 
 def _axis_names(arrays: Arrays) -> tuple[str, str]:
@@ -220,11 +247,16 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     train = {"iteration": arrays["train_iteration"], "query_mse": arrays["train_query_mse"]}
     validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
     about = f"{title}: {len(params)} test tasks after {gradients(last)}"
+    own = (_axis_names(arrays)[1], float(arrays["y_scale"])) if "y_scale" in arrays else None
     result = {
         "training_curves": training_curves(train, validation, f"{title}: learning to learn"),
         "performance": performance_over_tasks(final, params, param_names, shots, reference, about),
-        "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting", best_yardsticks(arrays)),
+        "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting", best_yardsticks(arrays), own),
     }
+    if own and "test_names" in arrays:
+        roots = own[1] * np.sqrt(arrays[f"test_errors_{shots}_shot"][:, -1])
+        about = f"{title}: test subjects, best first"
+        result["subjects"] = errors_by_subject(arrays["test_names"].tolist(), roots, shots, own[0], about)
     if "grid" in arrays:
         about = f", error before → after {gradients(last)}" if "grid_truth" in arrays else ""
         about = f"{title}: test tasks, {shots} support points{about}"

@@ -24,7 +24,7 @@ from runtime.processes import print_once
 from runtime.storage import read_checkpoint, write_atomically
 
 SAMPLES = 100  # of a stochastic method, for each task of a figure
-FIGURES = ("task_predictions", "adaptive_learning", "performance", "samples", "training_curves", "latent_space")  # of the page
+FIGURES = ("task_predictions", "subjects", "adaptive_learning", "performance", "samples", "training_curves", "latent_space")
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
 
 
@@ -135,15 +135,19 @@ def add_yardsticks(experiment: Experiment, shots: int, evaluation: dict[str, Any
 def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:
     """What the figures show beside the test errors: the table of data.npz in docs/run_directory.md."""
     config, learner = experiment.config, experiment.learner
-    arrays = history_arrays(experiment.manager.history)
+    arrays, generator = history_arrays(experiment.manager.history), experiment.generator
+    if generator.y_scale is not None:
+        arrays["y_scale"] = np.array(generator.y_scale)
     if config.INPUT_DIM == 1:
         examples, support, x = experiment.example_arrays(shots)
         arrays |= examples
         if learner.noise_dim:
             rng = stream(config.RANDOM_SEED, "samples")
             samples = sample(learner, support, x, config.EVAL_STEPS, rng, SAMPLES)
-            arrays["grid_samples"] = experiment.generator.own_units(Points(x[0], samples)).y
+            arrays["grid_samples"] = generator.own_units(Points(x[0], samples)).y
     held_out = experiment.held_out("test", shots)
+    if names := generator.task_names(held_out.params):
+        arrays["test_names"] = np.array(names)
     codes = predict(learner, held_out.tasks.support, held_out.tasks.query.x[:, :1], 0)[1]
     if codes.shape[1] >= 2:
         owners = np.arange(len(codes)) if held_out.owners is None else held_out.owners

@@ -465,9 +465,13 @@ def test_the_figures_of_a_run_on_a_table_are_drawn_in_own_units(
 ) -> None:
     run = train(tmp_path, write(toy, toy_rows(), "who,day (d),mass_g"), "a", *COLUMNS, "--set", "EVAL_SHOTS=2,8")
     assert "warning" not in capsys.readouterr().err
-    assert (run / "plots" / "task_predictions.png").exists()
+    assert (run / "plots" / "task_predictions.png").exists() and (run / "plots" / "subjects.png").exists()
     with np.load(run / "plots" / "data.npz") as arrays:
         assert list(arrays["axis_names"]) == ["day (d)", "mass_g"]
+        assert arrays["grid_names"][0] in arrays["test_names"] and arrays["grid_points_y"].shape[0] == len(arrays["grid_names"])
+        given = zip(arrays["grid_support_x"][0], arrays["grid_support_y"][0], strict=True)
+        measured = zip(arrays["grid_points_x"][0], arrays["grid_points_y"][0], strict=True)
+        assert {tuple(np.round(point, 3)) for point in given} <= {tuple(np.round(point, 3)) for point in measured}
         assert 25 < arrays["grid"].max() < 31 and 30 < arrays["grid_support_y"].mean() < 70
         assert arrays["test_left_out_8_shot"].sum() == np.isnan(arrays["test_errors_8_shot"]).all(1).sum() > 0
 
