@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Published = Mapping[int, Mapping[int, float]]  # shots -> gradients -> mean squared error
 
-# A stream's purpose is part of its key, so drawing more for one changes nothing of another.
-# Append only: a number that moves changes every published result.
-PURPOSES = ("weights", "functions", "order", "points", "noise", "validation", "test", "figures", "samples")
+# A stream's purpose is part of its key. Append only: a number that moves changes every published result.
+PURPOSES = ("weights", "functions", "order", "points", "noise", "validation", "test", "figures", "samples", "measured")
 HELD_OUT_SEED = 20170306  # fixed, so that runs of any seed are judged on identical tasks
 QUERY_INDEX = 1 << 32  # beyond any number of shots
 
@@ -62,11 +61,7 @@ class HeldOut(NamedTuple):
 
 
 class TaskGenerator(ABC):
-    """A family of tasks: where they come from, and what can be said about them.
-
-    The rest of the project asks a family only what is declared here. It has no state: a row of `params` is all that
-    identifies a task (the parameters of a function, say).
-    """
+    """A family of tasks: all that the rest of the project asks it. It has no state: a row of `params` identifies a task."""
 
     name: str  # as it appears in the run directory
     input_dim: int  # D
@@ -108,6 +103,10 @@ class TaskGenerator(ABC):
     def truth(self, params: Array, x: Array) -> Array | None:
         """Noise-free values [..., N, 1] of the tasks `params` [..., F] at `x` [..., N, D]; None where nobody knows them."""
         return None
+
+    def measured(self, y: Array, rng: np.random.Generator) -> Array:
+        """The targets `y` of `held_out` as somebody would measure them: with noise, where these have none."""
+        return y
 
     def facts(self) -> dict[str, Any]:
         """Settings that follow from the tasks; raises `RunError` where it is not known where these come from."""
@@ -165,10 +164,10 @@ class FunctionFamily(TaskGenerator):
         low, high = self.x_range
         x = rng.random((*params.shape[:-1], num_points, self.input_dim), dtype=np.float32)
         x = x * np.float32(high - low) + np.float32(low)
-        y = self.curve(params, x)
-        if self.noise_std:
-            y = y + self.noise_std * rng.standard_normal(y.shape, dtype=np.float32)
-        return Points(x, y.astype(np.float32))
+        return Points(x, self.measured(self.curve(params, x), rng).astype(np.float32))
+
+    def measured(self, y: Array, rng: np.random.Generator) -> Array:
+        return y + self.noise_std * rng.standard_normal(y.shape, dtype=np.float32) if self.noise_std else y
 
     def tasks(self, params: Array, shots: int, queries: int, rng: np.random.Generator) -> Task:
         x, y = self.points(params, shots + queries, rng)

@@ -16,6 +16,7 @@ import pickle
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 import psutil
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from analysis.intervals import entry_for, half_widths, hints
 from config import Config
 from dataset import Points, stream
 from evaluation import predict as predict_tasks
@@ -53,7 +55,7 @@ class FewShotRegressor:
         x_range: the inputs of meta-training, in each dimension, as the network sees them.
         scale: centre and unit, [D + 1] each: (own - centre) / unit is what the network sees; None = these are the same.
         seed: of `sample`, where that is given none.
-        calibration: what the checkpoint knows of its errors.
+        calibration: of intervals, by the number of gradients: what `--evaluate` adds to the best checkpoint.
     """
 
     def __init__(
@@ -65,10 +67,10 @@ class FewShotRegressor:
         *,
         scale: tuple[Any, Any] | None = None,
         seed: int = 0,
-        calibration: Any = None,
+        calibration: Mapping[str, Any] | None = None,
     ):
         self.learner, self.steps, self.input_dim = learner, steps, input_dim
-        self.seed, self.calibration, self.scaled = seed, calibration, scale is not None
+        self.seed, self.calibration, self.scaled = seed, calibration or {}, scale is not None
         centre, unit = scale or (np.zeros(input_dim + 1), np.ones(input_dim + 1))
         self.centre, self.unit = np.asarray(centre, float), np.asarray(unit, float)
         self.seen_range = np.repeat(np.array(x_range)[:, None], input_dim, 1)  # [2, D]
@@ -157,16 +159,27 @@ class FewShotRegressor:
         return self._own_targets(curves[0, :, : len(at)])
 
     def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[Array, Array]:
-        """Lower and upper ends [N] of intervals that hold a share `coverage` of new measurements."""
-        if not 0 < coverage < 1:
+        """Lower and upper ends [N] of intervals that hold a share `coverage` of new measurements, as calibrated on the run's
+        validation tasks; infinite where adapting diverged or `coverage` is higher than these can tell.
+        """
+        if isinstance(coverage, bool) or not isinstance(coverage, Real) or not 0 < coverage < 1:
             raise InputError(f"coverage can't be used (got {coverage!r}; expected a share between 0 and 1)")
-        half, prediction = self._half_width(x, coverage), self.predict(x)
-        return prediction - half, prediction + half
+        if not self.has_intervals:
+            got, expected = f"none for {self.steps} gradients", "those of a complete run, or of --evaluate"
+            raise InputError(f"the run has no calibrated intervals (got {got}; expected {expected})")
+        (support,) = self._fitted(1)
+        at = self._inputs(x)
+        (path,), (at_support,) = self._paths([at]), self._paths([support.x])
+        with np.errstate(over="ignore", invalid="ignore"):
+            known = hints(path[None], at_support[None], Points(support.x[None], support.y[None]), at[None])[0]
+        half = half_widths(entry_for(self.calibration[str(self.steps)], len(support.x)), known, float(coverage)) * self.unit[-1]
+        centre = np.where(np.isfinite(half), self._own_targets(path[-1]), 0).astype(float)
+        return centre - half, centre + half
 
-    def _half_width(self, x: Any, coverage: float) -> Array:
-        """Half of the widths [N] of calibrated intervals."""
-        expected = "a run with a calibration; `sample` gives the spread of a method with randomness"
-        raise InputError(f"this run has no calibrated intervals (got a checkpoint without; expected {expected})")
+    @property
+    def has_intervals(self) -> bool:
+        """Whether the run's intervals were calibrated for as many gradients as are taken."""
+        return bool(self.calibration.get(str(self.steps)))
 
     def score(self, x: Any, y: Any) -> float:
         """R^2 of the predictions at x [N, D] for targets y [N]: 1 at best, 0 for their mean."""
@@ -230,10 +243,14 @@ class FewShotRegressor:
         return self.support_
 
     def _outputs(self, xs: Sequence[Any]) -> list[Array]:
-        """Predictions [S + 1, N_t] of each task; tasks of equal sizes are adapted together."""
-        support = self._fitted(len(xs))
-        at = [self._inputs(x) for x in xs]
-        groups, results = defaultdict(list), [np.empty(0)] * len(xs)
+        """Predictions [S + 1, N_t] of each task in own units."""
+        self._fitted(len(xs))
+        return [self._own_targets(path) for path in self._paths([self._inputs(x) for x in xs])]
+
+    def _paths(self, at: Sequence[Array]) -> list[Array]:
+        """As the network sees them: predictions [S + 1, N_t] of each task; tasks of equal sizes are adapted together."""
+        support = self.support_
+        groups, results = defaultdict(list), [np.empty(0)] * len(at)
         for place, x in enumerate(at):
             groups[len(support[place].x), len(padded(x))].append(place)
         for (count, rows), places in groups.items():
@@ -244,5 +261,5 @@ class FewShotRegressor:
                 with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge
                     outputs = predict_tasks(self.learner, points, asked, self.steps)[0]  # [T, S+1, N]
                 for place, output in zip(some, outputs, strict=True):
-                    results[place] = self._own_targets(output[:, : len(at[place])])
+                    results[place] = output[:, : len(at[place])]
         return results

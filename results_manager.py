@@ -166,6 +166,11 @@ class ExperimentManager:
             self._write_file(folder / "previous.pt", before)
         self._write_file(last, data(state))
 
+    def save_best(self, state: dict[str, Any]) -> None:
+        """Save best.pt again: the checkpoint that was read from it, with additions."""
+        self._lock.check()
+        self._write_file(self.directory / "checkpoints" / "best.pt", checkpoint_bytes(state))
+
     def _write_file(self, path: Path, data: bytes) -> None:
         if not write_atomically(path, data):
             self.warn(

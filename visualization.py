@@ -102,9 +102,8 @@ def task_predictions(
     """Several tasks in a grid: true function, support points, the network before and after some gradients.
 
     Args:
-        grid: inputs [N]; truth: [T, N], None where nobody knows it; support_x, support_y: [T, K].
-        points: x and y [T, M] of all measured points, NaN behind the last one of a task; names: of the tasks.
-        predictions: [T, len(steps), N], after the numbers of gradients in `steps`.
+        grid: inputs [N]; truth: [T, N], None where nobody knows it; support_x, support_y: [T, K]; names: of the tasks.
+        predictions: [T, len(steps), N], after `steps`; points: all measured x and y [T, M], NaN behind the last of a task.
     """
     figure, axes = panels(len(predictions), 3.3, 2.5, 0.5)
     colours = [ORANGE, SKY, GREEN, BLUE][-len(steps) :] if len(steps) <= 4 else CYCLE
@@ -122,8 +121,8 @@ def task_predictions(
             errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
             axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
         axis.grid(alpha=0.25, lw=0.5)
-    known = truth if truth is not None else support_y if points is None else points[1]
-    axes[0, 0].set_ylim(limits([known], 0.35 if points is None else 0.1))  # an early network may be far off
+    known, margin = (support_y if truth is None else truth, 0.35) if points is None else (points[1], 0.1)
+    axes[0, 0].set_ylim(limits([known], margin))  # an early network may be far off
     name_axes(axes, axis_names)
     shared_legend(figure, axes)
     figure.suptitle(title)
@@ -242,8 +241,7 @@ def adaptive_learning(
         yardsticks: shots -> name and mean error of the best one, drawn as a dashed line.
         own_unit: the target's name and what 1 is in its unit: the roots of the errors are shown in that.
     """
-    figure, axes = figure_grid(1, 1, 5.6, 4.6)
-    axis = axes[0, 0]
+    figure, ((axis,),) = figure_grid(1, 1, 5.6, 4.6)
 
     def shown(errors: Any) -> Any:
         return errors if own_unit is None else own_unit[1] * np.sqrt(errors)
@@ -256,9 +254,9 @@ def adaptive_learning(
         ends = shown(np.maximum(mean - half, lowest / 3)), shown(mean + half)
         axis.fill_between(steps, *ends, color=colour, alpha=0.2, lw=0)
         axis.plot(steps, shown(mean), color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
-        if published := reference.get(count):
-            label = f"Finn et al. 2017, K = {count}"
-            axis.plot(list(published), list(published.values()), "x", color=colour, ms=9, mew=2, label=label)
+        if known := reference.get(count):
+            style = {"color": colour, "ms": 9, "mew": 2, "label": f"Finn et al. 2017, K = {count}"}
+            axis.plot(list(known), list(known.values()), "x", **style)
         if yardsticks and count in yardsticks:
             name, error = yardsticks[count]
             axis.axhline(shown(error), color=colour, ls=(0, (4, 2)), lw=1.2, label=f"{name}, K = {count}")

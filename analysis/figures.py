@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.comparison import mean_and_interval, shown_steps
+from analysis.prediction_figures import interval_quality
 from dataset import Published
 from runtime.drawing import figure_function, limits
 from visualization import (
@@ -238,7 +239,7 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
         arrays: docs/run_directory.md says what they hold; codes and grid_* may be missing.
         shots: the K of the detailed figures.
         param_names: of the first columns of "test_params".
-        reference: published means to mark.
+        reference: published means.
     """
     errors = _judged_errors(arrays)
     params, last = arrays["test_params"], next(iter(errors.values())).shape[1] - 1
@@ -254,19 +255,20 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
         "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting", best_yardsticks(arrays), own),
     }
     if own and "test_names" in arrays:
-        roots = own[1] * np.sqrt(arrays[f"test_errors_{shots}_shot"][:, -1])
-        about = f"{title}: test subjects, best first"
-        result["subjects"] = errors_by_subject(arrays["test_names"].tolist(), roots, shots, own[0], about)
+        names, roots = arrays["test_names"].tolist(), own[1] * np.sqrt(arrays[f"test_errors_{shots}_shot"][:, -1])
+        result["subjects"] = errors_by_subject(names, roots, shots, own[0], f"{title}: test subjects, best first")
+    if "interval_nominal" in arrays:
+        result["intervals"] = interval_quality(arrays, list(errors), f"{title}: prediction intervals on test tasks")
     if "grid" in arrays:
         about = f", error before → after {gradients(last)}" if "grid_truth" in arrays else ""
-        about = f"{title}: test tasks, {shots} support points{about}"
-        result["task_predictions"] = example_figure(arrays, about)
+        result["task_predictions"] = example_figure(arrays, f"{title}: test tasks, {shots} support points{about}")
     if "grid_samples" in arrays:
         about = f"{title}: {arrays['grid_samples'].shape[1]} samples each, {shots} support points"
         support = arrays["grid_support_x"], arrays["grid_support_y"]
         curves = arrays["grid_samples"], about, arrays.get("grid_truth"), None, (), _axis_names(arrays)
         result["samples"] = sample_bundle(arrays["grid"], *support, *curves)  # type: ignore[arg-type]
     if "codes" in arrays:
-        about = f"{title}: codes of {len(arrays['codes'])} test tasks, K = {shots}"
-        result["latent_space"] = latent_space(arrays["codes"], params, param_names, about)
+        result["latent_space"] = latent_space(
+            arrays["codes"], params, param_names, f"{title}: codes of test tasks, K = {shots}"
+        )
     return result

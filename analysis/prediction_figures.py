@@ -1,17 +1,34 @@
-"""Figures of `--predict`: given points, and a network before and after adapting to them.
+"""Figures of `--predict`, given points and a network before and after adapting to them; and of what intervals are worth.
 
 Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`. Independent of torch, models and the disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from runtime.drawing import figure_function, limits
-from visualization import BLACK, BLUE, ORANGE, SKY, VERMILION, Arrays, figure_grid, gradients, name_axes, panels, shared_legend
+from runtime.drawing import figure_function, limits, log_scale
+from visualization import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    MARKERS,
+    ORANGE,
+    SKY,
+    VERMILION,
+    Arrays,
+    binned_median,
+    figure_grid,
+    gradients,
+    name_axes,
+    panels,
+    shared_legend,
+)
 
 
 @figure_function
@@ -27,7 +44,7 @@ def prediction_curves(
 
     Args:
         task: "grid", "before" and "after" [N], "support_x" and "support_y" [K]; and where there are any, "band", lower and
-            upper bound [2, N] of 90% of the sampled curves, "samples", a few of these [M, N], and "asked" [2, Q], places
+            upper ends [2, N] of intervals, "samples", a few sampled curves [M, N], and "asked" [2, Q], places
             that were asked for and the predictions there.
         steps: the gradients between before and after.
         x_range: the inputs of meta-training.
@@ -66,11 +83,15 @@ def subject_curves(
 def _draw(axis: Axes, task: Arrays, steps: int, x_range: tuple[float, float], least: float) -> tuple[float, float]:
     """Draw one task; returns the range of y that shows its points well."""
     grid, support_y, before, after = (task[name] for name in ("grid", "support_y", "before", "after"))
+    low, high = limits([support_y], 0.0)
+    reach = 1.5 * max(high - low, least)  # a network far off the points may leave the picture
+    view = limits([support_y, before, after, *task.get("band", ())], 0.06, low - reach, high + reach)
     outside = [(grid[0], min(x_range[0], grid[-1])), (max(x_range[1], grid[0]), grid[-1])]
-    for low, high in [ends for ends in outside if ends[0] < ends[1]]:
-        axis.axvspan(low, high, color="0.5", alpha=0.15, lw=0, label="extrapolation")
+    for start, end in [ends for ends in outside if ends[0] < ends[1]]:
+        axis.axvspan(start, end, color="0.5", alpha=0.15, lw=0, label="extrapolation")
     if "band" in task:
-        axis.fill_between(grid, *task["band"], color=SKY, alpha=0.35, lw=0, label="90% of sampled curves")
+        ends = np.clip(task["band"], view[0] - reach, view[1] + reach)  # the whole line, where adapting diverged
+        axis.fill_between(grid, *ends, color=SKY, alpha=0.35, lw=0, label="90% interval for a measurement")
     for curve in task.get("samples", ()):
         axis.plot(grid, curve, color=BLUE, lw=0.6, alpha=0.45, label="some sampled curves")
     axis.plot(grid, before, color=ORANGE, lw=1.5, ls=(0, (4, 2)), label="before adapting")
@@ -80,6 +101,35 @@ def _draw(axis: Axes, task: Arrays, steps: int, x_range: tuple[float, float], le
     ms, mew = (2, 0.2) if len(support_y) > 200 else (5, 0.7)
     axis.plot(task["support_x"], support_y, "o", color=VERMILION, ms=ms, mec="white", mew=mew, label="given points")
     axis.grid(alpha=0.25, lw=0.5)
-    low, high = limits([support_y], 0.0)
-    reach = 1.5 * max(high - low, least)  # a network far off the points may leave the picture
-    return limits([support_y, before, after], 0.06, low - reach, high + reach)
+    return view
+
+
+@figure_function
+def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure:
+    """Intervals on test tasks: how many measurements they hold against what they say, and a task's width against its error.
+
+    Args:
+        arrays: "interval_nominal" [L]; of each K in `shots`, "interval_coverage_K_shot" [L], and of T tasks
+            "interval_width_K_shot" [T] (at 90%) and "interval_error_K_shot" [T] (root mean square).
+    """
+    figure, axes = figure_grid(1, 2, 9.0, 4.4)
+    left, right = axes[0]
+    left.plot([0, 1], [0, 1], color="0.6", lw=1, label="as they should be")
+    for place, count in enumerate(shots):
+        colour, marker = CYCLE[place % 6], MARKERS[place % 6]
+        style: Any = {"color": colour, "marker": marker, "lw": 1.5, "ms": 4}
+        left.plot(arrays["interval_nominal"], arrays[f"interval_coverage_{count}_shot"], label=f"K = {count}", **style)
+        width, error = (arrays[f"interval_{name}_{count}_shot"] for name in ("width", "error"))
+        fine = np.isfinite(width) & np.isfinite(error) & (width > 0) & (error > 0)
+        right.plot(width[fine], error[fine], ".", color=colour, ms=3, alpha=0.3)
+        centres, medians = binned_median(np.log10(width[fine]), error[fine], 6)
+        right.plot(10**centres, medians, mec="white", **style)
+    left.set(xlabel="coverage asked for", ylabel="share of measurements inside", title="coverage", aspect="equal")
+    right.set(xlabel="mean width of a task's 90% intervals", ylabel="root mean squared error", title="width follows error")
+    for name in "xy":
+        log_scale(right, name)
+    for axis in axes[0]:
+        axis.grid(alpha=0.25, lw=0.5)
+    shared_legend(figure, axes)
+    figure.suptitle(title)
+    return figure

@@ -37,6 +37,9 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
         if "rmse" in result:
             cells = [f"{result['rmse'][step]:.4g}" for step in steps]
             lines.append("    rmse  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+        if about := result.get("interval"):
+            widths = f"mean width {_number(about['width'])} (constant: {_number(about['constant_width'])})"
+            lines.append(f"    {about['level']:.0%}   intervals hold {about['coverage']:.1%} of measurements, {widths}")
         for name, found in evaluation.get("yardsticks", {}).items():
             error, half, rmse = (math.nan if (v := found[count].get(key)) is None else v for key in ("mse", "ci95", "rmse"))
             own_unit = f", rmse {rmse:.4g}" if "rmse" in found[count] else ""
@@ -52,6 +55,10 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
         lines.append(f"{evaluation['diverged']} test tasks diverged")
     lines += [evaluation["verdict"]] if "verdict" in evaluation else []
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "unbounded" if value is None or not math.isfinite(value) else f"{value:.4g}"  # null in JSON
 
 
 def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scale: float, target: str, shots: int) -> str:

@@ -13,6 +13,7 @@ from analysis.figures import run_figures
 from analysis.report_page import run_page
 from analysis.text_tables import results_table, verdict
 from analysis.yardsticks import yardstick_errors, yardsticks
+from commands.calibrate import add_intervals
 from commands.runs import reopen
 from config import Config
 from dataset import Points, stream
@@ -24,7 +25,16 @@ from runtime.processes import print_once
 from runtime.storage import read_checkpoint, write_atomically
 
 SAMPLES = 100  # of a stochastic method, for each task of a figure
-FIGURES = ("task_predictions", "subjects", "adaptive_learning", "performance", "samples", "training_curves", "latent_space")
+FIGURES = (  # of the page, in this order
+    "task_predictions",
+    "subjects",
+    "adaptive_learning",
+    "performance",
+    "intervals",
+    "samples",
+    "training_curves",
+    "latent_space",
+)
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
 
 
@@ -44,12 +54,15 @@ def finish(experiment: Experiment) -> None:
     manager, config, done = experiment.manager, experiment.config, experiment.trainer.iteration
     experiment.trainer.limit_threads()
     best = manager.directory / "checkpoints" / "best.pt"
+    state = None
     if best.exists():
         try:
-            experiment.trainer.load(read_checkpoint(best))
+            experiment.trainer.load(found := read_checkpoint(best))
+            state = found
         except RunError as error:
             manager.warn(f"{error}; judging the last one instead")
     evaluation, arrays = judge(experiment)
+    add_intervals(experiment, state, evaluation, arrays)
     shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]
     add_yardsticks(experiment, shots, evaluation, arrays)
     arrays |= figure_arrays(experiment, shots)

@@ -49,7 +49,11 @@ def predict(args: argparse.Namespace) -> int:
     model = FewShotRegressor.from_checkpoint(state, method, tasks, config)
     subjects = range(len(request.subjects))
     found = [predict_points(model, request.points(subject), request.asked(subject)) for subject in subjects]
-    for line in [*([warning] if warning else []), *warnings_about(found, request.names[1:-1])]:
+    lines = [warning] if warning else []
+    if not model.has_intervals:
+        got, expected = f"none for {model.steps} gradients", "those of a complete run, or of --evaluate"
+        lines.append(f"the run has no calibrated intervals (got {got}; expected {expected})")
+    for line in [*lines, *warnings_about(found, request.names[1:-1])]:
         print(f"warning: {printable(line)}", file=sys.stderr)
     write(files, found, request, f"{method.upper()} on {args.points.name}")
     print_once(printable(summary(found, request)))
@@ -74,9 +78,7 @@ class Prediction(NamedTuple):
     x_range: np.ndarray  # lowest and highest inputs of meta-training, [2, D]
     unit: float  # of the target: what is 1 to the network
     samples: np.ndarray  # a few finite curves after S gradients [M, N]; none (M = 0) from a learner without randomness
-    num_samples: int  # as many were drawn
-    num_left_out: int  # of them, because they are not finite
-    band: np.ndarray | None  # the 5%, 50% and 95% quantiles of the sampled curves, [3, N]
+    band: np.ndarray | None  # lower and upper ends of intervals that hold 90% of measurements, [2, N]; None where unknown
 
     @property
     def answers(self) -> slice:
@@ -84,9 +86,7 @@ class Prediction(NamedTuple):
         return slice(0 if self.questions is None else len(self.x) - self.questions, None)
 
 
-def predict_points(
-    model: FewShotRegressor, points: Points, asked: np.ndarray | None = None, num_samples: int = 100
-) -> Prediction:
+def predict_points(model: FewShotRegressor, points: Points, asked: np.ndarray | None = None) -> Prediction:
     """Adapt the model to `points` x [K, D], y [K, 1], and predict at `asked` [Q, D] and around; sample it if it can be.
 
     Raises `RunError` where there are more points than the memory allows.
@@ -101,13 +101,11 @@ def predict_points(
     outputs, at_points = np.split(predicted, [len(x)], axis=1)
     with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged, and between samples at float32's ends
         errors = np.square(at_points - points.y[:, 0].astype(predicted.dtype), dtype=np.float64).mean(1)
-        every = model.sample(x, num_samples) if model.learner.noise_dim else np.empty((0, len(x)), predicted.dtype)
-        curves = finite_curves(every)
-        band = np.quantile(curves, [0.05, 0.5, 0.95], axis=0) if len(curves) else None
     different, left = (len(np.unique(values, axis=0)) for values in (points.x, model.support_[0].x))
     about = outside, model.extrapolates(x), different - left, x_range, float(model.unit[-1])
-    sampled = curves[:SAMPLES_SHOWN], len(every), len(every) - len(curves), band
-    return Prediction(points, x, questions, outputs, errors, *about, *sampled)
+    samples = finite_curves(model.sample(x, SAMPLES_SHOWN)) if model.learner.noise_dim else np.empty((0, len(x)))
+    band = np.stack(model.predict_interval(x)) if model.has_intervals else None
+    return Prediction(points, x, questions, outputs, errors, *about, samples, band)
 
 
 def grid_over(inputs: np.ndarray, x_range: tuple[float, float]) -> np.ndarray:
@@ -147,9 +145,6 @@ def warnings_about(found: Sequence[Prediction], names: Sequence[str] = ("x",)) -
     if diverged := sum(not np.isfinite(one.outputs[-1]).all() for one in found):
         last = f"{len(found[0].errors) - 1} gradients" + f" for {diverged} of {len(found)} subjects" * (len(found) > 1)
         lines.append(f"adapting diverged (got predictions that are not finite after {last}; expected finite ones)")
-    if left_out := sum(one.num_left_out for one in found):
-        every = sum(one.num_samples for one in found)
-        lines.append(f"the band leaves out sampled curves (got {left_out} of {every} not finite; expected none)")
     return lines
 
 
@@ -170,7 +165,7 @@ def summary(found: Sequence[Prediction], request: Request) -> str:
 
 def csv_table(found: Sequence[Prediction], request: Request) -> str:
     """A row for each question in the file's order, or for each x of one subject after another: predictions before and after
-    adapting, the band where there is one, and 1 for extrapolation.
+    adapting, the interval where it is known, and 1 for extrapolation.
     """
     dim, asked = found[0].x.shape[1], request.questions.any()
     members = np.repeat(np.arange(len(found)), [len(one.x[one.answers]) for one in found])
@@ -188,10 +183,9 @@ def csv_table(found: Sequence[Prediction], request: Request) -> str:
     if dim > 1 and not asked:
         columns.append((request.names[-1], joined([one.points.y[:, 0] for one in found]), given))
     columns += [("prediction_before", outputs[:, 0], digits), ("prediction_after", outputs[:, -1], digits)]
-    if any(one.band is not None for one in found):
-        nothing = np.full((len(x), 3), np.nan)
-        band = joined([nothing[: len(one.x)] if one.band is None else one.band.T for one in found])
-        columns += [(name, band[:, place], digits) for place, name in enumerate(("lower_5", "median_50", "upper_95"))]
+    if found[0].band is not None:
+        band = joined([one.band.T for one in found if one.band is not None])
+        columns += [(name, band[:, place], digits) for place, name in enumerate(("lower_5", "upper_95"))]
     columns.append(("extrapolated", joined([one.extrapolated for one in found]).astype(int), 7))
     names = [[request.subjects[member] for member in members[order]]] if request.names[0] else []
     text = io.StringIO()
@@ -223,7 +217,7 @@ def curves(one: Prediction, samples: int = 0) -> dict[str, np.ndarray]:
     line = slice(0, GRID_POINTS)
     arrays = {"grid": one.x[line, 0], "before": one.outputs[0, line], "after": one.outputs[-1, line]}
     arrays |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0], "samples": one.samples[:samples, line]}
-    arrays |= {} if one.band is None else {"band": one.band[[0, 2], line]}
+    arrays |= {} if one.band is None else {"band": one.band[:, line]}
     return arrays | ({"asked": np.stack([one.x[one.answers, 0], one.outputs[-1, one.answers]])} if one.questions else {})
 
 

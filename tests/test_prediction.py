@@ -16,6 +16,7 @@ from numpy.testing import assert_allclose
 import evaluation
 import main
 import registry
+from analysis.intervals import LEVELS, LOG_MEAN
 from commands import predict
 from commands.points import Request, read_request
 from commands.predict import Prediction, grid_over, output_files, predict_points, warnings_about
@@ -77,8 +78,8 @@ def points_at(*inputs: float, y: float = 1.0) -> Points:
     return Points(x, np.full_like(x, y))
 
 
-def predicted(learner: Any, points: Points, steps: int = 3, count: int = 20) -> Prediction:
-    return predict_points(FewShotRegressor(learner, steps, points.x.shape[1], RANGE), points, num_samples=count)
+def predicted(learner: Any, points: Points, steps: int = 3, calibration: Any = None) -> Prediction:
+    return predict_points(FewShotRegressor(learner, steps, points.x.shape[1], RANGE, calibration=calibration), points)
 
 
 def request(prediction: Prediction) -> Request:
@@ -170,19 +171,16 @@ def test_errors_are_those_on_the_points_after_each_number_of_gradients() -> None
     assert_allclose(prediction.outputs[2], 2 * prediction.x[:, 0])
 
 
-def test_a_learner_without_randomness_is_asked_once_and_has_no_band() -> None:
+def test_a_learner_without_randomness_is_asked_once_and_has_no_samples() -> None:
     learner = Lines()
     prediction = predicted(learner, points_at(1, 2))
     assert (learner.calls, prediction.band, len(prediction.samples)) == ([1], None, 0)
 
 
-def test_the_band_is_made_of_quantiles_of_the_samples() -> None:
+def test_samples_are_of_the_stream_of_samples() -> None:
     prediction = predicted(Lines(noise_dim=4), points_at(1, 2))
-    noise = stream(0, "samples").standard_normal((20, 4), dtype=np.float32)[:, :1]
-    assert prediction.band is not None
-    curves = 3 * prediction.x[:, 0] + noise
-    assert_allclose(prediction.samples, curves[:8], rtol=1e-6, atol=1e-6)
-    assert_allclose(prediction.band[:, 7], np.quantile(curves[:, 7], [0.05, 0.5, 0.95]), rtol=1e-5)
+    noise = stream(0, "samples").standard_normal((8, 4), dtype=np.float32)[:, :1]
+    assert_allclose(prediction.samples, 3 * prediction.x[:, 0] + noise, rtol=1e-6, atol=1e-6)
 
 
 def test_the_prediction_itself_is_made_without_noise() -> None:
@@ -192,9 +190,9 @@ def test_the_prediction_itself_is_made_without_noise() -> None:
 def test_many_points_are_sampled_a_few_copies_at_a_time_with_the_same_result() -> None:
     learner = Lines(noise_dim=4)
     prediction = predicted(learner, points_at(*np.linspace(-1, 1, 200)))
-    assert learner.calls == [1, 5, 5, 5, 5]
-    noise = stream(0, "samples").standard_normal((20, 4), dtype=np.float32)[:, :1]
-    assert_allclose(prediction.samples, (3 * prediction.x[:, 0] + noise)[:8], rtol=1e-6, atol=1e-6)
+    assert learner.calls == [1, 5, 3]
+    noise = stream(0, "samples").standard_normal((8, 4), dtype=np.float32)[:, :1]
+    assert_allclose(prediction.samples, 3 * prediction.x[:, 0] + noise, rtol=1e-6, atol=1e-6)
 
 
 def test_more_points_than_the_memory_allows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +222,7 @@ def test_every_method_adapts_to_points(method: str, dim: int) -> None:
     points = Points(*(rng.uniform(-4, 4, (7, size)).astype(np.float32) for size in (dim, 1)))
     first, again = predicted(learner, points, 8), predicted(learner, points, 8)
     assert first.errors[-1] < first.errors[0] and np.isfinite(first.outputs).all()
-    assert first.num_samples == (20 if learner.noise_dim else 0)
+    assert len(first.samples) == (8 if learner.noise_dim else 0)
     assert np.array_equal(first.samples, again.samples) and csv_table(first) == csv_table(again)
     if learner.noise_dim:
         assert first.samples.std(0).min() > 0
@@ -264,10 +262,8 @@ def test_an_adaptation_that_diverged_is_warned_about() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_samples_that_diverged_are_left_out_and_counted(bad: float) -> None:
-    prediction = predicted(Lines(4, bad), points_at(1, 2))
-    assert (prediction.num_samples, prediction.num_left_out) == (20, 1)
-    assert "got 1 of 20 not finite" in warnings_about([prediction])[0]
+def test_samples_that_diverged_are_not_drawn(bad: float) -> None:
+    assert len(predicted(Lines(4, bad), points_at(1, 2)).samples) == 7
 
 
 def test_the_summary_names_the_errors_before_and_after() -> None:
@@ -289,13 +285,29 @@ def test_the_table_has_a_row_for_each_place_on_the_grid() -> None:
     assert rows[-1]["extrapolated"] == "1"
 
 
-def test_the_table_has_the_band_where_there_is_one() -> None:
-    prediction = predicted(Lines(4), points_at(0, 1))
+ENTRY = {"quantiles": (LEVELS * 10).tolist(), "floor": [1.0] * 9, "centre": [0.0] * 9, "spread": [1.0] * 9, "noise": 0.0}
+CALIBRATED = {"3": {"1": ENTRY | {"coefficients": [0.0] * 19}}}  # a constant width
+
+
+def test_the_table_has_the_interval_where_there_is_one() -> None:
+    prediction = predicted(Lines(), points_at(0, 1), calibration=CALIBRATED)
     rows = table(prediction)
-    assert list(rows[0])[3:] == ["lower_5", "median_50", "upper_95", "extrapolated"]
-    assert prediction.band is not None
-    assert_allclose([float(row["lower_5"]) for row in rows], prediction.band[0], rtol=1e-5, atol=1e-5)
-    assert all(float(row["lower_5"]) <= float(row["median_50"]) <= float(row["upper_95"]) for row in rows)
+    assert list(rows[0])[3:] == ["lower_5", "upper_95", "extrapolated"]
+    half = 9 / LOG_MEAN
+    for row, after in zip(rows, prediction.outputs[-1], strict=True):
+        assert_allclose([float(row["lower_5"]), float(row["upper_95"])], [after - half, after + half], rtol=1e-6)
+
+
+def test_where_adapting_diverged_the_interval_is_the_whole_line(tmp_path: Path) -> None:
+    learner = Lines()
+    learner.predict = lambda support, x, steps, *_: (  # type: ignore[method-assign]
+        np.where(x[:, None, :, 0] > 2, np.inf, x[:, None, :, 0]).repeat(steps + 1, 1),
+        np.zeros((len(x), 0)),
+    )
+    prediction = predicted(learner, points_at(0, 1), calibration=CALIBRATED)
+    last = table(prediction)[-1]
+    assert (last["lower_5"], last["upper_95"]) == ("-inf", "inf")
+    write(output_files(tmp_path, tmp_path / "points.csv", 1), prediction, "title")
 
 
 def test_the_table_of_several_dimensions_has_the_points() -> None:

@@ -126,6 +126,7 @@ WRONG: dict[str, tuple[Callable[[FewShotRegressor], Any], str]] = {
     "no samples at all": (lambda m: model_of("leo").fit(X, Y).sample(AT, 0), "num_samples can't be used (got 0"),
     "intervals without a calibration": (lambda m: m.fit(X, Y).predict_interval(AT), "no calibrated intervals"),
     "a coverage of 90": (lambda m: m.fit(X, Y).predict_interval(AT, 90), "got 90; expected a share"),
+    "a coverage of 1": (lambda m: m.fit(X, Y).predict_interval(AT, 1.0), "got 1.0; expected a share"),
     "no task": (lambda m: m.fit_many([], []), "at least one"),
     "a task too many": (lambda m: m.fit(X, Y).predict_many([AT, AT]), "got 2; expected 1"),
     "one question for two tasks": (lambda m: m.fit_many([X, X], [Y, Y]).predict(AT), "expected 2, as fitted, by predict_many"),
@@ -313,8 +314,8 @@ def test_fifteen_new_subjects_are_answered_in_the_files_order_with_the_numbers_o
     assert main.main(["--predict", str(runs / name), "--points", str(tmp_path / "new.csv")]) == 0
     assert capsys.readouterr().err == ""
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
-    band = ["lower_5", "median_50", "upper_95"] * name.startswith("LEO")
-    assert list(rows[0]) == ["who", "day (d)", "prediction_before", "prediction_after", *band, "extrapolated"]
+    names = ["prediction_before", "prediction_after", "lower_5", "upper_95"]
+    assert list(rows[0]) == ["who", "day (d)", *names, "extrapolated"]
     assert [[row["who"], float(row["day (d)"])] for row in rows] == [[row[0], float(row[1])] for row in asked]
     model = FewShotRegressor.load(runs / name)
     for place, (subject, own) in enumerate(members.items()):
@@ -324,7 +325,7 @@ def test_fifteen_new_subjects_are_answered_in_the_files_order_with_the_numbers_o
         path = model.fit(*measured(own)).staged_predict(at)
         assert_array_equal(found[place].outputs[:, found[place].answers], path)
         given = [row for row in rows if row["who"] == subject]
-        for column, values in (("prediction_before", path[0]), ("prediction_after", path[-1])):
+        for column, values in zip(names, (path[0], path[-1], *model.predict_interval(at)), strict=True):
             assert [row[column] for row in given] == [f"{value:.12g}" for value in values]
 
 
@@ -349,7 +350,7 @@ def test_a_file_without_the_subjects_column_is_about_one(
     assert main.main(["--predict", str(runs / "R2D2_Table_toy"), "--points", str(tmp_path / "one.csv")]) == 0
     assert capsys.readouterr().err == ""
     rows = list(csv.reader((tmp_path / "predictions.csv").read_text().splitlines()))
-    assert rows[0] == ["DAY (d)", "prediction_before", "prediction_after", "extrapolated"]
+    assert rows[0] == ["DAY (d)", "prediction_before", "prediction_after", "lower_5", "upper_95", "extrapolated"]
     assert [(row[0], row[-1]) for row in rows[1:]] == [("4", "0"), ("400", "1")]
 
 

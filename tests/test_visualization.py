@@ -606,7 +606,7 @@ def test_a_prediction_labels_what_it_has(outside: bool, sampled: bool) -> None:
     labels = texts(drawn(prediction(outside, sampled)))
     assert {"before adapting", "after 10 gradients", "given points"} <= labels
     assert ("extrapolation" in labels) == outside
-    assert ("90% of sampled curves" in labels, "some sampled curves" in labels) == (sampled, sampled)
+    assert ("90% interval for a measurement" in labels, "some sampled curves" in labels) == (sampled, sampled)
 
 
 def test_both_sides_of_the_trained_range_are_shaded() -> None:

@@ -86,7 +86,7 @@ def prediction_check(leo_jobs: Sequence[Job]) -> Check:
     for one in leo_jobs:
         leo = load_best(one.directory)
         model = FewShotRegressor(leo.learner, leo.config.EVAL_STEPS, 1, leo.generator.x_range)
-        predicted = predict_points(model, points, num_samples=1)
+        predicted = predict_points(model, points)
         found.append(float(np.square(predicted.outputs[-1] - 2.5 * np.sin(predicted.x[:, 0] - 1)).mean()))
     measured = ", ".join(f"{error:.2g}" for error in found) + " (each seed)"
     what = "`--predict` on docs/points.csv, 10 points of 2.5 sin(x - 1), LEO"
