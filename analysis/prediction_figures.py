@@ -121,9 +121,13 @@ def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure
         left.plot(arrays["interval_nominal"], arrays[f"interval_coverage_{count}_shot"], label=f"K = {count}", **style)
         width, error = (arrays[f"interval_{name}_{count}_shot"] for name in ("width", "error"))
         fine = np.isfinite(width) & np.isfinite(error) & (width > 0) & (error > 0)
-        right.plot(width[fine], error[fine], ".", color=colour, ms=3, alpha=0.3)
-        centres, medians = binned_median(np.log10(width[fine]), error[fine], 6)
-        right.plot(10**centres, medians, mec="white", **style)
+        many = fine.sum() >= 60  # fewer are worth seeing one by one, and have no medians
+        right.plot(
+            width[fine], error[fine], "." if many else marker, color=colour, ms=3 if many else 5, alpha=0.3 if many else 0.8
+        )
+        if many:
+            centres, medians = binned_median(np.log10(width[fine]), error[fine], 6)
+            right.plot(10**centres, medians, mec="white", **style)
     left.set(xlabel="coverage asked for", ylabel="share of measurements inside", title="coverage", aspect="equal")
     right.set(xlabel="mean width of a task's 90% intervals", ylabel="root mean squared error", title="width follows error")
     for name in "xy":

@@ -22,7 +22,7 @@ from numpy.testing import assert_allclose
 from analysis import figures
 from analysis.comparison import mean_and_interval, shown_steps
 from analysis.figures import error_against_gradients, error_against_shots, run_figures, sample_bundle
-from analysis.prediction_figures import prediction_curves, subject_curves
+from analysis.prediction_figures import interval_quality, prediction_curves, subject_curves
 from analysis.text_tables import results_table
 from dataset import Published
 from runtime.drawing import limits
@@ -131,6 +131,14 @@ def bundle(tasks: int = 2, families: bool = True, samples: int = 9) -> Figure:
     return sample_bundle(GRID, points, points, curves, "a title", truth, is_sine if families else None, names)
 
 
+def intervals(few: int = 9, many: int = 200) -> Figure:
+    arrays = {"interval_nominal": np.arange(1, 20) / 20}
+    for shots, tasks in ((5, few), (10, many)):
+        sizes = {f"interval_{name}_{shots}_shot": numbers(tasks) for name in ("width", "error")}
+        arrays |= sizes | {f"interval_coverage_{shots}_shot": arrays["interval_nominal"] ** 1.1}
+    return interval_quality(arrays, (5, 10), "a title")
+
+
 FIGURES: dict[str, Callable[..., Figure]] = {
     "training_curves": curves,
     "task_predictions": predictions,
@@ -142,6 +150,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "prediction_curves": prediction,
     "subject_curves": subjects,
     "sample_bundle": bundle,
+    "interval_quality": intervals,
 }
 
 
