@@ -205,8 +205,9 @@ def test_widths_are_in_own_units(runs: Path) -> None:
 
 
 def test_evaluating_after_other_gradients_adds_a_calibration_and_the_same_again_changes_no_bit(
-    runs: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)
     best = runs / "MAML_Sinusoidal_a" / "checkpoints" / "best.pt"
     before = read_checkpoint(best)
     assert main.main(["--evaluate", str(best.parent.parent), "--set", "EVAL_STEPS=3"]) == 0
@@ -222,6 +223,7 @@ def test_evaluating_after_other_gradients_adds_a_calibration_and_the_same_again_
 def test_intervals_that_fail_cost_a_run_a_warning_and_nothing_else(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)
     monkeypatch.setattr("commands.calibrate.calibrate", lambda *_: 1 / 0)
     assert main.main(["--evaluate", str(runs / "R2D2_Table_a")]) == 0
     assert "there are no intervals (ZeroDivisionError" in capsys.readouterr().err

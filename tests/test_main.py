@@ -93,7 +93,9 @@ def test_metrics_follow_the_schema(finished):
     assert all(len(record["mse"]) == 7 for record in metrics["validation"])
     evaluation = metrics["evaluation"]
     assert (evaluation["num_tasks"], evaluation["query_samples"], list(evaluation["shots"])) == (12, 8, ["5", "10"])
-    assert all(len(values) == 7 for shots in evaluation["shots"].values() for values in shots.values())
+    curves = [result[name] for result in evaluation["shots"].values() for name in ("mse", "ci95", "median")]
+    assert all(len(values) == 7 for values in curves)
+    assert all(0 <= result["interval"]["coverage"] <= 1 for result in evaluation["shots"].values())
     assert metrics["performance"]["iterations"] == 15
 
 
