@@ -74,7 +74,7 @@ def result(source: Source, method: str, split: int, forecast: bool, args: argpar
     metrics = json.loads((directory / "metrics.json").read_bytes())
     report = json.loads((directory / "full_report.json").read_bytes())
     validation = min(record["mse"][-1] for record in metrics["validation"])
-    return Result(metrics, str(report["config"]["SUPPORT_SAMPLES"]), validation, report["seconds"])
+    return Result(metrics, str(report["config"]["SUPPORT_SAMPLES"]), validation, metrics["performance"]["train_seconds"])
 
 
 # ---- the document
@@ -94,11 +94,12 @@ def block(source: Source, found: dict[str, list[Result]]) -> tuple[list[str], di
     for name, mean in sorted(means.items(), key=lambda item: item[1]):
         runs = found.get(name.lower(), [])
         intervals = [one for run in runs if (one := run.metrics["evaluation"]["shots"][run.shots].get("interval"))]
-        held = f"{np.mean([one['coverage'] for one in intervals]):.1%}" if intervals else ""
+        about = [float(np.mean([one[key] for one in intervals])) for key in ("coverage", "width")] if intervals else []
+        held = f"{about[0]:.1%}, {about[1]:.3g}" if about else ""
         seconds = f"{np.mean([run.seconds for run in runs]):.0f}" if runs else ""
         each = " / ".join(f"{errors[split][name if name in errors[split] else chosen[split]]:.4g}" for split in splits)
         rows.append([name, f"{mean:.4f}", each, f"{scale * np.sqrt(mean):.4g}", held, seconds])
-    header = ["", "mean squared error", "each split", "in own unit, about", "90% interval holds", "seconds"]
+    header = ["", "mean squared error", "each split", "in own unit, about", "90% interval: holds, width", "seconds of training"]
     lines = [f"## {source.name}, K = {first.shots}", "", table(header, rows), ""]
     lines += [f"Chosen by validation error: {', '.join(chosen)}.", ""]
     for split in splits:
@@ -123,6 +124,14 @@ def figure(means: dict[str, dict[str, float]]) -> Figure:
     return made
 
 
+def command(args: argparse.Namespace) -> str:
+    """The command line, without folders."""
+    words = [word for path, *columns in args.table for word in ("--table", Path(path).name, *columns)]
+    words += ["--methods", *args.methods] if args.methods != list(METHODS) else []
+    words += ["--forecast"] * args.forecast + ["--quick"] * args.quick
+    return " ".join(["python benchmarks/tables/methods.py", *words])
+
+
 def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
     lines, all_means = [], {}
     for forecast in (False, True) if args.forecast else (False,):
@@ -138,9 +147,10 @@ def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
         "",
         "![Errors relative to the best yardstick](results/tables.png)",
         "",
-        f"Made by `python benchmarks/tables/methods.py`: {len(args.splits)} splits over subjects, default settings. Errors are",
-        "mean squared errors on all remaining points of the test subjects, in squared standard deviations of the training",
-        "subjects' target.",
+        f"Made by `{command(args)}`: {len(args.splits)} splits over subjects,",
+        "default settings. Errors are mean squared errors on all remaining points of the test subjects, in squared standard",
+        "deviations of the training subjects' target. Chosen by validation: of each split, the method with the lowest",
+        "validation error.",
         "",
         f"Machine: {machine_line(machine('cpu'))}.",
         "",
