@@ -110,7 +110,7 @@ def block(source: Source, found: dict[str, list[Result]]) -> tuple[list[str], di
 
 def figure(means: dict[str, dict[str, float]]) -> Figure:
     """Each entry's error relative to the best yardstick of the table, a panel for each table."""
-    made, axes = figure_grid(1, len(means), 4.2 * len(means), 4.2, sharey=True)
+    made, axes = figure_grid(1, len(means), 3.6 * len(means), 4.2, sharey=True)
     names = list(dict.fromkeys(name for one in means.values() for name in one))
     for axis, (title, one) in zip(axes[0], means.items(), strict=True):
         best = min(value for name, value in one.items() if name.lower() not in METHODS and name != "chosen by validation")
@@ -118,6 +118,10 @@ def figure(means: dict[str, dict[str, float]]) -> Figure:
             axis.plot([one[name] / best], [place], MARKERS[place % 6], color=CYCLE[place % 6], ms=7)
         axis.axvline(1, color="0.6", lw=1, label="best yardstick")
         axis.set(title=title, xlabel="error, relative to the best yardstick", xscale="log")
+        low, high = axis.get_xlim()
+        ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xticks([], minor=True)
         axis.grid(alpha=0.25, lw=0.5)
     axes[0, 0].set_yticks(range(len(names)), names)
     shared_legend(made, axes)
