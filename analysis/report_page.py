@@ -154,16 +154,11 @@ def _question(config: Mapping[str, Any], data: Mapping[str, Any] | None, results
 
 def result_rows(results: Mapping[str, Any], method: str, reference: Published) -> list[list[str]]:
     """The errors of the method, of what is known of it, and of the yardsticks, at each K."""
-    steps = shown_steps(len(next(iter(results["shots"].values()))["mse"]) - 1)
-    rows = [
-        [
-            "K",
-            "",
-            *(f"{step} gradient{'' if step == 1 else 's'}" for step in steps),
-            "in own unit",
-            "90% interval: holds, width",
-        ]
-    ]
+    first = next(iter(results["shots"].values()))
+    steps = shown_steps(len(first["mse"]) - 1)
+    steps = sorted({0, steps[-1]}) if "rmse" in first else steps  # with its own unit a table would be too wide for paper
+    header = [f"{step} gradient{'' if step == 1 else 's'}" for step in steps]
+    rows = [["K", "", *header, "in own unit", "90% interval: holds, width"]]
     for shots, found in results["shots"].items():
         cells = [f"{_number(found['mse'][step])} ± {_number(found['ci95'][step], 2)}" for step in steps]
         interval = found.get("interval")
