@@ -132,6 +132,8 @@ def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure
     right.set(xlabel="mean width of a task's 90% intervals", ylabel="root mean squared error", title="width follows error")
     for name in "xy":
         log_scale(right, name)
+    right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")  # all would overlap
     for axis in axes[0]:
         axis.grid(alpha=0.25, lw=0.5)
     shared_legend(figure, axes)

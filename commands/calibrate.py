@@ -18,18 +18,21 @@ COVERAGE = 0.9
 Residuals = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # hints, clean and measured residuals, owners
 
 
-def add_intervals(experiment: Experiment, state: dict[str, Any] | None, evaluation: dict[str, Any], arrays: Any) -> None:
+def add_intervals(
+    experiment: Experiment, state: dict[str, Any] | None, evaluation: dict[str, Any], arrays: dict[str, Any]
+) -> None:
     """Calibrate, save that in best.pt where `state` was read from it, and add what intervals are worth to the records of
     the evaluation. Intervals that fail are a warning: they must not cost a run its results.
     """
     try:
         calibration = calibrate_run(experiment)
-        for count, result in evaluation["shots"].items() if calibration else ():
-            result["interval"], found = judged_intervals(experiment, calibration, int(count))
-            arrays |= found
+        judged = {count: judged_intervals(experiment, calibration, int(count)) for count in evaluation["shots"] if calibration}
     except Exception as error:
         return experiment.manager.warn(f"there are no intervals ({type(error).__name__}: {error})")
-    if state is not None:
+    for count, (record, found) in judged.items():
+        evaluation["shots"][count]["interval"] = record
+        arrays |= found
+    if state is not None and calibration:
         others = state.get("calibration") or {}  # of other numbers of gradients
         experiment.manager.save_best(state | {"calibration": others | {str(experiment.config.EVAL_STEPS): calibration}})
 
