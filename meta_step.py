@@ -18,7 +18,7 @@ from torch.optim.adam import adam
 
 from dataset import Points, Task
 from learner import MetaLearner, mse
-from runtime.compilation import compiled
+from runtime.compilation import compiled, same_place
 from runtime.compiler_cache import load_derivatives
 from runtime.processes import peer_errors, world
 
@@ -87,6 +87,8 @@ class MetaStep:
         self.names = ["meta_loss", "query_mse", *self._diagnostic_names(), "grad_norm"]
         self.metrics = torch.zeros(len(self.names), device=self.device)
         self.lr = torch.zeros((), device=self.device)
+        # a CUDA graph is recorded only where all that it changes stays in its place
+        same_place(self.flat, self.exp_avg, self.exp_avg_sq, self.adam_step, self.finite, self.metrics, self.lr)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
@@ -199,13 +201,13 @@ class MetaStep:
         """Compile the step by running it on one meta-batch, without a change of state; raises what the compiler raises."""
         self.finite.fill_(False)  # such a step computes everything and changes nothing
         try:
+            if self._single:
+                rehearse = self._step = compiled(self._whole_step, self.device)
+            else:
+                rehearse, self._gradient_of_group = self._split_gradients, compiled(self._gradient, self.device)
             with torch.no_grad():
-                if self._single:
-                    self._step = compiled(self._whole_step, self.device)
-                    self._step(task, noise)
-                else:
-                    self._gradient_of_group = compiled(self._gradient, self.device)
-                    self._split_gradients(task, noise)
+                for _ in range(3 if self.device.type == "cuda" else 1):  # CUDA: compile, record a graph, replay it
+                    rehearse(task, noise)
         except Exception:
             self.use_eager()
             raise

@@ -232,3 +232,34 @@ def test_cuda_equals_cpu_for_twenty_steps(method):
     cpu, cuda = run(make(method, iterations=20)), run(make(method, iterations=20, device="cuda"))
     for name, tensor in cpu["meta_parameters"].items():
         torch.testing.assert_close(tensor, cuda["meta_parameters"][name], rtol=1e-4, atol=1e-5)
+
+
+def placed_and_changed(trainer):
+    """Compiles; the names of the step's tensors that the compiler knows to stay in place, and of those that are changed."""
+    from functorch.compile import make_boxed_func
+    from torch._functorch.aot_autograd import aot_module_simplified
+    from torch._guards import TracingContext
+
+    found = []
+
+    def see(graph, _):
+        found.append(TracingContext.get().fw_metadata)
+        return make_boxed_func(graph)
+
+    def backend(_):
+        return lambda module, examples: aot_module_simplified(module, examples, fw_compiler=see)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.compilation._Graph._backend", backend)
+        assert trainer.prepare().startswith("compiled")
+    names = {id(value): name for name, value in vars(trainer.step).items()}
+    inputs, tokens = [names.get(id(value)) for value in trainer.step._step.inputs], len(found[0].tokens)
+    in_place = {inputs[number - tokens] for number in found[0].static_input_indices}
+    return in_place, {inputs[number] for number in found[0].mutated_inp_runtime_indices}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_that_a_compiled_step_changes_stays_in_place_so_that_a_cuda_graph_can_be_recorded(method):
+    in_place, changed = placed_and_changed(make(method, compile_mode="always"))
+    assert changed == {"flat", "exp_avg", "exp_avg_sq", "adam_step", "finite", "metrics"}
+    assert in_place >= changed | {"lr"}
