@@ -4,7 +4,7 @@
     python benchmarks/speed/graphs.py --methods maml leo --steps 2000
 
 A launch is a call that starts work on the device: a kernel, a copy, a fill, or a whole recorded CUDA graph. Before anything is
-timed, the compiled step has to agree with the one that runs operation by operation. Needs CUDA; on a CPU it prints times alone.
+timed, the compiled step has to agree with the one that runs operation by operation. On a CPU it counts no launches.
 """
 
 from __future__ import annotations
