@@ -49,6 +49,9 @@ class Config:
     META_LEARNING_RATE: float = _key(0.001, "step size of the outer optimiser, Adam", 0.0, 10.0, above=True)
     META_SCHEDULE: str = _choice("cosine", "outer step size over the run: to zero, or kept", "cosine", "constant")
     META_GRADIENT_CLIP: float = _key(1.0, "bound on the norm of the meta-gradient; 0 = none", 0.0, 1e9)
+    META_AVERAGE: float = _key(
+        0.0, "decay of a running average of the meta-parameters, for validation and best.pt; 0 = none, 1 = plain mean", 0.0, 1.0
+    )
 
     # adaptation
     SUPPORT_SAMPLES: int = _key(10, "K: points to adapt on while training (shots)", 1, 10**6)

@@ -74,6 +74,7 @@ class Experiment:
             meta_lr=config.META_LEARNING_RATE,
             schedule=config.META_SCHEDULE,
             clip=config.META_GRADIENT_CLIP,
+            decay=config.META_AVERAGE,
             chunk=config.TASK_CHUNK,
             device=device,
             compile_mode=config.COMPILE,
@@ -157,7 +158,8 @@ class Experiment:
                 if iteration % config.VALIDATION_INTERVAL == 0 or last:
                     trainer.check()  # in every process: all stop at a divergence together
                     if not rank():
-                        progress.validation_error = self.validate(validation, iteration)
+                        with trainer.step.averaged():
+                            progress.validation_error = self.validate(validation, iteration)
                 self.train_seconds = before + progress.seconds()
                 stop, save = max_over_processes([signals.stop, signals.save])
                 if last or iteration % config.CHECKPOINT_INTERVAL == 0 or stop or save:
@@ -170,7 +172,10 @@ class Experiment:
             progress.bar.close()
 
     def validate(self, tasks: HeldOut, iteration: int) -> float:
-        """The mean validation error after the last gradient: logged, sometimes shown as a picture, remembered if best."""
+        """The mean validation error after the last gradient: logged, sometimes shown as a picture, remembered if best.
+
+        It is that of the averaged meta-parameters where an average is kept, and so are the picture and the best.
+        """
         means = held_out_errors(self.learner, tasks, self.config.EVAL_STEPS)[tasks.judged].mean(0).tolist()
         self.manager.log_validation(iteration, means)
         count = iteration // self.config.VALIDATION_INTERVAL

@@ -7,7 +7,8 @@ graph. Independent of any method by name, of where tasks come from, and of files
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,16 +55,27 @@ class MetaStep:
         meta_batch: T, tasks in a meta-batch.
         task_work: points x weights of one task, see `tasks_at_once`.
         clip: bound on the norm of the meta-gradient; 0 = none.
+        decay: of the running average of the meta-parameters (Polyak averaging with an exponential weight; a plain mean at
+            first); 0 = there is none.
         chunk: tasks differentiated at a time; 0 = `tasks_at_once`. A chunk bounds memory, and makes the result
             independent of the number of processes.
         device: where meta-parameters and tasks live.
     """
 
     def __init__(
-        self, learner: MetaLearner, meta_batch: int, task_work: int, clip: float, chunk: int, device: torch.device | str
+        self,
+        learner: MetaLearner,
+        meta_batch: int,
+        task_work: int,
+        *,
+        clip: float,
+        decay: float,
+        chunk: int,
+        device: torch.device | str,
     ):
         load_derivatives()
-        self.learner, self.meta_batch, self.clip, self.device = learner, meta_batch, clip, torch.device(device)
+        self.learner, self.meta_batch, self.device = learner, meta_batch, torch.device(device)
+        self.clip, self.decay = clip, decay
         self.rank, self.world = world()
         share = -(-meta_batch // self.world)
         at_once = tasks_at_once(chunk, share, task_work, self.device)
@@ -83,12 +95,13 @@ class MetaStep:
             parameter.data = view
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.adam_step = torch.zeros((), device=self.device)
+        self.averages = {"average": self.flat.clone()} if self.decay else {}  # one, or none
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # False from the first bad step on
         self.names = ["meta_loss", "query_mse", *self._diagnostic_names(), "grad_norm"]
         self.metrics = torch.zeros(len(self.names), device=self.device)
         self.lr = torch.zeros((), device=self.device)
         # a CUDA graph is recorded only where all that it changes stays in its place
-        same_place(self.flat, self.exp_avg, self.exp_avg_sq, self.adam_step, self.finite, self.metrics, self.lr)
+        same_place(self.flat, *self._adam_state(), *self.averages.values(), self.finite, self.metrics, self.lr)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
@@ -107,7 +120,7 @@ class MetaStep:
         return {
             "meta_parameters": {name: view.detach().cpu().clone() for name, view in self._views(self.flat).items()},
             "adam": {name: tensor.cpu().clone() for name, tensor in zip(ADAM_STATE, self._adam_state(), strict=True)},
-        }
+        } | {name: average.cpu().clone() for name, average in self.averages.items()}
 
     def _adam_state(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.exp_avg, self.exp_avg_sq, self.adam_step
@@ -120,12 +133,23 @@ class MetaStep:
             name = next(n for n in [*wanted, *given] if given.get(n) != wanted.get(n))
             raise ValueError(f"meta-parameter {name} does not fit (got shape {given.get(name)}; expected {wanted.get(name)})")
         sources = [torch.cat([state["meta_parameters"][name].reshape(-1) for name in self.shapes])]
-        sources += [state["adam"][name] for name in ADAM_STATE]
-        for target, source in zip((self.flat, *self._adam_state()), sources, strict=True):
+        sources += [state["adam"][name] for name in ADAM_STATE] + [state[name] for name in self.averages]
+        for target, source in zip((self.flat, *self._adam_state(), *self.averages.values()), sources, strict=True):
             if (target.shape, target.dtype) != (source.shape, source.dtype) or not source.isfinite().all():
                 got, expected = f"{source.dtype} {tuple(source.shape)}", f"finite {target.dtype} {tuple(target.shape)}"
                 raise ValueError(f"its numbers can't be used (got {got}; expected {expected})")
             target.copy_(source)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """A context in which the learner, and `state`, have the averaged meta-parameters, where an average is kept."""
+        kept = self.flat.clone()
+        for average in self.averages.values():
+            self.flat.copy_(average)
+        try:
+            yield
+        finally:
+            self.flat.copy_(kept)
 
     def first_bad_value(self) -> tuple[int, str, float] | None:
         """Number of the refused step, counted from 0, and which log value was not finite; waits for the device."""
@@ -174,12 +198,14 @@ class MetaStep:
         if self.clip:
             gradient = gradient * (self.clip / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
         finite = self.finite & values.isfinite().all() & norm.isfinite()
-        state = (self.flat, *self._adam_state())
+        state = (self.flat, *self._adam_state(), *self.averages.values())
         before = [tensor.clone() for tensor in state]
         # the functional form of torch.optim.Adam: unlike the class it compiles into the graph of the gradient
         capturable = torch.compiler.is_compiling() or self.device.type == "cuda"
         moments = [self.exp_avg], [self.exp_avg_sq]
         adam([self.flat], [gradient], *moments, [], [self.adam_step], capturable=capturable, lr=self.lr, **ADAM)
+        for average in self.averages.values():
+            average.lerp_(self.flat, self.adam_step.reciprocal().clamp(min=1 - self.decay))
         for tensor, old in zip(state, before, strict=True):
             tensor.copy_(torch.where(finite, tensor, old))
         # the log values freeze at the first bad step, so that the message can name it

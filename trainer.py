@@ -41,7 +41,7 @@ class Trainer:
         iterations: outer steps of the whole run; the cosine schedule ends there.
         meta_lr: step size of Adam at the start.
         schedule: "cosine" to zero, or "constant".
-        clip, chunk, device: as in `MetaStep`.
+        clip, decay, chunk, device: as in `MetaStep`.
         compile_mode: "auto" (where it pays), "always" or "never".
     """
 
@@ -54,6 +54,7 @@ class Trainer:
         meta_lr: float,
         schedule: str = "cosine",
         clip: float = 0.0,
+        decay: float = 0.0,
         chunk: int = 0,
         device: torch.device | str = "cpu",
         compile_mode: str = "never",
@@ -61,7 +62,7 @@ class Trainer:
         self.learner, self.dataset, self.iterations = learner, dataset, iterations
         self.meta_lr, self.schedule = meta_lr, schedule
         self.task_work = (dataset.shots + dataset.queries) * learner.network.num_weights  # points x weights
-        self.step = MetaStep(learner, dataset.meta_batch, self.task_work, clip, chunk, device)
+        self.step = MetaStep(learner, dataset.meta_batch, self.task_work, clip=clip, decay=decay, chunk=chunk, device=device)
         self.device = self.step.device
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0

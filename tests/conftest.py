@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
 
+from commands import compare, evaluate
 from dataset import SinusoidalTaskGenerator
 from experiment import Experiment
 from runtime.processes import SAVING, STOPPING
@@ -32,17 +34,38 @@ def denormal_numbers() -> Iterator[None]:
     torch.set_flush_denormal(False)
 
 
-@pytest.fixture
-def with_figures() -> None:
-    """Asked for by a test that looks at a run's figures."""
+DRAWING = ((evaluate, "draw"), (compare, "draw"), (Experiment, "show_progress"))
+DRAWN = [(owner, name, getattr(owner, name)) for owner, name in DRAWING]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_figures() -> Iterator[None]:
+    """No run or comparison draws: that takes ten times as long as all the rest of a tiny one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in DRAWING:
+            patch.setattr(owner, name, lambda *_: {})
+        yield
+
+
+@pytest.fixture(scope="session")
+def figures() -> Callable[[], AbstractContextManager[None]]:
+    """Makes contexts in which runs and comparisons draw."""
+
+    @contextmanager
+    def drawn() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name, function in DRAWN:
+                patch.setattr(owner, name, function)
+            yield
+
+    return drawn
 
 
 @pytest.fixture
-def without_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run draws: that takes ten times as long as all the rest of a tiny one. Whoever asks for `with_figures` has them."""
-    if "with_figures" not in request.fixturenames:
-        monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)
-        monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
+def with_figures(figures: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Asked for by a test that looks at figures."""
+    with figures():
+        yield
 
 
 @pytest.fixture

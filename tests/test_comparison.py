@@ -356,6 +356,7 @@ def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> N
     assert {line.count("|") for line in rows} == {9} and len(rows) == 2 + 2 * 4 * 4
 
 
+@pytest.mark.usefixtures("with_figures")
 def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison, tmp_path: Path) -> None:
     files = write(tmp_path / "new" / "folder", comparison, "A title")
     names = {"comparison.md", "comparison.csv", "comparison_gradients.png", "comparison_gradients.pdf"}

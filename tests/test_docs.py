@@ -177,15 +177,15 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A tiny run of the method that leaves most behind; its figures are named, and not drawn."""
-    output, figures = tmp_path_factory.mktemp("docs"), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: figures.append(name))
-        patch.setattr(ExperimentManager, "log_figure", lambda self, name, figure, iteration: figures.append(name))
+def finished(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Finished:
+    """A tiny run of the method that leaves most behind; its figures are made, and not drawn."""
+    output, names = tmp_path_factory.mktemp("docs"), []
+    with figures(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.append(name))
+        patch.setattr(ExperimentManager, "log_figure", lambda self, name, figure, iteration: names.append(name))
         flags = [*TINY_FLAGS, "--set", "LEO_LATENT_DIM=3", "--set", "LEO_DECODER_DIM=4"]
         assert main.main(["--method", "leo", "--output", str(output), *flags]) == 0
-    return Finished(next(output.iterdir()), figures)
+    return Finished(next(output.iterdir()), names)
 
 
 def undocumented(names: Any) -> list[str]:
@@ -259,7 +259,6 @@ def train(output: Path, *flags: str) -> Path:
     return directory
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_the_readmes_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = example("Add a method", "layerwise", monkeypatch)
     monkeypatch.setitem(registry.METHODS, "layerwise", module.LayerwiseMAML)
@@ -269,7 +268,6 @@ def test_the_readmes_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert log_lr.shape == (3,) and log_lr.std() > 0  # the step sizes have been learned, each on its own
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_the_readmes_task_family_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = example("Add a task family", "steps", monkeypatch)
     (entry,) = re.findall(r'`"steps": (lambda config: .*)`', PAGES["README.md"])

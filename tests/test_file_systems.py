@@ -16,8 +16,6 @@ from chaos_tools import command, only_run, result_of, same
 from main import main
 from runtime.storage import write_atomically
 
-pytestmark = pytest.mark.usefixtures("without_figures")
-
 
 def refuse(module: Any, name: str, number: int, where: Callable[..., bool] = lambda *_: True) -> Callable[..., None]:
     """A fault: that call answers with an error."""
@@ -76,10 +74,7 @@ def whole_life(folder: Path) -> tuple[dict[str, Any], bytes]:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], bytes]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("commands.evaluate.draw", lambda *_: None)
-        patch.setattr("experiment.Experiment.show_progress", lambda *_: None)
-        return whole_life(tmp_path_factory.mktemp("sound") / "life")
+    return whole_life(tmp_path_factory.mktemp("sound") / "life")
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "everything"])

@@ -28,7 +28,6 @@ from meta_step import MetaStep
 from runtime.host import flushes_denormals
 from runtime.processes import SAVING, STOPPING
 
-pytestmark = pytest.mark.usefixtures("without_figures")
 NUMBERS = [getattr(signal, name) for name in (*STOPPING, *SAVING) if hasattr(signal, name)]
 
 
@@ -88,8 +87,8 @@ def test_a_normal_end_leaves_the_host_as_it_was(tmp_path: Path) -> None:
     assert host_state() == before
 
 
-def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # a figure of each kind takes ten times as long, and changes nothing else
+def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_figures: None) -> None:
+    # a figure of each kind takes ten times as long, and changes nothing else
     monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
     monkeypatch.setattr(evaluate, "run_figures", lambda *args: dict(list(run_figures(*args).items())[:1]))
     main(command(tmp_path / "first", "--method", "leo"))

@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 import main
+from analysis.figures import run_figures
 from analysis.intervals import (
     LEVELS,
     SURE,
@@ -170,16 +171,16 @@ TINY = ["EPOCHS=1", "NUM_TASKS=8", "META_BATCH_SIZE=4", "HIDDEN_DIM=6", "EVAL_TA
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Path:
+    """Runs on a formula and on a table, of whose figures only that of the intervals is drawn."""
     output = tmp_path_factory.mktemp("intervals")
     write(output / "toy.csv", toy_rows())
-    words = [word for text in TINY for word in ("--set", text)]
-    assert main.main(["--method", "maml", "--name", "a", "--output", str(output), *words, "--set", "COMPILE=never"]) == 0
-    own = ["EPOCHS=2", "HIDDEN_DIM=6", "EVAL_STEPS=2", "COMPILE=never", "VALIDATION_INTERVAL=10", "EVAL_REPEATS=2"]
-    words = [word for text in own for word in ("--set", text)]
-    assert (
-        main.main(["--method", "r2d2", "--data", str(output / "toy.csv"), "--name", "a", "--output", str(output), *words]) == 0
-    )
+    own = ["EPOCHS=2", "HIDDEN_DIM=6", "EVAL_STEPS=2", "VALIDATION_INTERVAL=10", "EVAL_REPEATS=2"]
+    with figures(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("commands.evaluate.run_figures", lambda *args: {"intervals": run_figures(*args)["intervals"]})
+        for method, tasks, settings in (("maml", [], TINY), ("r2d2", ["--data", str(output / "toy.csv")], own)):
+            words = [word for text in (*settings, "COMPILE=never") for word in ("--set", text)]
+            assert main.main(["--method", method, *tasks, "--name", "a", "--output", str(output), *words]) == 0
     return output
 
 
@@ -204,10 +205,7 @@ def test_widths_are_in_own_units(runs: Path) -> None:
     assert 0.2 * min(widths) < (high - low).mean() < 5 * max(widths)
 
 
-def test_evaluating_after_other_gradients_adds_a_calibration_and_the_same_again_changes_no_bit(
-    runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)
+def test_evaluating_after_other_gradients_adds_a_calibration_and_the_same_again_changes_no_bit(runs: Path) -> None:
     best = runs / "MAML_Sinusoidal_a" / "checkpoints" / "best.pt"
     before = read_checkpoint(best)
     assert main.main(["--evaluate", str(best.parent.parent), "--set", "EVAL_STEPS=3"]) == 0
@@ -223,7 +221,6 @@ def test_evaluating_after_other_gradients_adds_a_calibration_and_the_same_again_
 def test_intervals_that_fail_cost_a_run_a_warning_and_nothing_else(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)
     monkeypatch.setattr("commands.calibrate.calibrate", lambda *_: 1 / 0)
     assert main.main(["--evaluate", str(runs / "R2D2_Table_a")]) == 0
     assert "there are no intervals (ZeroDivisionError" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,9 @@ import torch
 import main
 import registry
 from config import Config
+from results_manager import ExperimentManager
 from runtime.processes import Signals
 from runtime.storage import read_checkpoint
-
-pytestmark = pytest.mark.usefixtures("without_figures")
 
 ROOT = Path(main.__file__).parent
 METHODS = sorted(registry.METHODS)
@@ -25,8 +25,10 @@ TINY = {
     "META_BATCH_SIZE": 4,
     "SUPPORT_SAMPLES": 5,
     "QUERY_SAMPLES": 5,
+    "INNER_STEPS": 2,
     "HIDDEN_DIM": 6,
     "LEO_LATENT_DIM": 3,
+    "LEO_LATENT_STEPS": 1,
     "LEO_ENCODER_DIM": 4,
     "LEO_RELATION_DIM": 4,
     "LEO_DECODER_DIM": 4,
@@ -53,16 +55,14 @@ def only_run(output):
     return directory
 
 
-DRAWN = ("leo", "r2d2")  # drawing takes ten times as long as a tiny run: one with codes and samples, one without
+DRAWN = ("leo",)  # with codes and samples: the most figures
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def finished(request, tmp_path_factory):
+def finished(request, tmp_path_factory, figures):
     """A finished tiny run of each method: (method, run directory)."""
     output = tmp_path_factory.mktemp(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param not in DRAWN:
-            patch.setattr("commands.evaluate.draw", lambda *_: None)
+    with figures() if request.param in DRAWN else nullcontext():
         assert main.main(command(output, "--method", request.param)) == 0
     return request.param, only_run(output)
 
@@ -212,7 +212,9 @@ def test_command_line_beats_file_beats_method_defaults(tmp_path):
     assert config["INNER_GRADIENT_CLIP"] == registry.METHODS["leo"].defaults["INNER_GRADIENT_CLIP"]
 
 
-def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path, with_figures):
+def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path, with_figures, monkeypatch):
+    names = set()
+    monkeypatch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.add(name))
     arguments = ["--method", "leo", "--tasks", "sine-line", "--set", "LEO_KL_WEIGHT=0.5", "--name", "mine"]
     assert main.main(command(tmp_path, *arguments, without=("EVAL_STEPS", "SUPPORT_SAMPLES"))) == 0
     directory = tmp_path / "LEO_SineLine_mine"
@@ -220,10 +222,11 @@ def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp
     assert (config["NOISE_STD"], config["SUPPORT_SAMPLES"], config["EVAL_STEPS"], config["LEO_KL_WEIGHT"]) == (0.3, 5, 5, 0.5)
     with np.load(directory / "plots" / "data.npz") as arrays:
         assert arrays["grid_samples"].shape == (6, 100, 201)
-    assert (directory / "plots" / "samples.png").exists()
+    assert "samples" in names
 
 
-def test_inputs_of_several_dimensions_run_to_the_end(tmp_path, with_figures):
+def test_inputs_of_several_dimensions_run_to_the_end(tmp_path, with_figures, monkeypatch):
+    names = set()
+    monkeypatch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.add(name))
     assert main.main(command(tmp_path, INPUT_DIM=3)) == 0
-    names = {path.name for path in (only_run(tmp_path) / "plots").iterdir()}
-    assert "performance.png" in names and "task_predictions.png" not in names
+    assert "performance" in names and "task_predictions" not in names

@@ -30,7 +30,6 @@ def test_every_cell_runs_and_runs_again(
         return run([*words, *(word for key, value in changes.items() for word in ("--set", f"{key}={value}"))])
 
     monkeypatch.setattr(main, "main", tiny)
-    monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)
     pyplot = pytest.importorskip("matplotlib.pyplot")
     pyplot.switch_backend("agg")
     work = tmp_path / "some folder"

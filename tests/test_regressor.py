@@ -250,14 +250,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = write(folder / "toy.csv", toy_rows(), "who,day (d),mass_g")
     settings = [*SMALL_RUN, *(f"{key}={value}" for key, value in SMALL.items() if key == "HIDDEN_DIM")]
     words = [word for setting in settings for word in ("--set", setting)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("commands.evaluate.draw", lambda *_: None)
-        patch.setattr("experiment.Experiment.show_progress", lambda *_: None)
-        for method in ("leo", "r2d2"):
-            argv = ["--method", method, "--data", str(table), "--columns", "task=who", "x=day (d)", "y=mass_g", *words]
-            assert main.main([*argv, "--output", str(folder), "--name", "toy"]) == 0
-        argv = ["--method", "maml", *words, "--set", "NUM_TASKS=30", "--set", "EVAL_TASKS=4", "--set", "VALIDATION_TASKS=4"]
-        assert main.main([*argv, "--output", str(folder), "--name", "waves"]) == 0
+    for method in ("leo", "r2d2"):
+        argv = ["--method", method, "--data", str(table), "--columns", "task=who", "x=day (d)", "y=mass_g", *words]
+        assert main.main([*argv, "--output", str(folder), "--name", "toy"]) == 0
+    argv = ["--method", "maml", *words, "--set", "NUM_TASKS=30", "--set", "EVAL_TASKS=4", "--set", "VALIDATION_TASKS=4"]
+    assert main.main([*argv, "--output", str(folder), "--name", "waves"]) == 0
     return folder
 
 

@@ -130,6 +130,7 @@ SPECIAL: dict[str, Any] = {
     "COLUMNS": ["y=other"],
     "SUPPORT_FROM": "first",
     "META_SCHEDULE": "constant",
+    "META_AVERAGE": 0.5,
     "FIRST_ORDER": True,
     "COMPILE": "never",
     "TASK_CHUNK": 2,
@@ -178,7 +179,6 @@ def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(tmp_pat
         assert error.replace("-1.0", "-1") == f"error: {message}\n" and not output.exists()
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_settings_of_a_file_without_effect_are_one_warning(tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "settings.json"
     changed = {"LEO_LATENT_DIM": 7, "SLOPE_MIN": -1.0, "FIRST_ORDER": True}

@@ -397,7 +397,6 @@ def train(output: Path, data: Path, name: str, *arguments: str) -> Path:
 
 
 @pytest.mark.parametrize("method", ["leo", "r2d2"])
-@pytest.mark.usefixtures("without_figures")
 def test_a_run_is_complete_without_its_source_and_repeats_to_the_bit(tmp_path: Path, toy: Path, method: str) -> None:
     runs = [train(tmp_path, toy, name, "--method", method) for name in ("a", "b")]
     digest = hashlib.sha256(toy.read_bytes()).hexdigest()
@@ -424,7 +423,6 @@ def test_a_run_is_complete_without_its_source_and_repeats_to_the_bit(tmp_path: P
     assert json.loads((runs[0] / "metrics.json").read_text())["evaluation"] == metrics
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_a_table_that_changed_in_its_run_directory_is_refused(
     tmp_path: Path, toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -436,7 +434,6 @@ def test_a_table_that_changed_in_its_run_directory_is_refused(
     assert "measurements or splits that changed" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_runs_on_other_tables_or_splits_are_not_compared(tmp_path: Path, toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write(tmp_path / "other.csv", changed(0, 2, "51")(toy_rows()))
     first = train(tmp_path, toy, "first")
@@ -452,7 +449,6 @@ def test_runs_on_other_tables_or_splits_are_not_compared(tmp_path: Path, toy: Pa
     assert not (tmp_path / "d").exists()
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_several_seeds_share_one_split(tmp_path: Path, toy: Path) -> None:
     assert main.main(["--data", str(toy), "--output", str(tmp_path), "--seeds", "3-4", *SETTINGS]) == 0
     tables = [path.read_bytes() for path in tmp_path.glob("*_Table_*/table.csv")]
@@ -476,7 +472,6 @@ def test_the_figures_of_a_run_on_a_table_are_drawn_in_own_units(
         assert arrays["test_left_out_8_shot"].sum() == np.isnan(arrays["test_errors_8_shot"]).all(1).sum() > 0
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_a_table_of_several_inputs_is_trained_on(tmp_path: Path) -> None:
     rows = [[name, x, str(float(x) ** 2), y] for name, x, y in toy_rows()]
     run = train(tmp_path, write(tmp_path / "t.csv", rows, "task,x1,x2,y"), "a")

@@ -23,7 +23,7 @@ def make(method="maml", iterations=12, tasks=5, dataset=None, settings=None, **o
     config = Config.resolve(registry.METHODS[method].defaults, TINY, settings or {})
     learner = registry.METHODS[method].from_config(config, stream(0, "weights"))
     dataset = dataset or TaskDataset(SinusoidalTaskGenerator(), 40, tasks, 6, 7, 0)
-    return Trainer(learner, dataset, iterations=iterations, meta_lr=1e-3, clip=1.0, **options)
+    return Trainer(learner, dataset, iterations=iterations, meta_lr=1e-3, clip=1.0, decay=0.8, **options)
 
 
 def run(trainer, steps=None):
@@ -38,6 +38,7 @@ def assert_same_bits(left, right):
     for part in ("meta_parameters", "adam"):
         for name, tensor in left[part].items():
             assert torch.equal(tensor, right[part][name]), f"{part} {name}"
+    assert torch.equal(left["average"], right["average"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -65,10 +66,33 @@ def test_resuming_at_every_step_gives_the_same_bits(method):
         assert_same_bits(resumed.state(), after)
 
 
+def test_the_average_is_a_plain_mean_at_first_and_then_weighs_a_step_by_its_age():
+    trainer = make(iterations=9)
+    expected, number = torch.zeros_like(trainer.step.flat), 0
+    for number, _ in trainer.train():
+        expected += max(1 / number, 0.2) * (trainer.step.flat - expected)
+        torch.testing.assert_close(trainer.step.averages["average"], expected, rtol=1e-5, atol=1e-7)
+    assert number == 9
+
+
+def test_within_averaged_learner_and_state_have_the_average_and_training_goes_on_from_where_it_was():
+    interrupted = make()
+    run(interrupted, 5)
+    before = interrupted.step.flat.clone()
+    with interrupted.step.averaged():
+        average = interrupted.step.averages["average"]
+        assert torch.equal(interrupted.learner.theta, average) and not torch.equal(average, before)
+        assert torch.equal(interrupted.state()["meta_parameters"]["theta"], average)
+    assert torch.equal(interrupted.step.flat, before)
+    assert_same_bits(run(interrupted), run(make()))
+
+
+FEW = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 1}  # of each kind of gradient one is enough, and quickly compiled
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_compiled_step_equals_eager_step_to_rounding(method):
-    few = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 1}  # of each kind one is enough, and quickly compiled
-    eager, compiled = (make(method, iterations=3, settings=few, compile_mode=mode) for mode in ("never", "always"))
+    eager, compiled = (make(method, iterations=3, settings=FEW, compile_mode=mode) for mode in ("never", "always"))
     assert compiled.prepare().startswith("compiled")
     for (_, one), (_, other) in zip(eager.train(), compiled.train(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
@@ -162,8 +186,10 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(step, value, part
     assert caught.value.iteration == step + 1
     assert caught.value.quantity in ("meta_loss", "query_mse", "grad_norm")
     clean = make()
-    expected = run(clean, step)["meta_parameters"]["theta"] if step else clean.step.flat
-    assert torch.equal(trainer.step.flat, expected)
+    if step:
+        run(clean, step)
+    assert torch.equal(trainer.step.flat, clean.step.flat)
+    assert torch.equal(trainer.step.averages["average"], clean.step.averages["average"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -252,7 +278,7 @@ def placed_and_changed(trainer):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("runtime.compilation._Graph._backend", backend)
         assert trainer.prepare().startswith("compiled")
-    names = {id(value): name for name, value in vars(trainer.step).items()}
+    names = {id(value): name for name, value in (vars(trainer.step) | trainer.step.averages).items()}
     inputs, tokens = [names.get(id(value)) for value in trainer.step._step.inputs], len(found[0].tokens)
     in_place = {inputs[number - tokens] for number in found[0].static_input_indices}
     return in_place, {inputs[number] for number in found[0].mutated_inp_runtime_indices}
@@ -260,6 +286,6 @@ def placed_and_changed(trainer):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_that_a_compiled_step_changes_stays_in_place_so_that_a_cuda_graph_can_be_recorded(method):
-    in_place, changed = placed_and_changed(make(method, compile_mode="always"))
-    assert changed == {"flat", "exp_avg", "exp_avg_sq", "adam_step", "finite", "metrics"}
+    in_place, changed = placed_and_changed(make(method, settings=FEW, compile_mode="always"))
+    assert changed == {"flat", "average", "exp_avg", "exp_avg_sq", "adam_step", "finite", "metrics"}
     assert in_place >= changed | {"lr"}

@@ -263,12 +263,6 @@ def test_the_verdict_says_by_how_much_in_own_units(factor: float, words: str) ->
 NAMES = ["mean curve, shifted", "nearest training subject", "linear mixed model"]
 
 
-@pytest.fixture
-def without_comparisons_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("commands.compare.draw", lambda *_: {})
-
-
-@pytest.mark.usefixtures("without_figures", "without_comparisons_figures")
 def test_a_run_shows_its_yardsticks_everywhere_and_completes_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
