@@ -76,9 +76,10 @@ SHARED = {  # what training, evaluation and the record read themselves, whatever
 SIZES = {"table": {"EVAL_TASKS", "EVAL_QUERY_SAMPLES", "VALIDATION_TASKS"}}  # of these a table has its own
 
 
-def defaults(method: str, tasks: str) -> dict[str, Any]:
-    """Settings that suit a method on a task family better than the shared defaults."""
-    return METHODS[method].defaults | TASK_DEFAULTS.get(tasks, {}) | PAIR_DEFAULTS.get((method, tasks), {})
+def defaults(method: str, tasks: str, generator: TaskGenerator | None = None) -> dict[str, Any]:
+    """Settings that suit a method on a task family better than the shared defaults, and on these tasks of it."""
+    found = METHODS[method].defaults | TASK_DEFAULTS.get(tasks, {}) | PAIR_DEFAULTS.get((method, tasks), {})
+    return found | (generator.defaults() | generator.facts() if generator else {})
 
 
 def of_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, dict[str, Any]]:

@@ -83,8 +83,7 @@ def write_page(experiment: Experiment) -> None:
     """The record and the figures as a page for people, named in the last line of a run."""
     manager, generator, values = experiment.manager, experiment.generator, experiment.config.to_dict()
     report = json.loads((manager.directory / "full_report.json").read_bytes())
-    layers = defaults(experiment.method, experiment.tasks), generator.defaults(), generator.facts()
-    usual = Config.resolve(*layers).to_dict()
+    usual = Config.resolve(defaults(experiment.method, experiment.tasks, generator)).to_dict()
     changed = {key: (value, usual[key]) for key, value in values.items() if value != usual[key]}
     figures = {
         path.stem: path.read_bytes() for name in FIGURES if (path := manager.directory / "plots" / f"{name}.png").exists()

@@ -68,8 +68,7 @@ def settle(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, C
     for key, value in generator.facts().items():
         if (asked := (given | changes).get(key, value)) != value:
             raise ConfigError(f"{key} follows from the tasks (got {asked}; expected {value}, or no setting)")
-    layers = defaults(method, tasks), generator.defaults(), given, changes, generator.facts()
-    return method, tasks, Config.resolve(*layers), generator
+    return method, tasks, Config.resolve(defaults(method, tasks, generator), given, changes), generator
 
 
 def tasks_of_run(directory: Path, tasks: str, config: Config) -> TaskGenerator:

@@ -104,9 +104,11 @@ def plain(value: Any) -> Any:
 
 def figure_bytes(figure: Any, suffix: str) -> bytes:
     """The contents of a PNG or PDF file of a matplotlib figure; equal figures give equal bytes."""
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)
+        figure.set_layout_engine(None)  # with one, each format would lay it out again, or at least draw it twice
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix, metadata={"CreationDate": None} if suffix == "pdf" else {})
-    figure.set_layout_engine("none")  # it is laid out now; for the next format once more takes as long as drawing does
     return buffer.getvalue()
 
 
