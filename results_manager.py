@@ -201,9 +201,8 @@ class ExperimentManager:
         """Show a matplotlib figure in TensorBoard only, where a small picture does."""
 
         def show() -> None:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=LOGGED_DPI)
-            self._write("add_image", f"figures/{name}", _pixels(buffer.getvalue()), iteration, dataformats="HWC")
+            pixels = _pixels(figure_bytes(figure, "png", LOGGED_DPI))
+            self._write("add_image", f"figures/{name}", pixels, iteration, dataformats="HWC")
 
         if self._writer is not None:
             self.attempt("tensorboard", show)

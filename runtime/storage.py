@@ -102,13 +102,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-def figure_bytes(figure: Any, suffix: str) -> bytes:
+def figure_bytes(figure: Any, suffix: str, dpi: float | str = "figure") -> bytes:
     """The contents of a PNG or PDF file of a matplotlib figure; equal figures give equal bytes."""
     if (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)
         figure.set_layout_engine(None)  # with one, each format would lay it out again, or at least draw it twice
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix, metadata={"CreationDate": None} if suffix == "pdf" else {})
+    figure.savefig(buffer, format=suffix, dpi=dpi, metadata={"CreationDate": None} if suffix == "pdf" else {})
     return buffer.getvalue()
 
 
