@@ -84,6 +84,17 @@ def test_a_run_with_other_settings_is_refused(output: Path) -> None:
         runs.state(changed)
 
 
+def test_a_run_from_before_a_key_had_its_default(output: Path) -> None:
+    one = runs.job("LEO", 0, output / "benchmarks" / "runs", runs.QUICK | SMALLER)
+    path = one.directory / "config.json"
+    before = path.read_text()
+    path.write_text(json.dumps({key: value for key, value in json.loads(before).items() if key != "META_AVERAGE"}))
+    try:
+        assert runs.state(one) == "complete"
+    finally:
+        path.write_text(before)
+
+
 # ---- training runs
 
 

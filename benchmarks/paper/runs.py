@@ -129,7 +129,7 @@ def state(job: Job) -> str:
     if not job.checkpoint.exists():
         return "missing"
     try:
-        settings = job.read("config.json")
+        settings = Config().to_dict() | job.read("config.json")  # a key that is younger than the run had its default
         finished = (job.directory / "full_report.json").exists() and job.read("full_report.json")["status"] == "complete"
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RunError(f"{job.directory} is damaged (got {error}; delete it, and it is trained again)") from None
