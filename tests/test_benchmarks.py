@@ -21,6 +21,7 @@ from benchmarks.speed import implementations, peers_torch, scaling, speed
 from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.measure import count_products
 from benchmarks.speed.work import CASES, ThisProject, Work
+from benchmarks.tables import averaging
 
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
@@ -167,11 +168,28 @@ def test_no_script_and_none_of_its_functions_is_long(path: Path) -> None:
 
 
 def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
-    commands = [
-        ROOT / "benchmarks" / name for name in ("paper/paper.py", "speed/speed.py", "speed/scaling.py", "tables/yardsticks.py")
-    ]
+    names = "paper/paper.py speed/speed.py speed/scaling.py tables/yardsticks.py tables/methods.py tables/averaging.py"
+    commands = [ROOT / "benchmarks" / name for name in names.split()]
     argv = [[sys.executable, str(command), "--help"] for command in commands]
     started = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for words in argv]
     for command, process in zip(commands, started, strict=True):
-        assert "--quick" in process.communicate(timeout=60)[0] and process.returncode == 0
+        assert "--quick" in process.communicate(timeout=120)[0] and process.returncode == 0
         assert f"python {command.relative_to(ROOT).as_posix()}" in command.with_name("README.md").read_text(encoding="utf-8")
+
+
+# ---- averaging on tables
+
+
+def test_stopping_on_half_of_the_subjects_is_judged_on_the_other_half() -> None:
+    alike = np.array([[3.0, 3, 3, 3], [1, 1, 1, 1], [2, 2, 2, 2]])  # validations x subjects: all agree on the second
+    assert averaging.stopped_on_half(alike) == 1
+    lucky = np.array(
+        [[0.0, 2, 2, 2], [1, 1, 1, 1]]
+    )  # the half with the first subject stops at once, or ties, to the other's cost
+    assert lucky.mean(1).min() == 1 < averaging.stopped_on_half(lucky)
+
+
+def test_averaging_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert averaging.main(["--quick", "--methods", "r2d2", "--splits", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "r2d2" and len(lines) == 4 + len(averaging.DECAYS) + 1

@@ -35,8 +35,15 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the quick version writes."""
     directory = tmp_path_factory.mktemp("paper")
     small = [word for key, value in SMALLER.items() for word in ("--set", f"{key}={value}")]
-    assert paper.main(["--quick", "--seeds", "0", "1", "--output", str(directory), *small]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "adaptation_animation", two_frames)
+        assert paper.main(["--quick", "--seeds", "0", "1", "--output", str(directory), *small]) == 0
     return directory
+
+
+def two_frames(grid: Any, truth: Any, x: Any, y: Any, paths: dict[str, Any], title: str) -> bytes:
+    """The animation without most of its frames, each of which takes a second to draw."""
+    return figures.adaptation_animation(grid, truth, x, y, {label: path[:2] for label, path in paths.items()}, title)
 
 
 def test_everything_is_written(output: Path) -> None:
