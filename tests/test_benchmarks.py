@@ -169,6 +169,7 @@ def test_no_script_and_none_of_its_functions_is_long(path: Path) -> None:
 
 def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
     names = "paper/paper.py speed/speed.py speed/scaling.py tables/yardsticks.py tables/methods.py tables/averaging.py"
+    names += " tables/size.py"
     commands = [ROOT / "benchmarks" / name for name in names.split()]
     argv = [[sys.executable, str(command), "--help"] for command in commands]
     started = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for words in argv]
