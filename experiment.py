@@ -17,10 +17,10 @@ from config import Config, ConfigError
 from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
 from evaluation import EVAL_CHUNK, held_out_errors, predict
 from learner import MetaLearner
-from meta_step import tasks_at_once
 from results_manager import NullManager
 from runtime.errors import RunError
 from runtime.host import resolve_device
+from runtime.parallel import tasks_at_once
 from runtime.processes import Signals, max_over_processes, print_once, rank, wait_for_peers
 from trainer import Trainer
 

@@ -6,6 +6,7 @@ graph. Independent of any method by name, of where tasks come from, and of files
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,32 +17,21 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from torch.optim.adam import adam
+from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import Points, Task
 from learner import MetaLearner, mse
-from runtime.compilation import compiled, same_place
+from runtime.compilation import compiled, has_compiler, same_place
 from runtime.compiler_cache import load_derivatives
+from runtime.parallel import FEWEST, SMALL_WORK, Helpers, available_cores, groups, parts_of, tasks_at_once
 from runtime.processes import peer_errors, world
 
-CACHE_WORK = 3_600_000  # points x weights that a CPU's cache holds; beyond, a task takes two to three times as long
-FEWEST = 25  # tasks that are worth a chunk of their own
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 ADAM: dict[str, Any] = {
     "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False, "foreach": False
 }  # fmt: skip
 
-
-def tasks_at_once(chunk: int, share: int, work: int, device: torch.device) -> int:
-    """How many of a process's `share` of tasks are differentiated together, where a task is `work` points x weights.
-
-    `chunk` where that is given; 0 leaves it to the machine: everything, or on a CPU what its cache holds.
-    """
-    if chunk:
-        return chunk
-    cached = CACHE_WORK // max(work, 1)
-    if device.type != "cpu" or not FEWEST <= cached < share:
-        return share
-    return -(-share // -(-share // cached))  # pieces of one size: a short last one is computed as a whole
+MetaBatch = tuple[tuple[Task, Tensor], ...]  # tasks and noise of each group that this process computes
 
 
 class MetaStep:
@@ -77,12 +67,10 @@ class MetaStep:
         self.learner, self.meta_batch, self.device = learner, meta_batch, torch.device(device)
         self.clip, self.decay = clip, decay
         self.rank, self.world = world()
-        share = -(-meta_batch // self.world)
-        at_once = tasks_at_once(chunk, share, task_work, self.device)
-        self.chunk = at_once if chunk or at_once < share else 0
+        at_once = tasks_at_once(chunk, share := -(-meta_batch // self.world), task_work, self.device)
+        self.one_thread = self.device.type == "cpu" and (chunk > 0 or at_once < share or meta_batch * task_work < SMALL_WORK)
         self._gather_meta_parameters()
-        self._groups = [self._group(number) for number in range(self.rank, self._total_groups, self.world)]
-        self._single = self.world == 1 and self._total_groups == 1  # one process, one group: one graph
+        self._cut(at_once if chunk or at_once < share else 0)
         self.use_eager()
 
     def _gather_meta_parameters(self) -> None:
@@ -161,19 +149,14 @@ class MetaStep:
 
     # ---- the step
 
-    def __call__(self, task: Task, noise: Tensor, lr: float) -> Tensor:
-        """Take one step with step size `lr`; returns the log values by `names`, on their device.
-
-        Args:
-            task: tensors [T, K or Q, D or 1].
-            noise: [T, noise_dim], standard normal.
-        """
+    def __call__(self, meta_batch: MetaBatch, lr: float) -> Tensor:
+        """Take one step with step size `lr` on one of `meta_batches`; returns the log values by `names`, on their device."""
         self.lr.fill_(lr)
         try:
             with torch.no_grad():
-                return self._step(task, noise)
+                return self._step(meta_batch)
         except torch.linalg.LinAlgError:  # of a method that solves equations: it has diverged, and here is no gradient
-            return self._update(torch.full((len(self.flat) + len(self.names) - 1,), math.nan, device=self.device))
+            return self._update(self._no_gradient())
 
     def _task_loss(self, flat: Tensor, task: Task, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Meta-loss [] of one task, and what is worth logging [1 + diagnostics]."""
@@ -190,6 +173,9 @@ class MetaStep:
         """The meta-gradient of one group of tasks and its log values, in one vector [M + 2 + diagnostics]."""
         gradient, (loss, values) = grad_and_value(self._meta_loss, has_aux=True)(self.flat, task, noise, shares)
         return torch.cat([gradient, loss[None], values])
+
+    def _no_gradient(self) -> Tensor:
+        return torch.full((len(self.flat) + len(self.names) - 1,), math.nan, device=self.device)
 
     def _update(self, vector: Tensor) -> Tensor:
         """Clip and take one Adam step, unless something is not finite: then nothing changes, now or later."""
@@ -213,70 +199,101 @@ class MetaStep:
         self.finite.copy_(finite)
         return self.metrics.clone()
 
-    def _whole_step(self, task: Task, noise: Tensor) -> Tensor:
-        return self._update(self._gradient(task, noise, self._groups[0][1]))
+    def _whole_step(self, meta_batch: MetaBatch) -> Tensor:
+        return self._update(self._gradient(*meta_batch[0], self._groups[0][1]))
 
     # ---- compiled or eager
 
     def use_eager(self) -> None:
         """Run the step operation by operation: the same numbers to rounding, later."""
-        self._step: Callable[[Task, Tensor], Tensor] = self._whole_step if self._single else self._split_step
+        self.helpers = Helpers(0)
+        self._step: Callable[[MetaBatch], Tensor] = self._whole_step if self._single else self._split_step
         self._gradient_of_group: Callable[[Task, Tensor, Tensor], Tensor] = self._gradient
+        self._update_by: Callable[[Tensor], Tensor] = self._update
 
-    def compile(self, task: Task, noise: Tensor) -> None:
-        """Compile the step by running it on one meta-batch, without a change of state; raises what the compiler raises."""
+    def compile(self, tasks: Task, noise: Tensor) -> None:
+        """Compile the step by running it on a block, see `meta_batches`, without a change of state; raises what the compiler
+        raises. A step that is large enough is cut in parts first, for the threads that there are cores for."""
+        if self._single and not self.chunk and self.one_thread and has_compiler(self.device):
+            self._cut_in_parts(*self.meta_batches(tasks, noise)[0][0])
+        meta_batch = self.meta_batches(tasks, noise)[0]
         self.finite.fill_(False)  # such a step computes everything and changes nothing
         try:
             if self._single:
                 rehearse = self._step = compiled(self._whole_step, self.device)
             else:
-                rehearse, self._gradient_of_group = self._split_gradients, compiled(self._gradient, self.device)
+                rehearse, self._step = self._rehearse, self._split_step
+                self._gradient_of_group = compiled(self._gradient, self.device)
+                self._update_by = compiled(self._update, self.device)
             with torch.no_grad():
                 for _ in range(3 if self.device.type == "cuda" else 1):  # CUDA: compile, record a graph, replay it
-                    rehearse(task, noise)
+                    rehearse(meta_batch)
         except Exception:
             self.use_eager()
             raise
         finally:
             self.finite.fill_(True)
+        self.helpers = Helpers(min(len(self._groups), available_cores()) - 1 if self.one_thread else 0)
 
     # ---- groups of tasks: chunks, and the shares of several processes
 
-    @property
-    def _total_groups(self) -> int:
-        return -(-self.meta_batch // self.chunk) if self.chunk else self.world
+    def _cut(self, chunk: int) -> None:
+        """Cut the meta-batch in groups of `chunk` tasks, 0 = a share for each process."""
+        self.chunk, size = chunk, chunk or -(-self.meta_batch // self.world)
+        self._total_groups = -(-self.meta_batch // size) if chunk else self.world
+        self._groups = [
+            (place, shares.to(self.device))
+            for place, shares in groups(self.meta_batch, size, range(self.rank, self._total_groups, self.world))
+        ]
+        self._single = self.world == 1 and self._total_groups == 1  # one process, one group: one graph
 
-    def _group(self, number: int) -> tuple[Tensor, Tensor]:
-        """Which tasks form a group, and the share of each in the mean; a short last group repeats tasks at share 0."""
-        total = self.meta_batch
-        size = self.chunk or -(-total // self.world)
-        index = torch.arange(number * size, (number + 1) * size)
-        shares = (index < total).float() / total
-        return index.clamp(max=total - 1).to(self.device), shares.to(self.device)
+    def _cut_in_parts(self, task: Task, noise: Tensor) -> None:
+        """Cut the step in as many parts as its operations are worth, counted on a few tasks."""
+        count = min(self.meta_batch, FEWEST)
+        few = Task(*(Points(points.x[:count], points.y[:count]) for points in task))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self._gradient(few, noise[:count], torch.ones(count, device=self.device))
+        parts = parts_of(counter.get_total_flops() * self.meta_batch // count)
+        if 1 < parts <= self.meta_batch:
+            self._cut(-(-self.meta_batch // parts))
 
-    def _split_gradients(self, task: Task, noise: Tensor) -> Tensor:
-        """One row [M + log values] for each group of this process, and zeros where it has fewer than another."""
-        rows = torch.zeros(-(-self._total_groups // self.world), len(self.flat) + len(self.names) - 1, device=self.device)
-        for row, (index, shares) in zip(rows, self._groups, strict=False):
-            part = Task(*(Points(points.x[index], points.y[index]) for points in task))
-            try:
-                row.copy_(self._gradient_of_group(part, noise[index], shares))
-            except torch.linalg.LinAlgError:
-                row.fill_(math.nan)  # which every process hears of
-        return rows
+    def meta_batches(self, tasks: Task, noise: Tensor) -> list[MetaBatch]:
+        """The meta-batches of a block: tasks [B, T, K or Q, D or 1], noise [B, T, noise_dim], standard normal."""
+        parts = []
+        for place, _ in self._groups:
+            support_x, support_y, query_x, query_y, randomness = (
+                tensor[:, place].unbind() for tensor in (*tasks.support, *tasks.query, noise)
+            )
+            points = map(Points, support_x, support_y), map(Points, query_x, query_y)
+            parts.append(list(zip(map(Task, *points), randomness, strict=True)))
+        return list(zip(*parts, strict=True)) if parts else [()] * len(noise)
 
-    def _split_step(self, task: Task, noise: Tensor) -> Tensor:
-        """The same step from several groups. Chunks are summed in one order, whoever computed them: float32 sums
-        depend on their order, and so the result would depend on the number of processes."""
-        rows = self._split_gradients(task, noise)
-        if self.world == 1:
-            return self._update(rows.sum(0))
+    def _row(self, meta_batch: MetaBatch, number: int) -> Tensor:
+        """The meta-gradient and log values [M + 2 + diagnostics] of one group of this process."""
+        try:
+            return self._gradient_of_group(*meta_batch[number], self._groups[number][1])
+        except torch.linalg.LinAlgError:  # every process hears of it
+            return self._no_gradient()
+
+    def _rehearse(self, meta_batch: MetaBatch) -> Tensor:
+        return self._update_by(self._row(meta_batch, 0) if meta_batch else self._no_gradient())
+
+    def _split_step(self, meta_batch: MetaBatch) -> Tensor:
+        """The same step from several groups. They are summed in one order, whoever computed them: float32 sums depend on
+        their order, and so the result would depend on the number of threads and processes."""
+        rows = self.helpers.map(functools.partial(self._row, meta_batch), range(len(self._groups)))
+        return self._update_by(functools.reduce(torch.add, self._everyones(rows) if self.world > 1 else rows))
+
+    def _everyones(self, rows: list[Tensor]) -> list[Tensor]:
+        """The rows of all processes, in the order of the groups."""
+        size = -(-self._total_groups // self.world)  # of the longest list
+        mine = torch.stack(rows + [torch.zeros_like(self._no_gradient())] * (size - len(rows)))
         if not self.chunk:
             with peer_errors():
-                dist.all_reduce(rows)
-            return self._update(rows[0])
-        everyone = [torch.empty_like(rows) for _ in range(self.world)]
+                dist.all_reduce(mine)
+            return [mine[0]]
+        everyone = [torch.empty_like(mine) for _ in range(self.world)]
         with peer_errors():
-            dist.all_gather(everyone, rows)
+            dist.all_gather(everyone, mine)
         in_order = torch.stack(everyone, 1).flatten(0, 1)  # row r of rank k is group r * world + k
-        return self._update(in_order[: self._total_groups].sum(0))
+        return list(in_order[: self._total_groups].unbind())

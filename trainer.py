@@ -16,14 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset import Points, Task, TaskDataset, stream
+from dataset import Task, TaskDataset, stream
 from evaluation import on_device
 from learner import MetaLearner
 from meta_step import MetaStep
 from runtime.compilation import WILL_COMPILE, compile_note
 from runtime.compiler_cache import one_line, with_cache
-
-SMALL_WORK = 10**8  # points x weights below which one thread beats several
 
 
 class Diverged(RuntimeError):
@@ -97,12 +95,12 @@ class Trainer:
 
     def limit_threads(self) -> None:
         """One thread for this process where layers are so small that several would mostly wait for each other."""
-        work = self.dataset.meta_batch * self.task_work
-        if self.device.type == "cpu" and (self.step.chunk or work < SMALL_WORK):
+        if self.step.one_thread:
             torch.set_num_threads(1)
 
     def close(self) -> None:
-        """End the thread that draws tasks."""
+        """End the threads that draw tasks and compute parts of a step."""
+        self.step.helpers.close()
         self._drawing.shutdown(wait=False, cancel_futures=True)
 
     def prepare(self) -> str:
@@ -114,15 +112,16 @@ class Trainer:
         torch.set_flush_denormal(True)  # second derivatives of dead units are full of denormals, each 100 times slower
         if not self.compiled:
             return f"eager meta-step: {self.compile_note}"
-        started, batch = time.perf_counter(), self._meta_batches(self.iteration // self.dataset.block)[0]
+        started, block = time.perf_counter(), self._block(self.iteration // self.dataset.block)
         try:
-            trouble = with_cache(lambda: self.step.compile(*batch))
+            trouble = with_cache(lambda: self.step.compile(*block))
         except Exception as error:
             self.compiled, self.compile_trouble = False, True
             self.compile_note = f"compiling failed: {one_line(error)}"
             return f"eager meta-step: {self.compile_note}"
         self.compile_seconds, self.compile_trouble = time.perf_counter() - started, bool(trouble)
         self.compile_note += f", anew since its cache folder could not be used: {trouble}" if trouble else ""
+        self.compile_note += f", in parts for {threads} threads" if (threads := self.step.helpers.count + 1) > 1 else ""
         return f"compiled meta-step: {self.compile_note}, ready in {self.compile_seconds:.1f} s"
 
     def train(self) -> Iterator[tuple[int, Tensor]]:
@@ -132,21 +131,21 @@ class Trainer:
         """
         while self.iteration < self.iterations:
             number, first = divmod(self.iteration, self.dataset.block)
-            for task, noise in self._meta_batches(number)[first : first + self.iterations - self.iteration]:
-                metrics = self.step(task, noise, self.learning_rate(self.iteration))
+            meta_batches = self.step.meta_batches(*self._block(number))
+            for meta_batch in meta_batches[first : first + self.iterations - self.iteration]:
+                metrics = self.step(meta_batch, self.learning_rate(self.iteration))
                 self.iteration += 1
                 yield self.iteration, metrics
             self.check()  # the only synchronisation of the loop: once a block
 
-    def _meta_batches(self, number: int) -> list[tuple[Task, Tensor]]:
-        """A block of meta-batches, drawn and sent to the device at once: tasks [T, ...] and noise [T, noise_dim]."""
+    def _block(self, number: int) -> tuple[Task, Tensor]:
+        """A block of meta-batches, drawn and sent to the device at once: tasks [B, T, ...] and noise [B, T, noise_dim]."""
         arrays = self._prefetched.pop(number, None) or self._drawing.submit(self._draw, number)
         self._prefetched.clear()  # what was drawn for a state before `load`
         if (number + 1) * self.dataset.block < self.iterations:  # another core draws the next one meanwhile
             self._prefetched[number + 1] = self._drawing.submit(self._draw, number + 1)
-        (support, query), noise = on_device(arrays.result(), self.device)
-        parts = (tensor.unbind() for tensor in (*support, *query, noise))
-        return [(Task(Points(a, b), Points(c, d)), e) for a, b, c, d, e in zip(*parts, strict=True)]
+        tasks, noise = on_device(arrays.result(), self.device)
+        return tasks, noise
 
     def _draw(self, number: int) -> tuple[Task, np.ndarray]:
         """Tasks [B, T, ...] and noise [B, T, noise_dim] of a block."""

@@ -12,7 +12,7 @@ from config import Config
 from dataset import SinusoidalTaskGenerator, Task, TaskDataset, stream
 from evaluation import errors
 from learner import Points
-from meta_step import tasks_at_once
+from runtime.parallel import tasks_at_once
 from trainer import Diverged, Trainer
 
 TINY = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 5, "LEO_DECODER_DIM": 6}
@@ -116,8 +116,8 @@ def test_chunks_of_tasks_give_the_whole_batch_gradient(method, chunk):
 
 def test_a_meta_batch_beyond_the_cache_is_cut_to_pieces_that_fit(monkeypatch):
     whole = make(iterations=1)
-    monkeypatch.setattr("meta_step.FEWEST", 2)
-    monkeypatch.setattr("meta_step.CACHE_WORK", 2 * whole.task_work)
+    monkeypatch.setattr("runtime.parallel.FEWEST", 2)
+    monkeypatch.setattr("runtime.parallel.CACHE_WORK", 2 * whole.task_work)
     cut = make(iterations=1)
     assert (whole.step.chunk, cut.step.chunk) == (0, 2)
     (_, one), (_, other) = next(whole.train()), next(cut.train())
@@ -144,7 +144,7 @@ def test_adam_and_clipping_equal_torch_optim():
     reference = torch.nn.Parameter(trainer.step.flat.clone())
     optimiser = torch.optim.Adam([reference], lr=1e-3)
     for iteration in range(5):
-        task, noise = trainer._meta_batches(0)[iteration]
+        [(task, noise)] = trainer.step.meta_batches(*trainer._block(0))[iteration]
         trainer.step.flat.copy_(reference.detach())
         reference.grad = trainer.step._gradient(task, noise, trainer.step._groups[0][1])[: len(reference)]
         torch.nn.utils.clip_grad_norm_([reference], 1.0)

@@ -70,7 +70,7 @@ class Work:
         trainer = self.trainer("never")
         self.learner = trainer.learner
         self.start = {name: p.detach().cpu().numpy().ravel().copy() for name, p in self.learner.named_parameters()}
-        task, noise = trainer._meta_batches(0)[0]  # not public: training itself never shows a meta-batch
+        [(task, noise)] = trainer.step.meta_batches(*trainer._block(0))[0]  # not public: training never shows a meta-batch
         self.batch = Task(*(Points(points.x.cpu().numpy(), points.y.cpu().numpy()) for points in task))
         self.noise = noise.cpu().numpy()
 

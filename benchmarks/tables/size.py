@@ -58,11 +58,11 @@ def milliseconds(trainer: Trainer) -> tuple[float, float]:
     for number in range(BLOCKS):
         trainer._draw(number)
     drawn = time.process_time() - began
-    batches = trainer._meta_batches(0)
+    batches = trainer.step.meta_batches(*trainer._block(0))
     trainer._prefetched.popitem()[1].result()  # drawn by now, so that only steps are timed
     began = time.process_time()
     for number in range(steps):
-        trainer.step(*batches[number % dataset.block], 1e-3)
+        trainer.step(batches[number % dataset.block], 1e-3)
     taken = time.process_time() - began
     trainer.close()
     return 1000 * drawn / steps, 1000 * taken / steps

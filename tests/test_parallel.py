@@ -1,0 +1,119 @@
+"""Parts of a step: the same numbers whoever computes them, and as many parts as the work is worth."""
+
+import math
+import os
+import threading
+
+import pytest
+import torch
+from test_trainer import assert_same_bits, make, run
+
+from runtime.host import flushes_denormals
+from runtime.parallel import PAYS_FROM, Helpers, available_cores, groups, parts_of
+
+
+@pytest.fixture
+def helpers():
+    made = Helpers(2)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+def test_results_stand_in_the_order_of_their_items(helpers, count):
+    for _ in range(300):  # trials and what follows them
+        assert helpers.map(lambda item: item**2, range(count)) == [item**2 for item in range(count)]
+
+
+def test_without_helpers_the_caller_computes_everything():
+    assert Helpers(0).map(lambda _: threading.current_thread(), range(3)) == [threading.current_thread()] * 3
+
+
+def test_a_thread_takes_a_part_while_the_caller_is_busy_and_computes_as_the_caller_does(helpers):
+    torch.set_flush_denormal(True)
+    begun = threading.Event()
+
+    def compute(item):
+        if item == 0:
+            assert begun.wait(30)
+        else:
+            begun.set()
+        return threading.current_thread().name, flushes_denormals(), torch.is_grad_enabled(), torch.get_num_threads()
+
+    try:
+        (caller, *_), (other, *how) = helpers.map(compute, range(2))
+    finally:
+        torch.set_flush_denormal(False)
+    assert caller != other and how == [True, False, 1]
+
+
+def test_the_caller_computes_what_no_thread_has_begun(helpers):
+    free = threading.Event()
+    busy = [helpers._pool.submit(free.wait, 30) for _ in range(2)]
+    assert helpers.map(lambda _: threading.current_thread(), range(3)) == [threading.current_thread()] * 3
+    free.set()
+    assert all(future.result() for future in busy)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_error_in_any_part_reaches_the_caller(helpers, place):
+    with pytest.raises(ZeroDivisionError):
+        helpers.map(lambda item: 1 // (item - place), range(3))
+
+
+@pytest.mark.parametrize(("with_threads", "without"), [(1.0, 2.0), (2.0, 1.0)])
+def test_the_faster_way_is_kept_until_the_next_trial(helpers, monkeypatch, with_threads, without):
+    clock, shared = [0.0], [0]
+
+    def threads(_function, _items):
+        clock[0] += with_threads
+        shared[0] += 1
+
+    def alone(_item):
+        clock[0] += without / 2
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(helpers, "_shared", threads)
+    for _ in range(2 * helpers.PERIOD):
+        helpers.map(alone, range(2))
+    assert shared[0] == 2 * (helpers.PERIOD - helpers.TRIAL if with_threads < without else helpers.TRIAL)
+
+
+@pytest.mark.parametrize(("total", "size"), [(25, 13), (25, 25), (7, 3), (6, 3), (5, 1)])
+def test_groups_weigh_every_task_once_and_have_one_size(total, size):
+    weights = torch.zeros(total)
+    for place, shares in groups(total, size, range(-(-total // size))):
+        assert len(weights[place]) == size
+        weights[place] += shares
+    torch.testing.assert_close(weights, torch.full((total,), 1 / total))
+
+
+@pytest.mark.parametrize(
+    ("operations", "parts"), [(9_600_000, 1), (PAYS_FROM, 2), (38_400_000, 2), (358_000_000, 2), (1_432_000_000, 3)]
+)
+def test_parts_depend_on_the_work_alone(operations, parts):
+    assert parts_of(operations) == parts
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    found = []
+    for processes in ("1", "4", "8"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        found.append(available_cores())
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr("psutil.cpu_count", lambda: 8)
+    assert [*found, available_cores()] == [6, 1, 1, 1]
+
+
+def test_a_step_cut_in_parts_has_the_same_bits_for_any_number_of_threads_and_rounds_as_the_whole(monkeypatch):
+    monkeypatch.setattr("meta_step.parts_of", lambda operations: 2 if operations > 0 else math.nan)
+    whole, alone, shared = (make(iterations=8, compile_mode=mode) for mode in ("never", "always", "always"))
+    for trainer, cores in ((alone, 1), (shared, 2)):
+        monkeypatch.setattr("meta_step.available_cores", lambda cores=cores: cores)
+        assert trainer.prepare().startswith("compiled")
+        assert (trainer.step.chunk, trainer.step.helpers.count) == (3, cores - 1)
+        run(trainer)
+    assert_same_bits(alone.state(), shared.state())
+    run(whole)
+    torch.testing.assert_close(whole.step.flat, shared.step.flat, rtol=1e-4, atol=1e-5)
