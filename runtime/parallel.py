@@ -57,7 +57,9 @@ def groups(total: int, size: int, numbers: range) -> list[tuple[slice, Tensor]]:
 
 
 def available_cores() -> int:
-    """Cores that the system leaves this process; those of a machine are shared out among its processes of one run."""
+    """Cores for this process: OMP_NUM_THREADS, which torchrun sets, or its share of those that the system allows."""
+    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        return max(1, int(given))
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
     return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 

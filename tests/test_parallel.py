@@ -97,13 +97,20 @@ def test_parts_depend_on_the_work_alone(operations, parts):
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = []
     for processes in ("1", "4", "8"):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         found.append(available_cores())
     monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr("psutil.cpu_count", lambda: 8)
-    assert [*found, available_cores()] == [6, 1, 1, 1]
+    monkeypatch.setattr("psutil.cpu_count", lambda: 16)
+    assert [*found, available_cores()] == [6, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("given", "cores"), [("1", 1), ("3", 3), ("0", 1)])
+def test_a_number_of_threads_that_somebody_set_is_kept(monkeypatch, given, cores):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert available_cores() == cores
 
 
 def test_a_step_cut_in_parts_has_the_same_bits_for_any_number_of_threads_and_rounds_as_the_whole(monkeypatch):
