@@ -5,22 +5,23 @@ Decides when to log, validate, checkpoint and draw. Independent of any method by
 
 from __future__ import annotations
 
-import time
+import copy
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import psutil
-from tqdm import tqdm
 
 from analysis.figures import example_figure
 from config import Config, ConfigError
 from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
 from evaluation import EVAL_CHUNK, held_out_errors, predict
 from learner import MetaLearner
-from results_manager import NullManager
+from results_manager import NullManager, Progress, history_arrays
 from runtime.errors import RunError
 from runtime.host import resolve_device
-from runtime.parallel import tasks_at_once
+from runtime.parallel import compute_as_the_caller, tasks_at_once
 from runtime.processes import Signals, max_over_processes, print_once, rank, wait_for_peers
 from trainer import Trainer
 
@@ -46,6 +47,17 @@ def check_memory(config: Config, learner: type[MetaLearner]) -> None:
             got = ", ".join(f"{key}={getattr(config, key)}" for key in keys.split())
             sizes = f"{4 * numbers / 2**30:.0f} GiB or more; expected at most {total / 2**30:.0f} GiB"
             raise ConfigError(f"these settings do not fit in memory (got {got}, {sizes})")
+
+
+@dataclass
+class Validation:
+    """A validation that was begun."""
+
+    iteration: int
+    learner: MetaLearner  # the meta-parameters it is of
+    candidate: dict[str, Any]  # the checkpoint of these, should they be the best
+    means: Future[list[float]]  # errors after 0, 1, ... gradients
+    to_save: dict[str, Any] | None = None  # a checkpoint that is due when it ends
 
 
 class Experiment:
@@ -85,6 +97,9 @@ class Experiment:
         self.best = float("inf")  # lowest validation error after the last gradient
         self.new_best: dict[str, Any] | None = None  # its checkpoint, until it is written: a durable write takes its time
         self.train_seconds = 0.0
+        self.validation_error = float("nan")  # the newest that is known
+        self._validating: Validation | None = None
+        self._validator = ThreadPoolExecutor(1, "validation", initializer=compute_as_the_caller)
 
     def held_out(self, split: str, shots: int) -> HeldOut:
         """The tasks of the validation or test split."""
@@ -103,9 +118,20 @@ class Experiment:
 
     def save(self) -> None:
         """Write where training is, and the best so far where that is new since the last save."""
+        self.end_validation()
         if rank():
             return self.trainer.check()
-        self.manager.save_checkpoint(self.snapshot(), best=self.new_best)
+        self._write(self.snapshot())
+
+    def save_after_validation(self) -> None:
+        """The same, when the validation of these meta-parameters, if there is one, has come to its end."""
+        if self._validating and self._validating.iteration == self.trainer.iteration:
+            self._validating.to_save = self.snapshot()
+        else:
+            self.save()
+
+    def _write(self, state: dict[str, Any]) -> None:
+        self.manager.save_checkpoint(state, best=self.new_best)
         self.new_best = None
 
     def load(self, state: dict[str, Any]) -> None:
@@ -154,41 +180,69 @@ class Experiment:
             for iteration, metrics in trainer.train():
                 last = iteration == total
                 if iteration % config.LOG_INTERVAL == 0 or last:
+                    self.end_validation(wait=False)
                     progress.log(iteration, metrics.tolist())  # waits for the device
                 if iteration % config.VALIDATION_INTERVAL == 0 or last:
                     trainer.check()  # in every process: all stop at a divergence together
                     if not rank():
-                        with trainer.step.averaged():
-                            progress.validation_error = self.validate(validation, iteration)
+                        self.begin_validation(validation, iteration)
                 self.train_seconds = before + progress.seconds()
                 stop, save = max_over_processes([signals.stop, signals.save])
-                if last or iteration % config.CHECKPOINT_INTERVAL == 0 or stop or save:
+                if last or stop or save:
                     signals.save = 0
                     self.save()
+                elif iteration % config.CHECKPOINT_INTERVAL == 0:
+                    self.save_after_validation()
                 if stop:
                     signals.stop = stop
                     return
+        except Exception:
+            self.end_validation()  # with the checkpoint that may wait for it
+            raise
         finally:
             progress.bar.close()
 
-    def validate(self, tasks: HeldOut, iteration: int) -> float:
-        """The mean validation error after the last gradient: logged, sometimes shown as a picture, remembered if best.
+    def begin_validation(self, tasks: HeldOut, iteration: int) -> None:
+        """Measure the validation error of a copy of the meta-parameters, on a CPU in another thread while training goes on.
 
         It is that of the averaged meta-parameters where an average is kept, and so are the picture and the best.
         """
-        means = held_out_errors(self.learner, tasks, self.config.EVAL_STEPS)[tasks.judged].mean(0).tolist()
-        self.manager.log_validation(iteration, means)
-        count = iteration // self.config.VALIDATION_INTERVAL
-        if self.config.INPUT_DIM == 1 and count & (count - 1) == 0 and iteration < self.config.iterations:
-            # at the first, second, fourth, eighth, ...: pictures take time
-            self.manager.attempt("figures", lambda: self.show_progress(iteration))
-        if means[-1] < self.best:
-            self.best = means[-1]
-            self.new_best = self.snapshot()
-        return means[-1]
+        self.end_validation()
+        with self.trainer.step.averaged():
+            learner, candidate = copy.deepcopy(self.learner), self.snapshot()
 
-    def example_arrays(self, shots: int) -> tuple[dict[str, np.ndarray], Points, np.ndarray]:
-        """A few tasks on a grid, and the network adapted to them.
+        def measure() -> list[float]:
+            return list(held_out_errors(learner, tasks, self.config.EVAL_STEPS)[tasks.judged].mean(0).tolist())
+
+        means: Future[list[float]] = Future()
+        if self.trainer.step.one_thread:
+            means = self._validator.submit(measure)
+        else:  # a device of its own, or kernels that take all cores
+            means.set_result(measure())
+        self._validating = Validation(iteration, learner, candidate, means)
+
+    def end_validation(self, wait: bool = True) -> None:
+        """Log the validation that was begun, if any: sometimes as a picture, remembered if best; and save if that is due."""
+        if (begun := self._validating) is None or not (wait or begun.means.done()):
+            return
+        self._validating, means = None, begun.means.result()
+        self.manager.log_validation(begun.iteration, means)
+        self.validation_error = means[-1]
+        count = begun.iteration // self.config.VALIDATION_INTERVAL
+        if self.config.INPUT_DIM == 1 and count & (count - 1) == 0 and begun.iteration < self.config.iterations:
+            # at the first, second, fourth, eighth, ...: pictures take time
+            self.manager.attempt("figures", lambda: self.show_progress(begun.learner, begun.iteration))
+        if better := means[-1] < self.best:
+            self.best = means[-1]
+        for state in filter(None, (begun.candidate, begun.to_save)):  # as if they had been taken now
+            state["best"], state["history"]["validation"] = self.best, list(self.manager.history["validation"])
+        if better:
+            self.new_best = begun.candidate
+        if begun.to_save:
+            self._write(begun.to_save)
+
+    def example_arrays(self, learner: MetaLearner, shots: int) -> tuple[dict[str, np.ndarray], Points, np.ndarray]:
+        """A few tasks on a grid, and the network of `learner` adapted to them.
 
         Returns arrays for figures, in own units; and in the network's the support and the grid [T, 201, 1].
         """
@@ -210,17 +264,23 @@ class Experiment:
             for name, parts in zip("xy", zip(*found, strict=True), strict=True):  # [T, N], NaN behind the shorter ones
                 rows = [np.pad(part[:, 0], (0, longest - len(part)), constant_values=np.nan) for part in parts]
                 arrays[f"grid_points_{name}"] = np.stack(rows)
-        predictions = predict(self.learner, support, x, self.config.EVAL_STEPS)[0]
+        predictions = predict(learner, support, x, self.config.EVAL_STEPS)[0]
         arrays["grid_predictions"] = own(Points(grid[:, None], predictions)).y
         return arrays, support, x
 
-    def show_progress(self, iteration: int) -> None:
-        """The example tasks as they are fitted now, small, into TensorBoard."""
-        arrays = self.example_arrays(self.config.SUPPORT_SAMPLES)[0]
+    def show_progress(self, learner: MetaLearner, iteration: int) -> None:
+        """The example tasks as `learner` fits them, small, into TensorBoard."""
+        arrays = self.example_arrays(learner, self.config.SUPPORT_SAMPLES)[0]
         figure = example_figure(arrays, f"after {iteration} outer steps", most=3)
         self.manager.log_figure("training/task_predictions", figure, iteration)
 
     # ---- the end
+
+    def close(self) -> None:
+        """End all threads, and give the run directory back."""
+        self._validator.shutdown(wait=False, cancel_futures=True)
+        self.trainer.close()
+        self.manager.close()
 
     def stop_early(self, status: str, reason: str) -> None:
         """Record what there is of a run that did not come to its end."""
@@ -234,42 +294,3 @@ class Experiment:
         basis |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.step.world}
         self.manager.save_report(status, basis | {"compilation": self.trainer.compile_note} | contents)
         print_once(f"{status}: {self.manager.display_path}")
-
-
-class Progress:
-    """What a person and the log see of a run while it trains."""
-
-    def __init__(self, experiment: Experiment, total: int):
-        self.experiment, self.total, self.first = experiment, total, experiment.trainer.iteration
-        self.bar = tqdm(total=total, initial=self.first, unit="step", disable=None, dynamic_ncols=True)
-        self.began = self.last_line = time.perf_counter()
-        self.validation_error = float("nan")
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    def log(self, iteration: int, values: list[float]) -> None:
-        """Record the log values of a step, and print a line every few seconds where there is no progress bar."""
-        trainer, config, manager = self.experiment.trainer, self.experiment.config, self.experiment.manager
-        named = dict(zip(trainer.step.names, values, strict=True))
-        speed = (iteration - self.first) * config.META_BATCH_SIZE / self.seconds()
-        epoch = -(-iteration * config.META_BATCH_SIZE // config.NUM_TASKS)
-        manager.log_training(iteration, epoch, named, trainer.learning_rate(iteration - 1), speed)
-        status = f"loss {named['meta_loss']:.4f}, validation {self.validation_error:.4f}, {speed:,.0f} tasks/s"
-        self.bar.set_postfix_str(status, refresh=False)
-        self.bar.update(iteration - self.bar.n)
-        if time.perf_counter() - self.last_line > 5 or iteration == self.total:
-            self.last_line = time.perf_counter()
-            manager.log(f"step {iteration} of {self.total}: {status}")
-            if self.bar.disable:
-                print_once(f"step {iteration} of {self.total}: {status}")
-
-
-def history_arrays(history: dict[str, list[Any]]) -> dict[str, np.ndarray]:
-    """The curves of training; raises what Python raises where a record is not one."""
-    return {
-        "train_iteration": np.array([record["iteration"] for record in history["train"]], np.int64),
-        "train_query_mse": np.array([record["query_mse"] for record in history["train"]], float),
-        "validation_iteration": np.array([record["iteration"] for record in history["validation"]], np.int64),
-        "validation_mse": np.array([record["mse"] for record in history["validation"]], float),
-    }

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from runtime.locks import Lock
+from runtime.processes import print_once
 from runtime.storage import (
     SCHEMA_VERSION,
     checkpoint_bytes,
@@ -243,6 +245,44 @@ class NullManager:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
+
+
+class Progress:
+    """What a person and the log see of a run while it trains."""
+
+    def __init__(self, experiment: Any, total: int):
+        self.experiment, self.total, self.first = experiment, total, experiment.trainer.iteration
+        self.bar = tqdm(total=total, initial=self.first, unit="step", disable=None, dynamic_ncols=True)
+        self.began = self.last_line = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def log(self, iteration: int, values: list[float]) -> None:
+        """Record the log values of a step, and print a line every few seconds where there is no progress bar."""
+        trainer, config, manager = self.experiment.trainer, self.experiment.config, self.experiment.manager
+        named = dict(zip(trainer.step.names, values, strict=True))
+        speed = (iteration - self.first) * config.META_BATCH_SIZE / self.seconds()
+        epoch = -(-iteration * config.META_BATCH_SIZE // config.NUM_TASKS)
+        manager.log_training(iteration, epoch, named, trainer.learning_rate(iteration - 1), speed)
+        status = f"loss {named['meta_loss']:.4f}, validation {self.experiment.validation_error:.4f}, {speed:,.0f} tasks/s"
+        self.bar.set_postfix_str(status, refresh=False)
+        self.bar.update(iteration - self.bar.n)
+        if time.perf_counter() - self.last_line > 5 or iteration == self.total:
+            self.last_line = time.perf_counter()
+            manager.log(f"step {iteration} of {self.total}: {status}")
+            if self.bar.disable:
+                print_once(f"step {iteration} of {self.total}: {status}")
+
+
+def history_arrays(history: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """The curves of training; raises what Python raises where a record is not one."""
+    return {
+        "train_iteration": np.array([record["iteration"] for record in history["train"]], np.int64),
+        "train_query_mse": np.array([record["query_mse"] for record in history["train"]], float),
+        "validation_iteration": np.array([record["iteration"] for record in history["validation"]], np.int64),
+        "validation_mse": np.array([record["mse"] for record in history["validation"]], float),
+    }
 
 
 def _ignore_writer_errors(failure: Any) -> None:

@@ -18,8 +18,9 @@ from commands.runs import reopen
 from config import Config
 from dataset import Points, stream
 from evaluation import held_out_errors, predict, sample
-from experiment import Experiment, history_arrays
+from experiment import Experiment
 from registry import defaults
+from results_manager import history_arrays
 from runtime.errors import RunError
 from runtime.processes import print_once
 from runtime.storage import read_checkpoint, write_atomically
@@ -151,7 +152,7 @@ def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:
     if generator.y_scale is not None:
         arrays["y_scale"] = np.array(generator.y_scale)
     if config.INPUT_DIM == 1:
-        examples, support, x = experiment.example_arrays(shots)
+        examples, support, x = experiment.example_arrays(experiment.learner, shots)
         arrays |= examples
         if learner.noise_dim:
             rng = stream(config.RANDOM_SEED, "samples")

@@ -110,8 +110,7 @@ def train_run(args: argparse.Namespace) -> tuple[int, Path | None]:
         finally:
             signals.raise_now = False  # there is nothing left to interrupt
             if experiment:
-                experiment.trainer.close()
-                experiment.manager.close()
+                experiment.close()
 
 
 def run(experiment: Experiment, signals: Signals) -> int:

@@ -78,7 +78,7 @@ class Helpers:
 
     def __init__(self, count: int):
         self.count = count
-        self._pool = ThreadPoolExecutor(count, "helper", initializer=_compute_as_the_caller) if count else None
+        self._pool = ThreadPoolExecutor(count, "helper", initializer=compute_as_the_caller) if count else None
         self._lists = 0  # since the trial began
         self._seconds = {True: 0.0, False: 0.0}  # of the lists of a trial, with and without the threads
 
@@ -114,7 +114,7 @@ class Helpers:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _compute_as_the_caller() -> None:
+def compute_as_the_caller() -> None:
     """These belong to a thread: without them kernels would start threads of their own, or compute with denormals."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -103,6 +103,7 @@ def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None
     trainer, record = experiment.trainer, Record(plain)
     experiment.manager = record
     record.note("start", trainer.compile_note, trainer.step.chunk, str(trainer.device), trainer.step.flat.tolist())
+    trainer.step.one_thread = False  # so that validation is no matter of time
     experiment.train(StopAfter(steps))  # type: ignore[arg-type]
     record.note("evaluation", judge(experiment))
     return record.events
