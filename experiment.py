@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import psutil
 
-from analysis.figures import example_figure
 from config import Config, ConfigError
 from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
 from evaluation import EVAL_CHUNK, held_out_errors, predict
@@ -270,6 +269,8 @@ class Experiment:
 
     def show_progress(self, learner: MetaLearner, iteration: int) -> None:
         """The example tasks as `learner` fits them, small, into TensorBoard."""
+        from analysis.figures import example_figure  # takes half a second: not before the first step
+
         arrays = self.example_arrays(learner, self.config.SUPPORT_SAMPLES)[0]
         figure = example_figure(arrays, f"after {iteration} outer steps", most=3)
         self.manager.log_figure("training/task_predictions", figure, iteration)

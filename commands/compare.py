@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from analysis.comparison import Comparison, Errors, Run, choice, compare_entries, entries, mean_and_interval, yardstick_entries
-from analysis.figures import error_against_gradients, error_against_shots
 from analysis.report_page import comparison_page
 from analysis.text_tables import csv_table, markdown_table, text_table
 from commands.runs import runs_folder, tasks_of_run
@@ -104,8 +102,10 @@ def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple
     return params, errors, {name: {shots: array[place] for shots, array in others.items()} for place, name in enumerate(names)}
 
 
-def draw(comparison: Comparison, title: str, reference: Published | None = None) -> dict[str, Figure]:
+def draw(comparison: Comparison, title: str, reference: Published | None = None) -> dict[str, Any]:
     """The two figures, by file name; `reference` holds published means to mark."""
+    from analysis.figures import error_against_gradients, error_against_shots  # takes half a second: for those who draw
+
     with np.errstate(over="ignore", invalid="ignore"):
         results = {
             shots: {label: mean_and_interval(values.mean(0)) | {"seeds": values.mean(1)} for label, values in groups.items()}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from analysis.comparison import mean_and_interval
-from analysis.figures import run_figures
 from analysis.report_page import run_page
 from analysis.text_tables import results_table, verdict
 from analysis.yardsticks import yardstick_errors, yardsticks
@@ -171,6 +170,8 @@ def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:
 
 def draw(experiment: Experiment, arrays: dict[str, np.ndarray], shots: int, done: int) -> None:
     """The figures of a run of `done` steps, from the arrays behind them."""
+    from analysis.figures import run_figures  # takes half a second: for those who draw
+
     generator = experiment.generator
     title = f"{experiment.method.upper()}, {generator.name}"
     for name, figure in run_figures(arrays, shots, generator.param_names, generator.published, title).items():

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis.prediction_figures import prediction_curves, subject_curves
 from commands.points import Request, read_request
 from commands.runs import EXPERIMENTS, runs_folder, settings_of_run
 from dataset import Points
@@ -198,6 +197,8 @@ def csv_table(found: Sequence[Prediction], request: Request) -> str:
 
 def figures(found: Sequence[Prediction], request: Request, title: str) -> Iterator[Any]:
     """A figure of one task, or pages of several, for D = 1."""
+    from analysis.prediction_figures import prediction_curves, subject_curves  # takes half a second: for those who draw
+
     x_range, steps = (float(found[0].x_range[0, 0]), float(found[0].x_range[1, 0])), len(found[0].errors) - 1
     names = (request.names[1], request.names[-1]) if request.of_table else ("input x", "output y")
     least = 2 * found[0].unit if request.of_table else 0.5

@@ -19,6 +19,7 @@ from registry import defaults, unused
 from results_manager import ExperimentManager
 from runtime import processes
 from runtime.errors import RunError
+from runtime.host import collection_paused
 from runtime.processes import Interrupted, PeerLost, Signals, print_once
 from runtime.storage import find_launched, write_atomically
 from trainer import Diverged
@@ -90,7 +91,7 @@ def train_run(args: argparse.Namespace) -> tuple[int, Path | None]:
         try:
             signals.listen()
             processes.connect()
-            with signals.deferred():
+            with signals.deferred(), collection_paused():
                 experiment = open_experiment(args)
             return run(experiment, signals), experiment.manager.directory
         except Interrupted as stop:
@@ -125,7 +126,8 @@ def run(experiment: Experiment, signals: Signals) -> int:
         print_once(f"{data['rows']} measurements{left_out} of subjects: {sizes}; K = {config.SUPPORT_SAMPLES} support points")
     steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
     print_once(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.display_path}")
-    experiment.prepare()
+    with collection_paused():
+        experiment.prepare()
     signals.raise_now = False
     try:
         experiment.train(signals)

@@ -7,12 +7,13 @@ import os
 import shutil
 import types
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from runtime.compiler_cache import sound_compiler
+from runtime.compiler_cache import probe_processor, sound_compiler
 
 COMPILE_FROM = 2000  # iterations from which compiling pays: it costs 10 to 90 s once, and a step gets 5 to 9 times faster
 WILL_COMPILE = "worth it for "
@@ -77,9 +78,12 @@ class _Graph:
         self.first = torch.compile(bound, fullgraph=True, dynamic=False, backend=cast(Any, self._compile))
         self.places: list[tuple[int, int]] = []  # input of the graph, and the argument that it is
         self.ready = False
+        self.probe: Future[Any]
 
     def _compile(self, module: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
-        self.graph: Any = self._backend()(module, examples)
+        backend = self._backend()
+        self.probe.result()
+        self.graph: Any = backend(module, examples)
 
         def run(*inputs: Tensor) -> Any:
             self.inputs: list[Any] = list(inputs)
@@ -108,7 +112,9 @@ class _Graph:
                 return self.graph(*inputs)[0]
             torch.compiler.cudagraph_mark_step_begin()  # the next replay overwrites what this one gives: hence a copy
             return self.graph(*inputs)[0].clone()
-        result = self.first(*args)
+        with ThreadPoolExecutor(1) as pool:  # the answer takes a second, and so does tracing, which comes first
+            self.probe = pool.submit(probe_processor if self.device.type == "cpu" and has_compiler(self.device) else bool)
+            result = self.first(*args)
         assert result is self.outputs[0], "the graph's first output is the method's result"
         numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
         self.places = [(place, numbers[id(given)]) for place, given in enumerate(self.inputs) if id(given) in numbers]

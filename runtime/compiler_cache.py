@@ -178,6 +178,14 @@ def sound_compiler() -> Iterator[None]:
         yield
 
 
+def probe_processor() -> None:
+    """Ask which vector instructions there are: torch finds out in processes of its own, and remembers the answer."""
+    from torch._inductor import cpu_vec_isa
+
+    with suppress(Exception), sound_compiler():  # the compiler meets the same exception, and is heard
+        cpu_vec_isa.pick_vec_isa()
+
+
 def _quoting() -> dict[str, Callable[[str], Any]]:
     """Replacements in `shlex`: g++ gets paths in one piece, though torch writes them into its command line without quotes."""
     names = [sys.prefix, sys.base_prefix, os.path.dirname(torch.__file__), sysconfig.get_path("include"), os.environ.get("CXX")]

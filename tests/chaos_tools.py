@@ -376,13 +376,12 @@ def plant_deaf() -> None:
 
 def plant_broken() -> None:
     """Every figure fails to be drawn."""
-    import experiment
-    from commands import evaluate
+    from analysis import figures
 
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("no figure today")
 
-    evaluate.run_figures = experiment.example_figure = broken  # type: ignore[assignment]
+    figures.run_figures = figures.example_figure = broken  # type: ignore[assignment]
 
 
 def plant_worse() -> None:

@@ -21,11 +21,10 @@ import torch
 from chaos_tools import command, only_run, report_of, result_of, same
 
 from analysis.figures import run_figures
-from commands import evaluate
 from experiment import Experiment
 from main import main
 from meta_step import MetaStep
-from runtime.host import flushes_denormals
+from runtime.host import collection_paused, flushes_denormals
 from runtime.processes import SAVING, STOPPING
 
 NUMBERS = [getattr(signal, name) for name in (*STOPPING, *SAVING) if hasattr(signal, name)]
@@ -49,6 +48,7 @@ def host_state() -> dict[str, Any]:
         "arguments": list(sys.argv),
         "threads": {thread for thread in threading.enumerate() if thread.is_alive()},
         "numpy": np.geterr(),
+        "garbage": gc.isenabled(),
     }
 
 
@@ -90,11 +90,23 @@ def test_a_normal_end_leaves_the_host_as_it_was(tmp_path: Path) -> None:
 def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_figures: None) -> None:
     # a figure of each kind takes ten times as long, and changes nothing else
     monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
-    monkeypatch.setattr(evaluate, "run_figures", lambda *args: dict(list(run_figures(*args).items())[:1]))
+    monkeypatch.setattr("analysis.figures.run_figures", lambda *args: dict(list(run_figures(*args).items())[:1]))
     main(command(tmp_path / "first", "--method", "leo"))
     before = host_state()
     assert main(["--output", str(tmp_path / "first"), "--evaluate", "latest"]) == 0
     assert list(tmp_path.glob("first/*/plots/*.png")) and host_state() == before
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_afterwards_where_it_was_before(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(KeyError), collection_paused():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Path:
     write(output / "toy.csv", toy_rows())
     own = ["EPOCHS=2", "HIDDEN_DIM=6", "EVAL_STEPS=2", "VALIDATION_INTERVAL=10", "EVAL_REPEATS=2"]
     with figures(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("commands.evaluate.run_figures", lambda *args: {"intervals": run_figures(*args)["intervals"]})
+        patch.setattr("analysis.figures.run_figures", lambda *args: {"intervals": run_figures(*args)["intervals"]})
         for method, tasks, settings in (("maml", [], TINY), ("r2d2", ["--data", str(output / "toy.csv")], own)):
             words = [word for text in (*settings, "COMPILE=never") for word in ("--set", text)]
             assert main.main(["--method", method, *tasks, "--name", "a", "--output", str(output), *words]) == 0
