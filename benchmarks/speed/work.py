@@ -115,7 +115,7 @@ class ThisProject(Implementation):
     def meta_gradient(self) -> np.ndarray:
         trainer = self.trainer
         prepare(trainer)
-        self.threads = torch.get_num_threads()  # the trainer's own decision
+        self.threads = max(torch.get_num_threads(), trainer.step.helpers.count + 1)  # the trainer's own decision
         self.steps = trainer.train()
         _, metrics = next(self.steps)
         # Read off a real step: Adam's first moment starts at zero, so it is now a tenth of the clipped gradient.
