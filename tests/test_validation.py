@@ -36,6 +36,8 @@ class Saved:
 
     def log(self, line): ...
 
+    def log_figure(self, name, figure, iteration): ...
+
 
 def begin(method="maml", **settings):
     made = build(method, "sinusoid", Config.resolve(TINY, EVERY, settings))
