@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import threading
 import types
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
@@ -78,11 +78,10 @@ class _Graph:
         self.first = torch.compile(bound, fullgraph=True, dynamic=False, backend=cast(Any, self._compile))
         self.places: list[tuple[int, int]] = []  # input of the graph, and the argument that it is
         self.ready = False
-        self.probe: Future[Any]
 
     def _compile(self, module: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         backend = self._backend()
-        self.probe.result()
+        self.probe.join()
         self.graph: Any = backend(module, examples)
 
         def run(*inputs: Tensor) -> Any:
@@ -112,9 +111,11 @@ class _Graph:
                 return self.graph(*inputs)[0]
             torch.compiler.cudagraph_mark_step_begin()  # the next replay overwrites what this one gives: hence a copy
             return self.graph(*inputs)[0].clone()
-        with ThreadPoolExecutor(1) as pool:  # the answer takes a second, and so does tracing, which comes first
-            self.probe = pool.submit(probe_processor if self.device.type == "cpu" and has_compiler(self.device) else bool)
-            result = self.first(*args)
+        asks = self.device.type == "cpu" and has_compiler(self.device)
+        # the answer takes seconds, and so does tracing, which comes first; whoever is interrupted does not wait for it
+        self.probe = threading.Thread(target=probe_processor if asks else bool, daemon=True)
+        self.probe.start()
+        result = self.first(*args)
         assert result is self.outputs[0], "the graph's first output is the method's result"
         numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
         self.places = [(place, numbers[id(given)]) for place, given in enumerate(self.inputs) if id(given) in numbers]

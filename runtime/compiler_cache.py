@@ -17,6 +17,7 @@ import struct
 import sys
 import sysconfig
 import tempfile
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ import torch
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 CHANGED = (FOLDER, "TRITON_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "LOGNAME")  # variables, by torch or here
+ONE_AT_A_TIME = threading.RLock()  # what an interrupted run left behind in a thread, and the next run
 
 
 def one_line(error: Exception) -> str:
@@ -170,6 +172,7 @@ def sound_compiler() -> Iterator[None]:
 
     kind, load = cpu_vec_isa.VecISA, cpu_vec_isa.VecISA._avx_py_load.replace('"__lib_path__"', 'r"""__lib_path__"""')
     with (
+        ONE_AT_A_TIME,
         _replaced(cpp_builder, "shlex", types.SimpleNamespace(**vars(shlex) | _quoting())),
         _replaced(codecache.CppCodeCache, "_load_library", _checked(codecache.CppCodeCache._load_library)),
         _replaced(kind, "_avx_py_load", load),
