@@ -22,13 +22,16 @@ WIDEST = 500  # query points of a row that is judged: bounds the memory
 
 def distinct(counts: Array, most: int, rng: np.random.Generator) -> Array:
     """Random numbers [B, most], each row's different and below its count; where the count is less, only so many are."""
-    picked = np.zeros((len(counts), most), np.int64)
-    small = counts <= 4 * most
-    if small.any():
-        here = counts[small, None]
-        keys = rng.random((len(here), max(int(here.max()), most)), dtype=np.float32)
-        keys[np.arange(keys.shape[1]) >= here] = 2  # behind all others
-        picked[small] = keys.argsort(1, kind="stable")[:, :most]
+    picked = np.empty((most, len(counts)), np.int64).T  # a column lies in one piece
+    small = counts <= 16 * most
+    if small.any():  # shuffle the first `most` of all numbers (Fisher and Yates); beyond its count a row keeps them as they are
+        here, steps = counts[small], np.arange(most)[:, None]
+        numbers = np.tile(np.arange(size := max(int(here.max()), most), dtype=np.int32), len(here))
+        first = np.arange(len(here)) * size
+        other = first + steps + (rng.random((most, len(here)), np.float32) * np.maximum(here - steps, 1)).astype(np.int64)
+        for step, chosen in enumerate(other):
+            picked[small, step] = numbers[chosen]
+            numbers[chosen] = numbers[first + step]
     pending = np.flatnonzero(~small)
     while len(pending):  # twice as many as needed, the first different ones of them; almost always enough
         tries = (rng.random((len(pending), 2 * most)) * counts[pending, None]).astype(np.int64)
@@ -58,7 +61,7 @@ class TableTaskGenerator(TaskGenerator):
         self.input_dim, self.in_order, self.repeats = 1, support_from == "first", repeats
         if table is not None:
             self.table, self.start, self.counts = table, table.start[:-1], np.diff(table.start)
-            self.x, self.y = np.split(table.scaled().astype(np.float32), [-1], axis=1)
+            self.x, self.y = map(np.ascontiguousarray, np.split(table.scaled().astype(np.float32), [-1], axis=1))
             self.input_dim, self.axis_names = self.x.shape[1], (table.names[1], table.names[-2])
             self.y_scale = float(table.unit[-1])
 
@@ -73,14 +76,9 @@ class TableTaskGenerator(TaskGenerator):
         shots = max(1, min(5, int(np.median(counts["train"])) // 3, most))
         others = [number for number in (shots // 2, 2 * shots) if 0 < number < np.quantile(counts["test"], 0.2)]
         epochs = -(-STEPS * 25 // len(counts["train"]))
-        lengths = {
-            "META_AVERAGE": AVERAGE,
-            "EPOCHS": epochs,
-            "LOG_INTERVAL": 50,
-            "VALIDATION_INTERVAL": STEPS // 10,
-            "CHECKPOINT_INTERVAL": 1000,
-        }
-        return {"SUPPORT_SAMPLES": shots, "EVAL_SHOTS": sorted({shots, *others})} | lengths
+        lengths = {"META_AVERAGE": AVERAGE, "EPOCHS": epochs}
+        intervals = {"LOG_INTERVAL": 50, "VALIDATION_INTERVAL": STEPS // 10, "CHECKPOINT_INTERVAL": 1000}
+        return {"SUPPORT_SAMPLES": shots, "EVAL_SHOTS": sorted({shots, *others})} | lengths | intervals
 
     def files(self) -> dict[str, bytes]:
         """The table in normal form: its columns under their own names, subject after subject, and each one's split."""
@@ -135,7 +133,7 @@ class TableTaskGenerator(TaskGenerator):
         again = shots + (rng.random((len(short), queries)) * (counts[short, None] - shots)).astype(np.int64)
         picked[short, shots:] = np.take_along_axis(picked[short], again, 1)
         rows = (self.start[subjects, None] + picked).reshape(*params.shape[:-1], -1)  # [..., K + Q]
-        return Task(*(Points(self.x[part], self.y[part]) for part in np.split(rows, [shots], axis=-1)))
+        return Task(*(Points(self.x.take(part, 0), self.y.take(part, 0)) for part in np.split(rows, [shots], axis=-1)))
 
     def held_out(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
         """All subjects of the split and all their points, for each of `repeats` draws of the support.

@@ -67,6 +67,14 @@ def test_distinct_numbers_are_different_below_their_count_and_equally_frequent(l
         assert_allclose(drawn[0::2, column].mean(), 2, atol=0.12)
 
 
+@pytest.mark.parametrize("count", [4, 60])
+def test_distinct_numbers_come_in_every_order_equally_often(count: int) -> None:
+    drawn = distinct(np.full(60_000, count), 3, stream(0, "points"))
+    ranks = drawn.argsort(1) @ [9, 3, 1]
+    assert_allclose(np.unique(ranks, return_counts=True)[1], [10_000] * 6, rtol=0.05)
+    assert_allclose(np.bincount(drawn[:, 2]), [60_000 / count] * count, rtol=0.15)
+
+
 @pytest.mark.parametrize("support_from", ["random", "first"])
 @pytest.mark.parametrize("seed", range(5))
 def test_no_query_point_lies_in_its_support(toy: Path, support_from: str, seed: int) -> None:
