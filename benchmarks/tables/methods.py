@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -35,6 +36,11 @@ TABLES = {"chicks": ("task=Chick", "x=Time", "y=weight"), "spruce": ()}  # in ex
 QUICK = ("EPOCHS=2", "EVAL_REPEATS=1", "HIDDEN_DIM=8", "COMPILE=never", "VALIDATION_INTERVAL=1")
 
 
+def finite(error: float | None) -> float:
+    """An error as JSON has it: null where it was not finite."""
+    return math.inf if error is None else error
+
+
 class Source(NamedTuple):
     name: str
     path: Path
@@ -52,7 +58,7 @@ class Result(NamedTuple):
     def errors(self) -> dict[str, float]:
         """Mean squared errors in standardised units: the method's (under its own name) and the yardsticks'."""
         evaluation = self.metrics["evaluation"]
-        found = {self.metrics["method"].upper(): evaluation["shots"][self.shots]["mse"][-1]}
+        found = {self.metrics["method"].upper(): finite(evaluation["shots"][self.shots]["mse"][-1])}
         return found | {name: one[self.shots]["mse"] for name, one in evaluation.get("yardsticks", {}).items()}
 
 
@@ -73,7 +79,7 @@ def result(source: Source, method: str, split: int, forecast: bool, args: argpar
             raise RunError(f"{directory} is not complete (got {done.stderr.strip()[-300:]}; expected a run that ends)", 1)
     metrics = json.loads((directory / "metrics.json").read_bytes())
     report = json.loads((directory / "full_report.json").read_bytes())
-    validation = min(record["mse"][-1] for record in metrics["validation"])
+    validation = min(finite(record["mse"][-1]) for record in metrics["validation"])
     return Result(metrics, str(report["config"]["SUPPORT_SAMPLES"]), validation, metrics["performance"]["train_seconds"])
 
 
