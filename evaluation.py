@@ -5,11 +5,12 @@ Independent of any method by name, of the trainer, and of files, plots and logs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from dataset import HeldOut, Points, Task
@@ -27,26 +28,56 @@ def predict(learner: MetaLearner, support: Points, x: Any, steps: int, noise: An
         x: where to predict, [T, N, D].
         noise: [T, noise_dim]; None = zeros, the means of a stochastic method.
     """
-    load_derivatives()
-    device = next(learner.parameters()).device
-    if noise is None:
-        noise = np.zeros((len(x), learner.noise_dim), np.float32)
 
     def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor, Tensor]:
         adaptation = learner.adapt(points, randomness, steps)
         outputs = [learner.network(weights, at)[:, 0] for weights in adaptation.path]
         return torch.stack(outputs), adaptation.code  # [S+1, N], [Z]
 
-    outputs, codes = [], []
+    outputs, codes = _each_task(one, learner, support, x, noise)
+    return outputs, codes
+
+
+def spread(learner: MetaLearner, support: Points, x: Any, steps: int) -> np.ndarray:
+    """How uncertain the adapted network's last layer leaves predictions at x, in units of the noise: [T, N].
+
+    The posterior standard deviation of ridge regression (Bishop 2006, eq. 3.59) on the last hidden layer, with the prior
+    that the method gives; not finite where the units are not. Arguments as of `predict`.
+    """
+
+    def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor]:
+        weights = learner.adapt(points, randomness, steps).path[-1]
+        known, asked = (nn.functional.pad(learner.network.hidden(weights, part), (0, 1), value=1.0) for part in (points.x, at))
+        scale = learner.head_precision(known).double().rsqrt()  # [H+1]
+        known, asked = known * scale, asked * scale  # their prior is now N(0, I)
+        if len(known) >= len(scale):
+            products = known.T @ known
+            variance = (asked * _solve(products, asked.T).T).sum(1)
+        else:  # by Woodbury's identity, from a K x K system
+            products = asked @ known.T  # [N, K]
+            variance = asked.square().sum(1) - (products * _solve(known @ known.T, products.T).T).sum(1)
+        return (variance.clamp(min=0).sqrt(),)
+
+    return _each_task(one, learner, support, x, None)[0]
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """(matrix + I)^-1 right; not finite, and no exception, where there is no solution."""
+    return torch.linalg.solve_ex(matrix + torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device), right)[0]
+
+
+def _each_task(one: Callable[..., tuple[Tensor, ...]], learner: MetaLearner, support: Points, x: Any, noise: Any) -> Any:
+    """`one` of a task's support points, inputs and noise for all tasks, `EVAL_CHUNK` at a time: its results as arrays."""
+    load_derivatives()
+    device, results = next(learner.parameters()).device, []
+    if noise is None:
+        noise = np.zeros((len(x), learner.noise_dim), np.float32)
     with torch.no_grad():
         for first in range(0, len(x), EVAL_CHUNK):
             here = slice(first, first + EVAL_CHUNK)
-            points = on_device(Points(support.x[here], support.y[here]), device)
-            at, randomness = on_device((x[here], noise[here]), device)
-            output, code = vmap(one)(points, at, randomness)
-            outputs.append(output.cpu().numpy())
-            codes.append(code.cpu().numpy())
-    return np.concatenate(outputs), np.concatenate(codes)
+            arrays = Points(support.x[here], support.y[here]), x[here], noise[here]
+            results.append([part.cpu().numpy() for part in vmap(one)(*on_device(arrays, device))])
+    return tuple(map(np.concatenate, zip(*results, strict=True)))
 
 
 def sample(

@@ -51,12 +51,15 @@ class Network:
         parts = weights.split(self.splits)  # one split: its gradient is one concatenation
         return [(parts[2 * i].view(shape), parts[2 * i + 1]) for i, shape in enumerate(self.shapes)]
 
+    def hidden(self, weights: Tensor, x: Tensor) -> Tensor:
+        """The last hidden layer's units [N, hidden] of the network with `weights` [P] at `x` [N, in]."""
+        for matrix, bias in self.layers(weights)[:-1]:
+            x = self.activation(affine(x, matrix, bias))
+        return x
+
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         """Predictions [N, out] of the network with `weights` [P] at `x` [N, in]."""
-        layers = self.layers(weights)
-        for matrix, bias in layers[:-1]:
-            x = self.activation(affine(x, matrix, bias))  # [N, hidden]
-        return affine(x, *layers[-1])  # [N, out]
+        return affine(self.hidden(weights, x), *self.layers(weights)[-1])
 
 
 def affine(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
@@ -152,6 +155,14 @@ class MetaLearner(nn.Module, ABC):
     def forward(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
         """`adapt`, where `torch.func.functional_call` looks for it."""
         return self.adapt(support, noise, steps)
+
+    def head_precision(self, features: Tensor) -> Tensor:
+        """Precision of the prior of the last layer's weights, relative to that of the noise, for `evaluation.spread`: [H + 1].
+
+        Args:
+            features: the adapted network's last hidden layer at the support points, and a 1: [K, H + 1].
+        """
+        return (0.1 * features.square().mean()).expand(features.shape[1])
 
     def support_loss(self, support: Points) -> Callable[[Tensor], Tensor]:
         """The error on `support` as a function of the network's weights [P] -> []."""

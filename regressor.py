@@ -29,6 +29,7 @@ from config import Config
 from dataset import Points, stream
 from evaluation import predict as predict_tasks
 from evaluation import sample as sample_tasks
+from evaluation import spread
 from learner import MetaLearner
 from registry import METHODS, TASKS, of_checkpoint
 from runtime.arrays import Array, InputError, NotFittedError, aligned, as_columns, check_lengths, finite_curves, padded
@@ -171,7 +172,9 @@ class FewShotRegressor:
         at = self._inputs(x)
         (path,), (at_support,) = self._paths([at]), self._paths([support.x])
         with np.errstate(over="ignore", invalid="ignore"):
-            known = hints(path[None], at_support[None], Points(support.x[None], support.y[None]), at[None])[0]
+            points = Points(aligned([support.x]), aligned([support.y]))
+            uncertain = spread(self.learner, points, aligned([padded(at)]), self.steps)[:, : len(at)]
+            known = hints(path[None], at_support[None], points, at[None], uncertain)[0]
         half = half_widths(entry_for(self.calibration[str(self.steps)], len(support.x)), known, float(coverage)) * self.unit[-1]
         centre = np.where(np.isfinite(half), self._own_targets(path[-1]), 0).astype(float)
         return centre - half, centre + half

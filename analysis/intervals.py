@@ -25,15 +25,16 @@ Entry = Mapping[str, Any]  # what `calibrate` found for one K; plain numbers and
 Calibration = Mapping[str, Entry]  # K -> its entry
 
 
-def hints(path: np.ndarray, at_support: np.ndarray, support: Points, x: np.ndarray) -> np.ndarray:
-    """What hints at the errors of predictions at `x` [T, N, D]: at least 0, not finite where adapting diverged; [T, N, 9].
+def hints(path: np.ndarray, at_support: np.ndarray, support: Points, x: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """What hints at the errors of predictions at `x` [T, N, D]: at least 0, not finite where adapting diverged; [T, N, 10].
 
     Root mean squares of the residuals on the support set before, halfway and after; how far the prediction moved in all, and
-    since halfway; the distances to the two nearest support points; the largest coordinate; the prediction's size.
+    since halfway; the distances to the two nearest support points; the largest coordinate; the prediction's size; `spread`.
 
     Args:
         path, at_support: predictions after 0 to S gradients at x [T, S+1, N], and at the support points [T, S+1, K].
         support: x [T, K, D], y [T, K, 1].
+        spread: what `evaluation.spread` finds, [T, N].
     """
     steps = path.shape[1] - 1
     stages = [0, (steps + 1) // 2, steps]
@@ -48,7 +49,7 @@ def hints(path: np.ndarray, at_support: np.ndarray, support: Points, x: np.ndarr
         near[1] = np.where(np.isinf(near[1]), near[0], near[1])  # of a single point
         moves = np.abs(last - first), np.abs(last - middle)
     rows = (np.broadcast_to(part[:, None], last.shape) for part in residuals.T)
-    return np.stack([*rows, *moves, *near, np.abs(x).max(-1).astype(float), np.abs(last)], axis=-1)
+    return np.stack([*rows, *moves, *near, np.abs(x).max(-1).astype(float), np.abs(last), spread], axis=-1)
 
 
 def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
@@ -109,6 +110,7 @@ def task_quantiles(scores: np.ndarray, weights: np.ndarray, levels: np.ndarray) 
 
 def _terms(entry: Entry, features: np.ndarray) -> np.ndarray:
     """What the log scale is linear in, [..., 1 + 2F]: 1, the standardised logs of the features, their squares."""
+    features = features[..., : len(entry["floor"])]  # a checkpoint from before the spread was one has the others
     logs = (np.log(features + np.array(entry["floor"])) - entry["centre"]) / entry["spread"]
     logs = logs.clip(-4, 4)  # beyond what was seen nobody knows how it goes on
     return np.concatenate([np.ones((*logs.shape[:-1], 1)), logs, logs**2], -1)

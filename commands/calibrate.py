@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis.intervals import Calibration, calibrate, entry_for, hints, judge_intervals
 from dataset import HELD_OUT_SEED, Points, stream
-from evaluation import predict
+from evaluation import predict, spread
 from experiment import Experiment
 
 TASKS = 500  # most from a formula that intervals are calibrated or judged on: the level is sure to about a hundredth
@@ -61,7 +61,8 @@ def residuals(experiment: Experiment, split: str, shots: int) -> Residuals:
     y, last = query.y[..., 0], path[:, -1].astype(float)
     measured = generator.measured(y, stream(HELD_OUT_SEED, "measured", 2 * shots + (split == "test")))
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged task is a result, not a warning
-        return hints(path, at_support, support, query.x), y - last, measured - last, owners
+        uncertain = spread(experiment.learner, support, query.x, config.EVAL_STEPS)
+        return hints(path, at_support, support, query.x, uncertain), y - last, measured - last, owners
 
 
 def judged_intervals(

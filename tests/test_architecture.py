@@ -35,7 +35,7 @@ FILES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (RO
 OURS = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
 ROOMS = [room for level in LEVELS for room in level]
 
-MAX_FILE, MAX_FUNCTION, MAX_TOTAL, MAX_TOP_LEVEL = 300, 40, 7315, 15
+MAX_FILE, MAX_FUNCTION, MAX_TOTAL, MAX_TOP_LEVEL = 300, 40, 7362, 15
 
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
 PLOTS = {"matplotlib", "runtime.drawing", "visualization", "analysis.figures", "analysis.prediction_figures"}
@@ -295,7 +295,7 @@ def test_the_meta_loss_of_training_is_vectorised_in_one_place() -> None:
         for node in ast.walk(ast.parse(source(module)))
         if isinstance(node, ast.FunctionDef) and any(ast.unparse(call.func) in ("vmap", "torch.vmap") for call in calls(node))
     ]
-    assert sorted(places) == ["evaluation.predict", "meta_step._meta_loss"]
+    assert sorted(places) == ["evaluation._each_task", "meta_step._meta_loss"]
 
 
 def test_nobody_calls_backward() -> None:

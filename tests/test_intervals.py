@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
@@ -28,7 +29,10 @@ from analysis.intervals import (
     task_quantiles,
     task_weights,
 )
+from config import Config
 from dataset import Points, SinusoidalTaskGenerator, stream
+from evaluation import spread
+from registry import METHODS
 from regressor import FewShotRegressor
 from runtime.storage import read_checkpoint
 from tests.test_tables import toy_rows, write
@@ -139,13 +143,49 @@ def test_the_entry_is_that_of_the_nearest_number_of_points_below() -> None:
     assert [entry_for(calibration, shots)["tasks"] for shots in (1, 5, 7, 10, 19, 500)] == [5, 5, 5, 10, 10, 20]
 
 
-def test_hints_are_residuals_moves_distances_and_sizes() -> None:
+def test_hints_are_residuals_moves_distances_sizes_and_the_spread() -> None:
     x, support = np.array([[[2.0], [-7.0]]]), Points(np.array([[[1.0], [4.0]]]), np.array([[[1.0], [3.0]]]))
     path = np.array([[[0.0, 0.0], [1.0, 2.0], [1.0, 3.0], [2.0, 5.0]]])  # [1, S+1, N]
     at_support = np.array([[[0.0, 0.0], [9.0, 9.0], [1.0, 2.0], [1.0, 3.0]]])
-    found = hints(path, at_support, support, x)
+    found = hints(path, at_support, support, x, np.array([[0.1, 0.2]]))
     halfway = np.sqrt(0.5)
-    assert_allclose(found[0], [[np.sqrt(5), halfway, 0, 2, 1, 1, 2, 2, 2], [np.sqrt(5), halfway, 0, 5, 2, 8, 11, 7, 5]])
+    assert_allclose(
+        found[0], [[np.sqrt(5), halfway, 0, 2, 1, 1, 2, 2, 2, 0.1], [np.sqrt(5), halfway, 0, 5, 2, 8, 11, 7, 5, 0.2]]
+    )
+
+
+@pytest.mark.parametrize("shots", [4, 12])  # fewer points than features, and more
+def test_the_spread_is_the_posterior_deviation_of_ridge_regression_on_the_last_hidden_layer(shots: int) -> None:
+    learner = METHODS["r2d2"].from_config(Config(HIDDEN_DIM=6), stream(0, "weights"))
+    torch.nn.init.normal_(learner.log_precision, generator=torch.Generator().manual_seed(0))
+    rng = np.random.default_rng(0)
+    support = Points(*(rng.normal(size=(3, shots, 1)).astype(np.float32) for _ in range(2)))
+    x = rng.normal(size=(3, 5, 1)).astype(np.float32)
+    found = spread(learner, support, x, 1)
+    precision = np.diag(np.exp(learner.log_precision.detach().double().numpy()))
+    for task in range(3):
+        known, asked = (
+            np.append(learner.network.hidden(learner.theta, torch.from_numpy(part)).detach().double().numpy(), one, axis=1)
+            for part, one in ((support.x[task], np.ones((shots, 1))), (x[task], np.ones((5, 1))))
+        )
+        variance = np.diag(asked @ np.linalg.inv(known.T @ known + precision) @ asked.T)
+        assert_allclose(found[task], np.sqrt(variance), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_spread_of_any_method_grows_away_from_the_support_points_and_survives_divergence(method: str) -> None:
+    learner = METHODS[method].from_config(Config(HIDDEN_DIM=20), stream(0, "weights"))
+    support = Points(np.array([[[-1.0], [1.0]], [[-1.0], [1e30]]], np.float32), np.array([[[0.5], [1.0]]] * 2, np.float32))
+    near, far = spread(learner, support, np.array([[[1.0], [5.0]]] * 2, np.float32), 5)[0]
+    assert 0 < near < far
+    extreme = spread(learner, support, np.full((2, 1, 1), np.float32(1e38)), 5)
+    assert not (extreme < 0).any()  # NaN, where units overflow
+
+
+def test_a_checkpoint_from_before_the_spread_was_a_hint_keeps_its_intervals() -> None:
+    features, clean, measured, owners = tasks(50, 5, 0)
+    entry, more = calibrate(features, clean, measured, owners), np.append(features, np.ones((*clean.shape, 1)), axis=-1)
+    assert_array_equal(half_widths(entry, more, 0.9), half_widths(entry, features, 0.9))
 
 
 def test_the_score_is_width_and_a_penalty_outside() -> None:
