@@ -144,9 +144,9 @@ def choice(runs: Sequence[Run]) -> str:
         by_label.setdefault(entry.label, []).append(run)
     measured = {tuple(run.config[key] for key in VALIDATION_KEYS) for run in runs}
     means = {label: float(np.mean([run.validation for run in group])) for label, group in by_label.items()}
-    if len(means) < 2 or len(measured) > 1 or not all(map(math.isfinite, means.values())):
+    first, *others = sorted(means, key=lambda label: (math.isnan(means[label]), means[label]))  # what diverged comes last
+    if not others or len(measured) > 1 or math.isnan(means[first]):
         return ""
-    first, *others = sorted(means, key=means.__getitem__)
     best = min(by_label[first], key=lambda run: run.validation)
     rest = ", ".join(f"{label} {means[label]:.4g}" for label in others)
     return f"lowest validation error: {first} {means[first]:.4g} ({rest}); the run to use is {best.directory.name}"

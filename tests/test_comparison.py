@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,17 @@ import pytest
 from numpy.testing import assert_allclose
 
 import main
-from analysis.comparison import SAME_METHOD, Comparison, Entry, Row, compare_entries, entries, mean_and_interval, t_quantile
+from analysis.comparison import (
+    SAME_METHOD,
+    Comparison,
+    Entry,
+    Row,
+    choice,
+    compare_entries,
+    entries,
+    mean_and_interval,
+    t_quantile,
+)
 from analysis.text_tables import csv_table, markdown_table, text_table
 from commands.compare import draw, read_run, write
 from config import Config
@@ -212,6 +223,14 @@ def test_settings_without_an_effect_on_the_result_do_not_split_a_group(make: Mak
 @pytest.mark.parametrize("key", ["VALIDATION_INTERVAL", "VALIDATION_TASKS", "EVAL_STEPS"])
 def test_settings_that_choose_the_best_checkpoint_split_a_group(make: Make, key: str) -> None:
     assert len(set(labels(make("a"), make("b", RANDOM_SEED=1, **{key: 3})))) == 2
+
+
+def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged_does_not_hide_it(make: Make) -> None:
+    runs = [read_run(make(method, method)) for method in ("maml", "leo", "cavia")]
+    errors = {"MAML": math.nan, "LEO": 0.2, "CAVIA": 0.3}
+    measured = [run._replace(validation=error) for run, error in zip(runs, errors.values(), strict=True)]
+    assert choice(measured) == "lowest validation error: LEO 0.2 (CAVIA 0.3, MAML nan); the run to use is leo"
+    assert choice(measured[:1]) == choice([run._replace(validation=math.nan) for run in runs]) == ""
 
 
 def test_a_seed_that_is_there_twice_is_refused(make: Make) -> None:
