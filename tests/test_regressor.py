@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import pickle
 import random
 import re
@@ -245,7 +246,7 @@ def test_nothing_outside_of_the_object_is_changed() -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two methods on a table, and one on sinusoids, of a few steps."""
+    """Runs of a few steps: of two methods on a table, sine-line and sinusoids, and of MAML on sinusoids."""
     folder = tmp_path_factory.mktemp("runs")
     table = write(folder / "toy.csv", toy_rows(), "who,day (d),mass_g")
     settings = [*SMALL_RUN, *(f"{key}={value}" for key, value in SMALL.items() if key == "HIDDEN_DIM")]
@@ -253,8 +254,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method in ("leo", "r2d2"):
         argv = ["--method", method, "--data", str(table), "--columns", "task=who", "x=day (d)", "y=mass_g", *words]
         assert main.main([*argv, "--output", str(folder), "--name", "toy"]) == 0
-    argv = ["--method", "maml", *words, "--set", "NUM_TASKS=30", "--set", "EVAL_TASKS=4", "--set", "VALIDATION_TASKS=4"]
-    assert main.main([*argv, "--output", str(folder), "--name", "waves"]) == 0
+    words += ["--set", "NUM_TASKS=30", "--set", "EVAL_TASKS=4", "--set", "VALIDATION_TASKS=4", "--output", str(folder)]
+    for method, tasks in (*itertools.product(("leo", "r2d2"), ("sinusoid", "sine-line")), ("maml", "sinusoid")):
+        assert main.main(["--method", method, "--tasks", tasks, *words, "--name", "waves"]) == 0
     return folder
 
 
@@ -273,12 +275,14 @@ def test_a_run_is_loaded_by_its_directory_its_name_a_checkpoint_and_as_the_lates
         FewShotRegressor.load("nowhere", folder=runs)
 
 
+@pytest.mark.parametrize("name", ["Table_toy", "SineLine_waves", "Sinusoidal_waves"])
+@pytest.mark.parametrize("method", ["LEO", "R2D2"])
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
-def test_the_lines_of_python_in_the_documentation_run(page: str, runs: Path) -> None:
+def test_the_lines_of_python_in_the_documentation_run(page: str, method: str, name: str, runs: Path) -> None:
     text = (Path(main.__file__).parent / page).read_text(encoding="utf-8")
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "FewShotRegressor" in block)
     names: dict[str, Any] = {}
-    exec(code.replace('"latest"', repr(str(runs / "LEO_Table_toy"))), names)
+    exec(code.replace('"latest"', repr(str(runs / f"{method}_{name}"))), names)
     assert names["model"].predict([10.0, 21.0]).shape == (2,)
 
 
