@@ -61,7 +61,8 @@ def available_cores() -> int:
     if (given := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
         return max(1, int(given))
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    sharing = int(given) if (given := os.environ.get("LOCAL_WORLD_SIZE", "")).isdecimal() else 1
+    return max(1, allowed // max(1, sharing))
 
 
 class Helpers:

@@ -99,12 +99,13 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     found = []
-    for processes in ("1", "4", "8"):
+    for processes in ("1", "4", "8", "0", "all"):  # the last two mean nothing
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         found.append(available_cores())
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr("psutil.cpu_count", lambda: 16)
-    assert [*found, available_cores()] == [6, 1, 1, 2]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert [*found, available_cores()] == [6, 1, 1, 6, 6, 2]
 
 
 @pytest.mark.parametrize(("given", "cores"), [("1", 1), ("3", 3), ("0", 1)])
