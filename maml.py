@@ -9,6 +9,8 @@ Independent of other methods, the trainer, files and plots.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -28,6 +30,8 @@ class MAML(MetaLearner):
         first_order: first-order MAML (section 5.2): inner gradients count as constants.
         clip: bound on the norm of an inner gradient; 0 = none.
     """
+
+    defaults: ClassVar = {"META_LEARNING_RATE": 0.002}  # 0.001: a tenth more error; 0.004: the same, and more after 1 gradient
 
     def __init__(
         self, network: Network, theta: Tensor, inner_lr: float, steps: int, first_order: bool = False, clip: float = 0.0
