@@ -38,9 +38,9 @@ class Kind(NamedTuple):
 
 # By label, as in the tables. The longest runs come first, so that two workers finish at about the same time.
 KINDS = {
+    "LEO on sine-line": Kind("leo", "sine-line", {}),
     "LEO": Kind("leo", "sinusoid", {}),
     "LEO, trained 5-shot": Kind("leo", "sinusoid", {"SUPPORT_SAMPLES": 5}),
-    "LEO on sine-line": Kind("leo", "sine-line", {}),
     "MAML": Kind("maml", "sinusoid", {}),
     "first-order MAML": Kind("maml", "sinusoid", {"FIRST_ORDER": True}),
     "MAML on sine-line": Kind("maml", "sine-line", {}),
