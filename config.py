@@ -42,7 +42,7 @@ class Config:
     """
 
     # training
-    RANDOM_SEED: int = _key(0, "every random stream of the run derives from it", 0, 2**64 - 1)
+    RANDOM_SEED: int = _key(0, "every random stream of training derives from it, and a table's split", 0, 2**64 - 1)
     EPOCHS: int = _key(70, "visits to each training function", 1, 10**9)
     NUM_TASKS: int = _key(25_000, "training functions; EPOCHS=1 makes every task a fresh one", 1, 10**8)
     META_BATCH_SIZE: int = _key(25, "T: tasks in a meta-batch, one outer step", 1, 10**7)

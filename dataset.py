@@ -69,13 +69,14 @@ class TaskGenerator(ABC):
     param_names: tuple[str, ...] = ()  # of the first columns of `params`: coordinates worth a figure's axis
     axis_names: tuple[str, str] = ("input x", "output y")
     y_scale: float | None = None  # what 1 in y is in own units, where these are others than the network's
+    unused: Mapping[str, str] = {}  # settings that are read, but without effect on these tasks -> on which they have one
 
     @abstractmethod
     def split(self, name: str, size: int, seed: int, shots: int = 0) -> Array:
         """The tasks of a split, `params` [T, F].
 
         Args:
-            name: "train", "validation" or "test"; the last two are the same for every seed.
+            name: "train", "validation" or "test"; the last two are the same for every seed (of a table: for every split).
             size: T, for families that can draw as many tasks as are wanted.
             shots: tasks that have no more points than so many are left out.
         """
@@ -86,7 +87,7 @@ class TaskGenerator(ABC):
 
     @abstractmethod
     def held_out(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
-        """The fixed tasks that every run is judged on, equal for every method and seed."""
+        """The fixed tasks that every run is judged on, equal for every method and seed (of a table: for every split)."""
 
     @abstractmethod
     def examples(self, count: int, shots: int) -> tuple[Array, Points]:
@@ -161,9 +162,8 @@ class FunctionFamily(TaskGenerator):
 
     def points(self, params: Array, num_points: int, rng: np.random.Generator) -> Points:
         """`num_points` random points of each function: x [..., N, D], y [..., N, 1] for params [..., F]."""
-        low, high = self.x_range
-        x = rng.random((*params.shape[:-1], num_points, self.input_dim), dtype=np.float32)
-        x = x * np.float32(high - low) + np.float32(low)
+        (low, high), shape = self.x_range, (*params.shape[:-1], num_points, self.input_dim)
+        x = rng.random(shape, dtype=np.float32) * np.float32(high - low) + np.float32(low)
         return Points(x, self.measured(self.curve(params, x), rng).astype(np.float32))
 
     def measured(self, y: Array, rng: np.random.Generator) -> Array:

@@ -161,7 +161,7 @@ class LEO(MetaLearner):
         return Adaptation(path, penalty, diagnostics, code=start)
 
     def _generator_penalty(self) -> Tensor:
-        """lambda1 ||generator weights||^2 + lambda2 ||C_d - I||^2, C_d the correlations of the decoder's rows (eq. 7)."""
+        """lambda1 ||generator weights||^2 + lambda2 mean (C_d - I)^2, C_d the correlations of the decoder's rows (eq. 7)."""
         squares = self.encoder.square().sum() + self.relation.square().sum() + self.decoder.square().sum()
         rows = torch.nn.functional.normalize(self.decoder_network.layers(self.decoder)[-1][0], dim=1)  # [hidden, 2P]
         correlations = rows @ rows.T

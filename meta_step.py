@@ -1,7 +1,7 @@
 """One outer step of any `MetaLearner`: meta-loss, meta-gradient, clipping, Adam.
 
-All meta-parameters live in one flat vector, so that the step is a pure function of a few tensors and compiles into one
-graph. Independent of any method by name, of where tasks come from, and of files, plots and logs.
+All meta-parameters live in one flat vector, so that the step is a function of a few tensors and compiles into one graph, or
+two where it is cut in parts. Independent of any method by name, of where tasks come from, and of files, plots and logs.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from runtime.storage import (
 from runtime.system import git_state, system_report
 from runtime.text import printable
 
+WRITTEN_LATER = {"full_report.json", "report.html", "train.log"}  # than the digests of the files
 LOGGED_DPI = 70  # of pictures in TensorBoard, a third of the size of those on the disk
 
 
@@ -223,13 +224,13 @@ class ExperimentManager:
         self._write("add_hparams", {"method": self.method} | flat, finals, run_name=".")
 
     def save_report(self, status: str, contents: dict[str, Any]) -> None:
-        """full_report.json: `contents`, what the run ran on, and the SHA-256 of every file that it left."""
+        """full_report.json: `contents`, what the run ran on, and the SHA-256 of the files it left but log and page."""
         if self._writer is not None:
             self.attempt("tensorboard", self._writer.close)  # all its events are in the file before it is hashed
         files = {}
         for path in sorted(self.directory.rglob("*")):
             name = str(path.relative_to(self.directory))
-            if path.is_file() and not path.name.startswith(".") and name not in ("full_report.json", "train.log"):
+            if path.is_file() and not path.name.startswith(".") and name not in WRITTEN_LATER:
                 files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         report = {"schema_version": SCHEMA_VERSION, "status": status, "method": self.method, "command": self.command}
         report |= contents | {"seconds": time.time() - self._started, "warnings": self.warnings}

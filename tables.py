@@ -16,6 +16,7 @@ from runtime.errors import RunError
 from runtime.measurements import FEWEST, SPLITS, Table
 
 STEPS = 5000  # of training, about; few validations, as the lowest of many on a few subjects is low by chance
+SHARES = ("TRAIN_SHARE", "VALIDATION_SHARE", "TEST_SHARE")
 AVERAGE = 0.995  # of the last 200 steps, about: the error of a few subjects moves much from step to step
 WIDEST = 500  # query points of a row that is judged: bounds the memory
 
@@ -64,6 +65,9 @@ class TableTaskGenerator(TaskGenerator):
             self.x, self.y = map(np.ascontiguousarray, np.split(table.scaled().astype(np.float32), [-1], axis=1))
             self.input_dim, self.axis_names = self.x.shape[1], (table.names[1], table.names[-2])
             self.y_scale = float(table.unit[-1])
+            self.unused = {"EVAL_REPEATS": "with SUPPORT_FROM=random"} if self.in_order else {}
+            if table.splits_given:
+                self.unused |= dict.fromkeys((*SHARES, "SPLIT_SEED"), "with a table without a column of splits")
 
     def facts(self) -> dict[str, Any]:
         if not hasattr(self, "table"):

@@ -84,7 +84,7 @@ def spline_features(x: Array, knots: int) -> Features:
 
 
 def mean_function(generator: TaskGenerator) -> Yardstick:
-    """The mean of MOST_FUNCTIONS training functions: nothing that ignores the support points has a lower error."""
+    """The mean of MOST_FUNCTIONS functions as in training: nothing that ignores the support points has a lower error."""
     params = generator.split("train", MOST_FUNCTIONS, 0)[:MOST_FUNCTIONS]
 
     def predict(support: Points, x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Shared by both folders of benchmarks: the machine's description, Markdown tables, flags, and the writing of results."""
+"""Shared by the folders of benchmarks: the machine's description, Markdown tables, flags, and the writing of results."""
 
 from __future__ import annotations
 

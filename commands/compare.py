@@ -36,9 +36,9 @@ def compare_runs(directories: Sequence[Path], output: Path) -> None:
     runs = [read_run(directory) for directory in directories]
     comparison = compare_entries([*entries(runs), *yardstick_entries(runs)])._replace(choice=choice(runs))
     print_once(text_table(comparison))
-    directory = new_directory(output, "Comparison")
     title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
     generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
+    directory = new_directory(output, "Comparison")
     write(directory, comparison, title, generator.published)
     print_once(f"written: {printable(str(directory))}")
 

@@ -45,7 +45,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
 def check_effect(method: str, tasks: str, changes: dict[str, Any]) -> None:
     """Refuse a setting of the command line that nothing would read. Raises `ConfigError`."""
     for key in changes.keys() & unused(method, tasks):
-        users = ", ".join(name for name, keys in readers().items() if key in keys)
+        users = ", ".join(name for name, keys in readers().items() if key in keys) or "tasks from formulas"
         raise ConfigError(
             f"{key} has no effect on {method} with {tasks} tasks (got {changes[key]}; expected with {users} only)"
         )
@@ -65,6 +65,8 @@ def settle(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, C
     config = Config.resolve(defaults(method, tasks), given, changes)
     check_effect(method, tasks, changes)
     generator = TASKS[tasks](config)
+    for key in changes.keys() & generator.unused:
+        raise ConfigError(f"{key} has no effect on these tasks (got {changes[key]}; expected {generator.unused[key]})")
     for key, value in generator.facts().items():
         if (asked := (given | changes).get(key, value)) != value:
             raise ConfigError(f"{key} follows from the tasks (got {asked}; expected {value}, or no setting)")

@@ -49,7 +49,7 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
         manager.save_json(".launch", launch)
     experiment.manager = manager
     values, expected = config.to_dict(), Config.resolve(defaults(method, tasks)).to_dict()
-    if ignored := sorted(key for key in unused(method, tasks) if values[key] != expected[key]):
+    if ignored := sorted(key for key in unused(method, tasks) | {*generator.unused} if values[key] != expected[key]):
         manager.warn(f"{', '.join(ignored)} in {args.config}: without effect on {method} with {tasks} tasks")
     for name, data in generator.files().items():
         write_atomically(manager.directory / name, data)
@@ -160,7 +160,8 @@ def train_several(args: argparse.Namespace) -> int:
             directory = output / f"{name.upper()}_{generator.name}_{plans[-1].name}"
             if args.name and directory.exists():
                 raise RunError(f"{directory} exists (got --name {args.name}; expected a new name)")
-    if config.DATA and config.SPLIT_SEED < 0 and args.seeds:  # one split for all: errors are compared subject by subject
+    if args.seeds and config.DATA and config.SPLIT_SEED < 0 and "SPLIT_SEED" not in generator.unused:
+        # one split for all: errors are compared subject by subject
         for plan in plans:
             plan.set = [*args.set, f"SPLIT_SEED={args.seeds[0]}"]
     runs: list[Path] = []

@@ -38,6 +38,7 @@ class Table:
     unit: Array  # their targets with mean 0 and standard deviation 1
     left_out: int  # rows without a target
     source: str  # the SHA-256 of the file
+    splits_given: bool  # by a column of the file
 
     def scaled(self) -> Array:
         with np.errstate(over="ignore"):
@@ -73,7 +74,7 @@ def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15
     check_splits(path, np.diff(start), splits)
     scale = training_scale(path, values[splits[members] == 0], names[1:-1])
     about = (*names[:-1], split or "split"), *scale, len(rows.lines) - len(kept)
-    table = Table(subjects, start, values, splits, *about, hashlib.sha256(path.read_bytes()).hexdigest())
+    table = Table(subjects, start, values, splits, *about, hashlib.sha256(path.read_bytes()).hexdigest(), bool(split))
     for row, column in np.argwhere(~(np.abs(table.scaled()) <= MAX_NUMBER))[:1].tolist():
         expected = f"at most {MAX_NUMBER:g} times the training range"
         rows.refuse(kept[row], names[1 + column], f"{values[row, column]:g}", expected)

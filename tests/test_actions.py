@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +293,12 @@ def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen: Path)
     assert groups == {("R2D2", "2"), ("LEO", "2")} | yardsticks
 
 
+def test_the_digests_in_a_runs_report_are_those_of_its_files_in_the_end(chosen: Path) -> None:
+    for run in chosen.glob("*_Table_*"):
+        files = json.loads((run / "full_report.json").read_text())["files"]
+        assert files == {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files} and "table.csv" in files
+
+
 def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: Path) -> None:
     lowest = {}
     for run in chosen.glob("*_Table_*"):
@@ -304,6 +312,13 @@ def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: P
     assert found.read_text().rstrip().endswith(run)
     page = found.with_name("report.html").read_text()
     assert 0 < page.index("lowest validation error") < page.index("over seeds") and page.count("lowest validation error") == 1
+
+
+def test_a_comparison_whose_tasks_are_gone_is_refused_and_leaves_no_folder(chosen: Path, tmp_path: Path) -> None:
+    runs = [shutil.copytree(chosen / f"R2D2_Table_t-seed{seed}", tmp_path / f"R2D2_Table_t-seed{seed}") for seed in (1, 2)]
+    (runs[0] / "table.csv").unlink()
+    assert main.main(["--compare", *map(str, runs), "--output", str(tmp_path)]) == 2
+    assert sorted(tmp_path.iterdir()) == sorted(runs)
 
 
 @pytest.mark.parametrize(

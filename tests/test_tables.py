@@ -317,7 +317,8 @@ BAD = [
     (lambda rows: rows, ["--columns", "split=task"], ["'task' twice"]),
     (lambda rows: rows, ["--set", "INPUT_DIM=2"], ["INPUT_DIM follows from the tasks", "expected 1"]),
     (lambda rows: rows, ["--set", "NOISE_STD=1"], ["NOISE_STD has no effect", "expected with sinusoid"]),
-    (lambda rows: rows, ["--set", "EVAL_TASKS=9"], ["EVAL_TASKS has no effect"]),
+    (lambda rows: rows, ["--set", "EVAL_TASKS=9"], ["EVAL_TASKS has no effect", "expected with tasks from formulas only"]),
+    (lambda rows: rows, ["--set", "SUPPORT_FROM=first", "--set", "EVAL_REPEATS=3"], ["EVAL_REPEATS has no effect on these"]),
     (lambda rows: rows, ["--tasks", "sinusoid"], ["has no effect", "expected with table"]),
     (lambda rows: rows, ["--set", "NUM_TASKS=100"], ["NUM_TASKS follows from the tasks", "expected 7"]),
     (lambda rows: rows, ["--set", "SUPPORT_SAMPLES=50"], ["too few validation subjects for K = 50", "at least 2"]),
@@ -376,6 +377,24 @@ def test_a_split_without_enough_subjects_is_refused(tmp_path: Path) -> None:
 def test_tasks_from_a_table_need_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     assert main.main([*arguments, "--output", str(tmp_path / "runs")]) == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["TRAIN_SHARE=70", "VALIDATION_SHARE=20", "TEST_SHARE=1", "SPLIT_SEED=3"])
+def test_what_draws_a_split_is_refused_where_a_column_gives_it(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "toy.csv", toy_rows(splits=True))
+    assert main.main(["--data", str(path), "--output", str(tmp_path / "runs"), "--set", text]) == 2
+    expected = "has no effect on these tasks (got "
+    assert expected in (error := capsys.readouterr().err) and error.endswith("with a table without a column of splits)\n")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_seeds_share_the_split_that_a_column_gives(tmp_path: Path) -> None:
+    path = write(tmp_path / "toy.csv", toy_rows(splits=True))
+    assert main.main(["--data", str(path), "--output", str(tmp_path), "--seeds", "1,2", "--name", "t", *SETTINGS]) == 0
+    reports = [json.loads((tmp_path / f"MAML_Table_t-seed{seed}" / "full_report.json").read_text()) for seed in (1, 2)]
+    assert len({report["data"]["splits_sha256"] for report in reports}) == 1
 
 
 # ---- whole runs

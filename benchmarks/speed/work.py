@@ -16,7 +16,7 @@ from evaluation import on_device
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
-from registry import TASKS
+from registry import METHODS, TASKS, defaults
 from trainer import Trainer
 
 FOREVER = 10**9  # iterations of a run: none comes to its end, and the schedule stays at its start
@@ -66,7 +66,8 @@ class Work:
 
     def __init__(self, case: Case, tasks: int, device: str):
         self.case, self.device = case, device
-        self.config = Config.resolve(case.method.defaults, {"META_BATCH_SIZE": tasks} | case.settings)
+        name = next(name for name, method in METHODS.items() if method is case.method)
+        self.config = Config.resolve(defaults(name, "sinusoid"), {"META_BATCH_SIZE": tasks} | case.settings)
         trainer = self.trainer("never")
         self.learner = trainer.learner
         self.start = {name: p.detach().cpu().numpy().ravel().copy() for name, p in self.learner.named_parameters()}

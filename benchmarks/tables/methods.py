@@ -33,7 +33,7 @@ from runtime.errors import RunError
 from visualization import CYCLE, MARKERS, figure_grid, shared_legend
 
 TABLES = {"chicks": ("task=Chick", "x=Time", "y=weight"), "spruce": ()}  # in examples/
-QUICK = ("EPOCHS=2", "EVAL_REPEATS=1", "HIDDEN_DIM=8", "COMPILE=never", "VALIDATION_INTERVAL=1")
+QUICK = ("EPOCHS=2", "HIDDEN_DIM=8", "COMPILE=never", "VALIDATION_INTERVAL=1")
 
 
 def finite(error: float | None) -> float:
