@@ -33,12 +33,17 @@ from runtime.errors import RunError
 from visualization import CYCLE, MARKERS, figure_grid, shared_legend
 
 TABLES = {"chicks": ("task=Chick", "x=Time", "y=weight"), "spruce": ()}  # in examples/
+FARTHEST = 50  # times the best yardstick's error: the end of the figure's axis
 QUICK = ("EPOCHS=2", "HIDDEN_DIM=8", "COMPILE=never", "VALIDATION_INTERVAL=1")
 
 
 def finite(error: float | None) -> float:
     """An error as JSON has it: null where it was not finite."""
     return math.inf if error is None else error
+
+
+def number(error: float) -> str:
+    return f"{error:.4f}" if error < 100 else f"{error:.3g}"
 
 
 class Source(NamedTuple):
@@ -104,7 +109,7 @@ def block(source: Source, found: dict[str, list[Result]]) -> tuple[list[str], di
         held = f"{about[0]:.1%}, {about[1]:.3g}" if about else ""
         seconds = f"{np.mean([run.seconds for run in runs]):.0f}" if runs else ""
         each = " / ".join(f"{errors[split][name if name in errors[split] else chosen[split]]:.4g}" for split in splits)
-        rows.append([name, f"{mean:.4f}", each, f"{scale * np.sqrt(mean):.4g}", held, seconds])
+        rows.append([name, number(mean), each, f"{scale * np.sqrt(mean):.4g}", held, seconds])
     header = ["", "mean squared error", "each split", "in own unit, about", "90% interval: holds, width", "seconds of training"]
     lines = [f"## {source.name}, K = {first.shots}", "", table(header, rows), ""]
     lines += [f"Chosen by validation error: {', '.join(chosen)}.", ""]
@@ -121,7 +126,9 @@ def figure(means: dict[str, dict[str, float]]) -> Figure:
     for axis, (title, one) in zip(axes[0], means.items(), strict=True):
         best = min(value for name, value in one.items() if name.lower() not in METHODS and name != "chosen by validation")
         for place, name in enumerate(names):
-            axis.plot([one[name] / best], [place], MARKERS[place % 6], color=CYCLE[place % 6], ms=7)
+            ratio = one[name] / best
+            marker = ">" if ratio > FARTHEST else MARKERS[place % 6]
+            axis.plot([min(ratio, FARTHEST)], [place], marker, color=CYCLE[place % 6], ms=7)
         axis.axvline(1, color="0.6", lw=1, label="best yardstick")
         axis.set(title=title, xlabel="error, relative to the best yardstick", xscale="log")
         low, high = axis.get_xlim()
@@ -151,7 +158,7 @@ def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
             part, all_means[title] = block(source._replace(name=title), found)
             lines += part
     geometric = {name: float(np.exp(np.mean([np.log(one[name]) for one in all_means.values()]))) for name in all_means[title]}
-    rows = [[name, f"{mean:.4f}"] for name, mean in sorted(geometric.items(), key=lambda item: item[1])]
+    rows = [[name, number(mean)] for name, mean in sorted(geometric.items(), key=lambda item: item[1])]
     head = [
         "# Tables: methods and yardsticks on the same draws",
         "",
@@ -160,7 +167,7 @@ def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
         f"Made by `{command(args)}`: {len(args.splits)} splits over subjects,",
         "default settings. Errors are mean squared errors on all remaining points of the test subjects, in squared standard",
         "deviations of the training subjects' target. Chosen by validation: of each split, the method with the lowest",
-        "validation error.",
+        "validation error. In the figure an arrow stands for more than 50 times the error of the best yardstick.",
         "",
         f"Machine: {machine_line(machine('cpu'))}.",
         "",
