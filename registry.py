@@ -60,6 +60,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {"sine-line": {"NOISE_STD": 0.3, "SUP
 PAIR_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # lines reach 18, four times as far as sinusoids: without a bound, 5 points send a few test tasks off for good
     ("maml", "sine-line"): {"INNER_GRADIENT_CLIP": 300.0},
+    ("r2d2", "sinusoid"): {"META_LEARNING_RATE": 0.005},
     # with more query points, which cost LEO little, and a smaller weight of the KL term: a seventh less error at 10 shots
     ("leo", "sinusoid"): {"QUERY_SAMPLES": 40, "LEO_KL_WEIGHT": 1e-5},
     # Noise of variance 0.09 weighs the error of Q points against the KL term with 2 * 0.09 / Q; 0.01 errs less than 0.02. All
