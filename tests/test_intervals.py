@@ -173,13 +173,13 @@ def test_the_spread_is_the_posterior_deviation_of_ridge_regression_on_the_last_h
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_the_spread_of_any_method_grows_away_from_the_support_points_and_survives_divergence(method: str) -> None:
+def test_the_spread_of_any_method_grows_away_from_the_support_points_whatever_becomes_of_other_tasks(method: str) -> None:
     learner = METHODS[method].from_config(Config(HIDDEN_DIM=20), stream(0, "weights"))
     support = Points(np.array([[[-1.0], [1.0]], [[-1.0], [1e30]]], np.float32), np.array([[[0.5], [1.0]]] * 2, np.float32))
-    near, far = spread(learner, support, np.array([[[1.0], [5.0]]] * 2, np.float32), 5)[0]
+    x = np.array([[[1.0], [5.0]]] * 2, np.float32)  # the second task's support point at 1e30 makes most methods diverge
+    near, far = spread(learner, support, x, 5)[0]
     assert 0 < near < far
-    extreme = spread(learner, support, np.full((2, 1, 1), np.float32(1e38)), 5)
-    assert not (extreme < 0).any()  # NaN, where units overflow
+    assert_allclose(spread(learner, Points(*(part[:1] for part in support)), x[:1], 5)[0], [near, far], rtol=1e-4)
 
 
 def test_a_checkpoint_from_before_the_spread_was_a_hint_keeps_its_intervals() -> None:
