@@ -390,6 +390,16 @@ def test_what_draws_a_split_is_refused_where_a_column_gives_it(
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_a_table_makes_idle_in_a_file_of_settings_is_one_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = write(tmp_path / "toy.csv", toy_rows(splits=True)), tmp_path / "settings.json"
+    file.write_text(json.dumps({"TRAIN_SHARE": 70, "EVAL_REPEATS": 3, "SUPPORT_FROM": "first"}))
+    settings = [word for text in SMALL if "REPEATS" not in text for word in ("--set", text)]
+    assert main.main(["--data", str(path), "--output", str(tmp_path), "--config", str(file), *settings]) == 0
+    assert capsys.readouterr().err == f"warning: EVAL_REPEATS, TRAIN_SHARE in {file}: without effect on maml with table tasks\n"
+
+
 def test_seeds_share_the_split_that_a_column_gives(tmp_path: Path) -> None:
     path = write(tmp_path / "toy.csv", toy_rows(splits=True))
     assert main.main(["--data", str(path), "--output", str(tmp_path), "--seeds", "1,2", "--name", "t", *SETTINGS]) == 0
