@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
         if kind == "float" and number and abs(_float32(number)) < SMALLEST:
             limit = f"at least {SMALLEST:.3g} from 0, the smallest number in float32"
             raise ConfigError(f"{field.name} can't be used (got {number}; expected {_expected(field)}, {limit})")
-    if field.name == "DEVICE" and not (value in ("auto", "cpu", "cuda") or _is_cuda_index(value)):
+    if field.name == "DEVICE" and not (value in ("auto", "cpu", "cuda") or re.fullmatch("cuda:[0-9]{1,3}", value)):
         raise ConfigError(f"DEVICE can't be used (got {_short(value)}; expected auto, cpu, cuda or cuda:N)")
     return tuple(numbers) if kind.startswith("tuple") else numbers[0]
 
@@ -209,11 +210,6 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
 def _float32(value: float) -> float:
     """The float32 number that is computed with."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
-
-
-def _is_cuda_index(value: str) -> bool:
-    prefix, _, index = value.partition(":")
-    return prefix == "cuda" and index.isascii() and index.isdigit() and len(index) <= 3
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -97,7 +97,7 @@ def run_page(
     """
     config, results, data = report["config"], report["results"], report.get("data")
     method = report["method"].upper()
-    columns = data["columns"] if data else []
+    columns = data["columns"] if data else ["x", "y", "split"]
     where = f"{columns[-2]} against {', '.join(columns[1:-2])}" if data else f"{report['tasks']} tasks"
     parts = [
         _paragraph(answer(report, reference), "answer"),
@@ -110,7 +110,7 @@ def run_page(
         *_pictures(figures),
         "<h2>Predict with this run</h2>",
         f"<pre>{_text(f'python main.py --predict {shlex.quote(directory)} --points FILE.csv')}</pre>",
-        _paragraph(f"FILE.csv has the columns {_list(columns[:-1]) if data else 'x and y'}: points that were measured."),
+        _paragraph(f"FILE.csv has the columns {', '.join(columns[:-2])} and {columns[-2]}: points that were measured."),
         "<h2>Make it again</h2>",
         f"<pre>{_text(shlex.join(['python', *report['command']]))}</pre>",
         _paragraph(_circumstances(report["git"], report["environment"])),
@@ -180,10 +180,6 @@ def _notes(results: Mapping[str, Any], data: Mapping[str, Any] | None) -> list[s
     left_out = {shots: found["left_out"] for shots, found in results["shots"].items() if found.get("left_out")}
     lines += [f"Left out for want of points: {count} at K = {shots}." for shots, count in left_out.items()]
     return lines + ([f"{results['diverged']} test tasks diverged."] if results["diverged"] else [])
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(names[:-1]) + " and " + names[-1]
 
 
 def _circumstances(git: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
