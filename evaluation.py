@@ -47,10 +47,11 @@ def spread(learner: MetaLearner, support: Points, x: Any, steps: int) -> np.ndar
 
     def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor]:
         weights = learner.adapt(points, randomness, steps).path[-1]
-        known, asked = (nn.functional.pad(learner.network.hidden(weights, part), (0, 1), value=1.0) for part in (points.x, at))
-        scale = learner.head_precision(known).double().rsqrt()  # [H+1]
-        known, asked = known * scale, asked * scale  # their prior is now N(0, I)
-        if len(known) >= len(scale):
+        parts = (learner.network.hidden(weights, part).double() for part in (points.x, at))
+        known, asked = (nn.functional.pad(part, (0, 1), value=1.0) for part in parts)
+        factor = learner.head_factor(known).double()
+        known, asked = (part @ factor if factor.ndim > 1 else part * factor for part in (known, asked))  # a prior of N(0, I)
+        if len(known) >= known.shape[1]:
             products = known.T @ known
             variance = (asked * _solve(products, asked.T).T).sum(1)
         else:  # by Woodbury's identity, from a K x K system

@@ -156,13 +156,14 @@ class MetaLearner(nn.Module, ABC):
         """`adapt`, where `torch.func.functional_call` looks for it."""
         return self.adapt(support, noise, steps)
 
-    def head_precision(self, features: Tensor) -> Tensor:
-        """Precision of the prior of the last layer's weights, relative to that of the noise, for `evaluation.spread`: [H + 1].
+    def head_factor(self, features: Tensor) -> Tensor:
+        """A factor L of the prior covariance L L' of the last layer's weights, relative to the noise's variance, for
+        `evaluation.spread`: [H + 1, R], or the diagonal [H + 1] of a diagonal one.
 
         Args:
             features: the adapted network's last hidden layer at the support points, and a 1: [K, H + 1].
         """
-        return (0.1 * features.square().mean()).expand(features.shape[1])
+        return (0.1 * features.square().mean()).rsqrt().expand(features.shape[1])
 
     def support_loss(self, support: Points) -> Callable[[Tensor], Tensor]:
         """The error on `support` as a function of the network's weights [P] -> []."""

@@ -15,7 +15,7 @@ from dataset import HELD_OUT_SEED, Array, HeldOut, Points, Task, TaskGenerator, 
 from runtime.errors import RunError
 from runtime.measurements import FEWEST, SPLITS, Table
 
-STEPS = 5000  # of training, about; few validations, as the lowest of many on a few subjects is low by chance
+STEPS = 5000  # of training, about; two validations, as the lowest of many on a few subjects is low by chance
 SHARES = ("TRAIN_SHARE", "VALIDATION_SHARE", "TEST_SHARE")
 AVERAGE = 0.995  # of the last 200 steps, about: the error of a few subjects moves much from step to step
 WIDEST = 500  # query points of a row that is judged: bounds the memory
@@ -79,9 +79,9 @@ class TableTaskGenerator(TaskGenerator):
         most = min(int(numbers[-FEWEST]) for numbers in counts.values()) - 1
         shots = max(1, min(5, int(np.median(counts["train"])) // 3, most))
         others = [number for number in (shots // 2, 2 * shots) if 0 < number < np.quantile(counts["test"], 0.2)]
-        epochs = -(-STEPS * 25 // len(counts["train"]))
+        epochs = -(-STEPS * 25 // (subjects := len(counts["train"])))
         lengths = {"META_AVERAGE": AVERAGE, "EPOCHS": epochs}
-        intervals = {"LOG_INTERVAL": 50, "VALIDATION_INTERVAL": STEPS // 10, "CHECKPOINT_INTERVAL": 1000}
+        intervals = {"LOG_INTERVAL": 50, "VALIDATION_INTERVAL": -(-epochs * subjects // 50), "CHECKPOINT_INTERVAL": 1000}
         return {"SUPPORT_SAMPLES": shots, "EVAL_SHOTS": sorted({shots, *others})} | lengths | intervals
 
     def files(self) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from typing import Any
 from config import Config, ConfigError, parse_assignment
 from dataset import TaskGenerator
 from experiment import Experiment
-from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, defaults, of_checkpoint, readers, unused
+from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, defaults, keys_read, of_checkpoint, unused
 from results_manager import ExperimentManager
 from runtime.errors import RunError
 from runtime.storage import EXPERIMENTS, load_run
@@ -45,7 +45,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
 def check_effect(method: str, tasks: str, changes: dict[str, Any]) -> None:
     """Refuse a setting of the command line that nothing would read. Raises `ConfigError`."""
     for key in changes.keys() & unused(method, tasks):
-        users = ", ".join(name for name, keys in readers().items() if key in keys) or "tasks from formulas"
+        users = ", ".join(name for name in (*METHODS, *TASKS) if key in keys_read(name)) or "tasks from formulas"
         raise ConfigError(
             f"{key} has no effect on {method} with {tasks} tasks (got {changes[key]}; expected with {users} only)"
         )

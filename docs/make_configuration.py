@@ -42,9 +42,9 @@ A key is set by `--set KEY=VALUE` or in a JSON file given by `--config`; [comman
 *Default* holds unless *for some* names the method, the task family, or both with a `+`; the last one named wins. A table
 has defaults of its own: SUPPORT_SAMPLES is a third of the points of the middle training subject, but at most 5 and below
 what two subjects of each split have; EVAL_SHOTS adds half and twice as many, where most test subjects have the points;
-EPOCHS makes 5,000 steps; META_AVERAGE is 0.995, LOG_INTERVAL 50, VALIDATION_INTERVAL 500, CHECKPOINT_INTERVAL 1000. *Read by*
-says which methods or task families read a key, where not all do. Where neither the method nor the family of a run reads it,
-`--set` refuses it, and a changed value in a file of `--config` is warned about.
+EPOCHS makes 5,000 steps; VALIDATION_INTERVAL is half of them, META_AVERAGE 0.995, LOG_INTERVAL 50, CHECKPOINT_INTERVAL
+1000. *Read by* says which methods or task families read a key, where not all do. Where neither the method nor the family of
+a run reads it, `--set` refuses it, and a changed value in a file of `--config` is warned about.
 """
 
 STEPS = """\

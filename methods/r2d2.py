@@ -57,8 +57,8 @@ class R2D2(MetaLearner):
         path = [self.theta, *[torch.cat([body, posterior])] * (1 if steps is None else steps)]
         return Adaptation(path, penalty=self.theta.new_zeros(()), diagnostics={}, code=self.theta[:0])
 
-    def head_precision(self, features: Tensor) -> Tensor:
-        return self.log_precision.exp()
+    def head_factor(self, features: Tensor) -> Tensor:
+        return (-self.log_precision / 2).exp()
 
     def _shift(self, features: Tensor, residual: Tensor) -> Tensor:
         """The ridge solution [H + 1, 1] for `features` [K, H + 1] and `residual` [K, 1]."""

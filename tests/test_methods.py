@@ -1,10 +1,13 @@
 """Claims that hold for every registered method, and the meta-gradient's proofs for MAML and LEO."""
 
+import math
+
 import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
 import registry
+from analysis.yardsticks import MixedModel
 from config import Config
 from dataset import Points, SinusoidalTaskGenerator, TaskDataset, stream
 from evaluation import on_device
@@ -250,3 +253,43 @@ def test_maml_meta_gradient_equals_a_plain_autograd_loop_over_tasks(steps):
     vector = trainer.step._gradient(task, torch.zeros(3, 0), torch.full((3,), 1 / 3, dtype=torch.float64))
     torch.testing.assert_close(vector[: len(expected)], expected, rtol=1e-10, atol=1e-12)
     assert vector[len(expected)].item() == pytest.approx(total.item(), rel=1e-12)
+
+
+def random_alpaca(shots):
+    """The method with a prior unlike the initial one, a task, and its features [N, H + 1] at support and query points."""
+    learner, task, generator = make("alpaca"), one(make_task(shots=shots)), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    parts = (learner.network.hidden(learner.theta, points.x) for points in task)
+    return learner, task, *(torch.nn.functional.pad(part, (0, 1), value=1.0).detach() for part in parts)
+
+
+@pytest.mark.parametrize("shots", [1, 6, 20])  # fewer points than random effects, and more
+def test_alpaca_predicts_as_a_linear_mixed_model_on_its_features(shots):
+    learner, task, known, asked = random_alpaca(shots)
+    factor, noise = learner.factor.detach(), learner.log_noise.exp().item()
+    beta = learner.theta.detach()[-known.shape[1] :, None]
+    model = MixedModel(lambda x: x, beta.numpy(), (noise * factor @ factor.T).numpy(), noise, 0.0)
+    expected = model.predict(Points(known[None].numpy(), task.support.y[None].numpy()), asked[None].numpy())[0]
+    with torch.no_grad():
+        found = learner.network(learner.adapt(task.support, torch.zeros(0)).path[-1], task.query.x)
+    torch.testing.assert_close(found[:, 0], torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shots", [1, 6, 20])
+def test_alpaca_evidence_is_the_log_density_of_the_support_targets(shots):
+    learner, task, known, _ = random_alpaca(shots)
+    factor, noise = learner.factor.detach(), learner.log_noise.exp().detach()
+    mean = known @ learner.theta.detach()[-known.shape[1] :]
+    covariance = noise * (known @ factor @ factor.T @ known.T + torch.eye(shots, dtype=known.dtype))
+    density = torch.distributions.MultivariateNormal(mean, covariance).log_prob(task.support.y[:, 0])
+    found = learner.adapt(task.support, torch.zeros(0))
+    expected = density / shots + 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(found.diagnostics["evidence"], expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.penalty, -0.1 * expected, rtol=1e-9, atol=1e-9)
+
+
+def test_alpaca_meta_gradient_matches_finite_differences():
+    learner, task = make("alpaca"), one(make_task())
+    assert relative_error_of_finite_differences(learner, task, noise_for(learner)) < 1e-6

@@ -23,6 +23,8 @@ PROTOCOLS = {
     "CAVIA": "trained 10-shot, 1 step in 5 context parameters",
     "R2-D2": "trained 10-shot; last layer in closed form, further gradients change nothing",
     "R2-D2, trained 5-shot": "trained 5-shot; the same",
+    "ALPaCA": "trained 10-shot; the same with a prior of rank 8",
+    "ALPaCA, trained 5-shot": "trained 5-shot; the same",
     "LEO": "trained 10-shot, 5 steps in z, 5 in weights",
     "LEO, trained 5-shot": "trained 5-shot, 5 steps in z, 5 in weights",
     "oracle": "amplitude and phase are inputs; no gradient",

@@ -30,6 +30,7 @@ from visualization import (
 
 # Methods in colour, a colour each, a variant of one with a broken line; baselines in grey.
 VARIANT = (0, (4, 1.5))
+BROWN = "#6B3A10"  # a seventh colour, darker than all others but black
 STYLES: dict[str, dict[str, Any]] = {
     "MAML": {"color": BLUE, "marker": MARKERS[0]},
     "first-order MAML": {"color": BLUE, "marker": MARKERS[0], "ls": VARIANT, "mfc": "white"},
@@ -38,6 +39,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "CAVIA": {"color": PURPLE, "marker": MARKERS[3]},
     "R2-D2": {"color": GREEN, "marker": MARKERS[4]},
     "R2-D2, trained 5-shot": {"color": GREEN, "marker": MARKERS[4], "ls": VARIANT, "mfc": "white"},
+    "ALPaCA": {"color": BROWN, "marker": "*"},
+    "ALPaCA, trained 5-shot": {"color": BROWN, "marker": "*", "ls": VARIANT, "mfc": "white"},
     "LEO": {"color": VERMILION, "marker": MARKERS[5]},
     "LEO, trained 5-shot": {"color": VERMILION, "marker": MARKERS[5], "ls": VARIANT, "mfc": "white"},
     "oracle": {"color": "0.35", "ls": (0, (1, 1))},

@@ -49,6 +49,8 @@ KINDS = {
     "CAVIA": Kind("cavia", "sinusoid", {}),
     "R2-D2": Kind("r2d2", "sinusoid", {}),
     "R2-D2, trained 5-shot": Kind("r2d2", "sinusoid", {"SUPPORT_SAMPLES": 5}),
+    "ALPaCA": Kind("alpaca", "sinusoid", {}),
+    "ALPaCA, trained 5-shot": Kind("alpaca", "sinusoid", {"SUPPORT_SAMPLES": 5}),
     "pretrained": Kind("maml", "sinusoid", {"INNER_STEPS": 0}),
     # plain regression with the same network; there is nothing to adapt to, so all points are query points
     "oracle": Kind(
