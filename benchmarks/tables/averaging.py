@@ -1,4 +1,4 @@
-"""What averaging the meta-parameters does on small tables, judged on validation subjects alone.
+"""What averaging the meta-parameters and validating seldom do on small tables, judged on validation subjects alone.
 
     python benchmarks/tables/averaging.py                                  # the tables of examples/, LEO and R2-D2, 3 splits
     python benchmarks/tables/averaging.py --table mine.csv task=Patient x=Hours y=Level
@@ -6,7 +6,7 @@
     python benchmarks/tables/averaging.py --quick                          # a tiny version that tests the script
 
 The best of ten validations is low by chance. So training is stopped where a random half of the validation subjects is best,
-and judged on the other half (200 halvings, both ways).
+and judged on the other half (200 halvings, both ways): best of ten validations, or of two, halfway and at the end.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from runtime.errors import RunError
 
 DECAYS = (0.0, 0.9, 0.98, 0.99, 0.995, 0.998)
 HALVINGS = 200
+VALIDATIONS = 10
 
 
 def validation_errors(source: Source, method: str, split: int, settings: Sequence[str]) -> np.ndarray:
@@ -45,11 +46,13 @@ def validation_errors(source: Source, method: str, split: int, settings: Sequenc
     config, trainer = experiment.config, experiment.trainer
     progress(f"{source.name}, split {split}, {method}: {trainer.prepare()}")
     tasks, flat = experiment.held_out("validation", config.SUPPORT_SAMPLES), trainer.step.flat
+    last = config.iterations
+    stops = {-(-last * number // VALIDATIONS) for number in range(1, VALIDATIONS + 1)}
     averages, found = [flat.clone() for _ in DECAYS], []
     for iteration, _ in trainer.train():
         for average, decay in zip(averages, DECAYS, strict=True):
             average.lerp_(flat, max(1 - decay, 1 / iteration))
-        if iteration % config.VALIDATION_INTERVAL == 0 or iteration == config.iterations:
+        if iteration in stops:
             now, errors = flat.clone(), []
             for average in averages:
                 flat.copy_(average)
@@ -71,14 +74,17 @@ def stopped_on_half(errors: np.ndarray) -> float:
     return float(np.mean(results))
 
 
+def measures_of(errors: np.ndarray) -> tuple[float, ...]:
+    """Means, from errors [validations, subjects]: the best of all and of two on other subjects, the last, and the lowest."""
+    two = errors[[(len(errors) - 1) // 2, -1]]
+    return stopped_on_half(errors), stopped_on_half(two), errors[-1].mean(), errors.mean(1).min()
+
+
 def summary(runs: dict[str, list[np.ndarray]]) -> list[list[str]]:
-    """For each of `DECAYS`: geometric means over tables (each the mean of its splits) of three validation errors."""
+    """For each of `DECAYS`: geometric means over tables (each the mean of its splits) of `measures_of`."""
     rows = []
     for place, decay in enumerate(DECAYS):
-        measures = [
-            [(stopped_on_half(one[place]), one[place, -1].mean(), one[place].mean(1).min()) for one in splits]
-            for splits in runs.values()
-        ]
+        measures = [[measures_of(one[place]) for one in splits] for splits in runs.values()]
         means = np.exp(np.log(np.array(measures).mean(1)).mean(0))
         rows.append([f"{decay:g}" if decay else "none", *(f"{mean:.4f}" for mean in means)])
     return rows
@@ -95,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = [Source(name, ROOT / "examples" / f"{name}.csv", columns) for name, columns in TABLES.items()]
     sources += [Source(Path(path).stem, Path(path).resolve(), tuple(columns)) for path, *columns in args.table]
     settings = [*(QUICK if args.quick else ()), *args.set]
-    header = ["decay", "stopped on half, judged on the other", "at the end", "lowest"]
+    header = ["decay", "best of ten, on other subjects", "best of two, on other subjects", "at the end", "lowest"]
     try:
         for method in args.methods:
             runs = {one.name: [validation_errors(one, method, split, settings) for split in args.splits] for one in sources}

@@ -119,10 +119,15 @@ def block(source: Source, found: dict[str, list[Result]]) -> tuple[list[str], di
     return [*lines, ""], means
 
 
+def geometric_means(means: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of each entry over the tables."""
+    return {name: float(np.exp(np.mean([np.log(one[name]) for one in means.values()]))) for name in next(iter(means.values()))}
+
+
 def figure(means: dict[str, dict[str, float]]) -> Figure:
-    """Each entry's error relative to the best yardstick of the table, a panel for each table."""
+    """Each entry's error relative to the best yardstick of the table, a panel for each table, the best one overall on top."""
     made, axes = figure_grid(1, len(means), 3.6 * len(means), 4.2, sharey=True)
-    names = list(dict.fromkeys(name for one in means.values() for name in one))
+    names = sorted(geometric_means(means), key=geometric_means(means).__getitem__, reverse=True)
     for axis, (title, one) in zip(axes[0], means.items(), strict=True):
         best = min(value for name, value in one.items() if name.lower() not in METHODS and name != "chosen by validation")
         for place, name in enumerate(names):
@@ -157,8 +162,7 @@ def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
             title = source.name + (", forecast" if forecast else "")
             part, all_means[title] = block(source._replace(name=title), found)
             lines += part
-    geometric = {name: float(np.exp(np.mean([np.log(one[name]) for one in all_means.values()]))) for name in all_means[title]}
-    rows = [[name, number(mean)] for name, mean in sorted(geometric.items(), key=lambda item: item[1])]
+    rows = [[name, number(mean)] for name, mean in sorted(geometric_means(all_means).items(), key=lambda item: item[1])]
     head = [
         "# Tables: methods and yardsticks on the same draws",
         "",
