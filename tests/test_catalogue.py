@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -300,8 +301,8 @@ def test_two_starts_in_the_same_second_have_directories_of_their_own(tmp_path: P
 
 def test_a_bare_environment_and_a_reader_who_leaves_after_a_line_are_enough(tmp_path: Path) -> None:
     """No HOME, no display, no locale but C, in a process that has imported nothing yet."""
-    words = " ".join(f"'{word}'" for word in command(tmp_path / "output", NUM_TASKS=4, EPOCHS=1, VALIDATION_INTERVAL=100))
-    line = f"set -o pipefail; '{sys.executable}' '{ROOT / 'main.py'}' {words} | head -n 1"
+    words = command(tmp_path / "output", NUM_TASKS=4, EPOCHS=1, VALIDATION_INTERVAL=100)
+    line = f"set -o pipefail; {shlex.join([sys.executable, str(ROOT / 'main.py'), *words])} | head -n 1"
     bare = {"PATH": os.defpath, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(["bash", "-c", line], env=bare, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
