@@ -64,7 +64,7 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
         train: "iteration" [N], "query_mse" [N].
         validation: "iteration" [M], "mse" [M, S+1].
     """
-    figure, axes = figure_grid(1, 2, 9.5, 3.6, sharey=True)
+    figure, axes = figure_grid(1, 2, 9.5, 3.6, sharex=True, sharey=True)
     left, right = axes[0]
     if len(train["iteration"]):
         left.plot(train["iteration"], train["query_mse"], color=SKY, lw=0.6, alpha=0.7, label="one meta-batch")
@@ -73,9 +73,9 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
     left.set(xlabel="outer step", ylabel="mean squared error", title="training: query points")
     if len(validation["iteration"]):
         steps = validation["mse"].shape[1] - 1
+        style: Any = {"lw": 1.5, "marker": "o" if len(validation["iteration"]) < 20 else "", "ms": 4}
         for place, step in enumerate(sorted({0, min(1, steps), min(5, steps), steps})):
-            errors = validation["mse"][:, step]
-            right.plot(validation["iteration"], errors, color=CYCLE[place], lw=1.5, label=gradients(step))
+            right.plot(validation["iteration"], validation["mse"][:, step], color=CYCLE[place], label=gradients(step), **style)
     right.set(xlabel="outer step", title="validation: error after adapting")
     log_scale(left)  # and the right one with it
     for axis in (left, right):
