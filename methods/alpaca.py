@@ -36,7 +36,7 @@ class ALPaCA(MetaLearner):
         factor: of the prior covariance, relative to the noise, before meta-training, [H + 1, R].
     """
 
-    defaults: ClassVar = {"EPOCHS": 48, "META_LEARNING_RATE": 0.01}
+    defaults: ClassVar = {"EPOCHS": 48, "META_LEARNING_RATE": 0.01}  # as R2-D2's; nothing else was tried
 
     def __init__(self, network: Network, theta: Tensor, factor: Tensor):
         super().__init__()

@@ -57,7 +57,7 @@ KINDS = {
         "maml",
         "oracle",
         {"INPUT_DIM": 3, "INNER_STEPS": 0, "EVAL_STEPS": 0, "EVAL_SHOTS": [1], "SUPPORT_SAMPLES": 1, "QUERY_SAMPLES": 40}
-        | {"META_LEARNING_RATE": 0.01},  # 0.001 leaves it worse than LEO: no bound on what the network can do
+        | {"META_LEARNING_RATE": 0.01},  # 0.001 leaves it worse than LEO
     ),
 }
 

@@ -46,8 +46,7 @@ def validation_errors(source: Source, method: str, split: int, settings: Sequenc
     config, trainer = experiment.config, experiment.trainer
     progress(f"{source.name}, split {split}, {method}: {trainer.prepare()}")
     tasks, flat = experiment.held_out("validation", config.SUPPORT_SAMPLES), trainer.step.flat
-    last = config.iterations
-    stops = {-(-last * number // VALIDATIONS) for number in range(1, VALIDATIONS + 1)}
+    stops = {-(-config.iterations * number // VALIDATIONS) for number in range(1, VALIDATIONS + 1)}
     averages, found = [flat.clone() for _ in DECAYS], []
     for iteration, _ in trainer.train():
         for average, decay in zip(averages, DECAYS, strict=True):

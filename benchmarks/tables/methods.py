@@ -127,7 +127,8 @@ def geometric_means(means: dict[str, dict[str, float]]) -> dict[str, float]:
 def figure(means: dict[str, dict[str, float]]) -> Figure:
     """Each entry's error relative to the best yardstick of the table, a panel for each table, the best one overall on top."""
     made, axes = figure_grid(1, len(means), 3.6 * len(means), 4.2, sharey=True)
-    names = sorted(geometric_means(means), key=geometric_means(means).__getitem__, reverse=True)
+    overall = geometric_means(means)
+    names = sorted(overall, key=overall.__getitem__, reverse=True)
     for axis, (title, one) in zip(axes[0], means.items(), strict=True):
         best = min(value for name, value in one.items() if name.lower() not in METHODS and name != "chosen by validation")
         for place, name in enumerate(names):
