@@ -96,7 +96,7 @@ class Experiment:
         self.best = float("inf")  # lowest validation error after the last gradient
         self.new_best: dict[str, Any] | None = None  # its checkpoint, until it is written: a durable write takes its time
         self.train_seconds = 0.0
-        self.validation_error = float("nan")  # the newest that is known
+        self.validation_error: float | None = None  # the newest that is known
         self._validating: Validation | None = None
         self._validator = ThreadPoolExecutor(1, "validation", initializer=compute_as_the_caller)
 
@@ -255,7 +255,8 @@ class Experiment:
         if (truth := self.generator.truth(params, x)) is not None:
             arrays["grid_truth"] = truth[..., 0]
         if names := self.generator.task_names(params):
-            arrays["grid_names"] = np.array(names)
+            subject = self.record["columns"][0]
+            arrays["grid_names"] = np.array([f"{subject} {name}" if name.isdecimal() else name for name in names])
         if (measured := self.generator.measurements("test")) is not None:
             places = np.searchsorted(self.generator.split("test", 0, 0)[:, 0], params[:, 0])
             found = [own(measured[place]) for place in places]

@@ -86,7 +86,8 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     if args.action != "train" and (args.name or args.config or args.seeds is not None):
         raise RunError("a run that exists has its name and settings (got --name, --config or --seeds; expected none)")
     if (args.points is None) == (args.action == "predict"):
-        raise RunError("--predict RUN and --points FILE.csv go together (got one; expected both)")
+        got = "--predict" if args.points is None else "--points"
+        raise RunError(f"--predict RUN and --points FILE.csv go together (got {got} alone; expected both)")
     if args.action == "compare" and (args.method or args.tasks or args.set or args.seed or args.device):
         raise RunError("--compare takes runs as they are (got settings; expected at most --output)")
     if args.seeds is not None:

@@ -266,7 +266,9 @@ class Progress:
         speed = (iteration - self.first) * config.META_BATCH_SIZE / self.seconds()
         epoch = -(-iteration * config.META_BATCH_SIZE // config.NUM_TASKS)
         manager.log_training(iteration, epoch, named, trainer.learning_rate(iteration - 1), speed)
-        status = f"loss {named['meta_loss']:.4f}, validation {self.experiment.validation_error:.4f}, {speed:,.0f} tasks/s"
+        found = self.experiment.validation_error
+        validation = "" if found is None else f"validation {found:.4f}, "
+        status = f"loss {named['meta_loss']:.4f}, {validation}{speed:,.0f} tasks/s"
         self.bar.set_postfix_str(status, refresh=False)
         self.bar.update(iteration - self.bar.n)
         if time.perf_counter() - self.last_line > 5 or iteration == self.total:

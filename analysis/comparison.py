@@ -85,10 +85,11 @@ class Row(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Errors of every group at what all entries have in common."""
+    """Errors of every group at the K that all entries have."""
 
     errors: dict[int, dict[str, np.ndarray]]  # shots -> label -> [R, T, S+1], R seeds
     rows: list[Row]  # by shots, then gradients, then group
+    taken: Mapping[str, int]  # label -> the gradients that it takes: its errors stay what they are after these
     choice: str = ""  # which group to use, in one line
 
     @property
@@ -97,8 +98,8 @@ class Comparison(NamedTuple):
 
     @property
     def last(self) -> int:
-        """The last number of gradients that all entries have."""
-        return max(row.gradients for row in self.rows)
+        """The last number of gradients: there each group's errors are those after its own last."""
+        return max(self.taken.values())
 
 
 def _task_settings(run: Run) -> dict[str, Any]:
@@ -166,31 +167,32 @@ def yardstick_entries(runs: Sequence[Run]) -> list[Entry]:
 
 
 def compare_entries(found: Sequence[Entry]) -> Comparison:
-    """Group entries by label and compare every group with the first, at the K and gradients that all have.
+    """Group entries by label and compare every group with the first, at the K that all have.
 
-    Raises `RunError` where no K is common.
+    A group that takes fewer gradients than another keeps the errors of its last. Raises `RunError` where no K is common.
     """
     common = sorted(set.intersection(*(set(entry.errors) for entry in found)))
     if not common:
         each = "; ".join(f"{entry.label}: {sorted(entry.errors)}" for entry in found)
         raise RunError(f"EVAL_SHOTS has no value in common (got {each[:200]}; expected at least one K that all have)")
-    last = min(entry.errors[shots].shape[1] for entry in found for shots in common)
-    labels = list(dict.fromkeys(entry.label for entry in found))
+    taken = {entry.label: entry.errors[common[0]].shape[1] - 1 for entry in found}
+    last, labels = max(taken.values()), list(taken)
 
     def of(label: str, shots: int) -> np.ndarray:
-        return np.stack([np.asarray(entry.errors[shots][:, :last], float) for entry in found if entry.label == label])
+        errors = [np.asarray(entry.errors[shots], float) for entry in found if entry.label == label]
+        return np.pad(np.stack(errors), ((0, 0), (0, 0), (0, last - taken[label])), mode="edge")
 
     errors = {shots: {label: of(label, shots) for label in labels} for shots in common}
     rows = []
     for shots, groups in errors.items():
         results = {label: statistics(values, groups[labels[0]]) for label, values in groups.items()}
-        for gradients in range(last):
+        for gradients in range(last + 1):
             for label, values in groups.items():
                 numbers = {name: float(array[gradients]) for name, array in results[label].items()}
                 if label == labels[0]:
                     numbers |= {"difference": math.nan, "difference_ci": math.nan}
                 rows.append(Row(label, shots, gradients, values.shape[0], values.shape[1], **numbers))
-    return Comparison(errors, rows)
+    return Comparison(errors, rows, taken)
 
 
 def statistics(values: np.ndarray, first: np.ndarray) -> dict[str, np.ndarray]:

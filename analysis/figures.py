@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from analysis.comparison import mean_and_interval, shown_steps
 from analysis.prediction_figures import interval_quality
 from dataset import Published
-from runtime.drawing import figure_function, limits
+from runtime.drawing import figure_function, limits, plain_log_scale
 from visualization import (
     BLACK,
     BLUE,
@@ -51,9 +51,9 @@ def _log_scale(axis: Axes, curves: Sequence[np.ndarray]) -> float:
     lows = [curve.min() for curve in known if len(curve)]
     if not lows:
         axis.set_ylim(1e-3, 1)  # nothing to be seen
-        axis.set_yscale("log")
+        plain_log_scale(axis, "y")
         return 1e-3
-    axis.set_yscale("log")
+    plain_log_scale(axis, "y")
     values = np.concatenate(known)
     usual = values[values <= 1000 * max(low for low in lows if low < 1e20 * min(lows))]
     if len(usual) < len(values) or not all(np.isfinite(curve).all() for curve in curves):
@@ -181,6 +181,7 @@ def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, targ
     axis.plot(errors[order], np.arange(len(order)), "o", color=BLUE, ms=4)
     axis.set_yticks(range(len(order)), [names[place] for place in order])
     axis.set(xlabel=f"{target}: root mean squared error at K = {shots}", ylabel="subject", title=title, xlim=(0, None))
+    axis.invert_yaxis()
     axis.grid(alpha=0.25, lw=0.5)
     return figure
 
@@ -204,8 +205,12 @@ def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
         title,
         _axis_names(arrays),
         points,
-        list(map(str, arrays.get("grid_names", ()))),
+        _grid_names(arrays),
     )
+
+
+def _grid_names(arrays: Arrays) -> list[str]:
+    return list(map(str, arrays.get("grid_names", ())))
 
 
 def _axis_names(arrays: Arrays) -> tuple[str, str]:
@@ -265,7 +270,7 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     if "grid_samples" in arrays:
         about = f"{title}: {arrays['grid_samples'].shape[1]} samples each, {shots} support points"
         support = arrays["grid_support_x"], arrays["grid_support_y"]
-        curves = arrays["grid_samples"], about, arrays.get("grid_truth"), None, (), _axis_names(arrays)
+        curves = arrays["grid_samples"], about, arrays.get("grid_truth"), None, _grid_names(arrays), _axis_names(arrays)
         result["samples"] = sample_bundle(arrays["grid"], *support, *curves)  # type: ignore[arg-type]
     if "codes" in arrays:
         result["latent_space"] = latent_space(

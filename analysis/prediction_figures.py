@@ -52,7 +52,7 @@ def prediction_curves(
     """
     figure, axes = figure_grid(1, 1, 7.2, 4.6)
     low, high = _draw(axes[0, 0], task, steps, x_range, least)
-    axes[0, 0].set(xlim=limits([task["grid"]], 0.0), ylim=(low, high))
+    axes[0, 0].set(xlim=limits([task["grid"]], 0.02), ylim=(low, high))
     axes[0, 0].set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
     shared_legend(figure, axes)
     return figure
@@ -129,11 +129,11 @@ def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure
             centres, medians = binned_median(np.log10(width[fine]), error[fine], 6)
             right.plot(10**centres, medians, mec="white", **style)
     left.set(xlabel="coverage asked for", ylabel="share of measurements inside", title="coverage", aspect="equal")
-    right.set(xlabel="mean width of a task's 90% intervals", ylabel="root mean squared error", title="width follows error")
+    unit = f" of {arrays['axis_names'][1]}" if "y_scale" in arrays else ""
+    right.set(xlabel=f"mean width of a task's 90% intervals{unit}", ylabel=f"root mean squared error{unit}")
+    right.set_title("width against error")
     for name in "xy":
         log_scale(right, name)
-    right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    right.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")  # all would overlap
     for axis in axes[0]:
         axis.grid(alpha=0.25, lw=0.5)
     shared_legend(figure, axes)

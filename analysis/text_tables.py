@@ -75,7 +75,7 @@ def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scal
         ends = sorted([abs(low), abs(high)])
         words = f"{abs(change):.0f}% {'lower' if change < 0 else 'higher'}, interval {ends[0]:.0f} to {ends[1]:.0f}%"
     elif low <= 0 <= high:
-        words = f"not distinguishable, interval {low:+.0f} to {high:+.0f}%"
+        words = f"not distinguishable, interval {round(low):+d} to {round(high):+d}%"
     with np.errstate(over="ignore", invalid="ignore"):
         roots = [f"{name} {scale * np.sqrt(errors.mean()):.3g}" for name, errors in ((method, own), (best, others[best]))]
     return f"{printable(target)}, root mean squared error at K = {shots}: {roots[0]}, {roots[1]}: {words}"
@@ -133,7 +133,9 @@ def comparison_cells(comparison: Comparison) -> list[list[str]]:
 
 def comparison_notes(comparison: Comparison) -> list[str]:
     """What the table's numbers mean, a line each; the last one says which of several methods to use."""
+    fewer = [f"{printable(label)} {count}" for label, count in comparison.taken.items() if count < comparison.last]
     return [
+        *([f"Fewer gradients are taken by {', '.join(fewer)}: later rows repeat the last."] if fewer else []),
         f"+- are 95% intervals: over {comparison.rows[0].tasks} test tasks (these trained networks), and over seeds.",
         f"Differences to {printable(comparison.labels[0])} are taken task by task; in words where their interval excludes 0.",
         *([printable(comparison.choice)] if comparison.choice else []),

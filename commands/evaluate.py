@@ -149,7 +149,7 @@ def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:
     config, learner = experiment.config, experiment.learner
     arrays, generator = history_arrays(experiment.manager.history), experiment.generator
     if generator.y_scale is not None:
-        arrays["y_scale"] = np.array(generator.y_scale)
+        arrays |= {"y_scale": np.array(generator.y_scale), "axis_names": np.array(generator.axis_names)}
     if config.INPUT_DIM == 1:
         examples, support, x = experiment.example_arrays(experiment.learner, shots)
         arrays |= examples

@@ -11,6 +11,7 @@ import numpy as np
 from dataset import Array, Points
 from runtime.csv_files import MAX_POINTS, Rows, Sheet, open_sheet
 from runtime.errors import RunError
+from runtime.text import quoted
 
 MAX_ROWS = 10 * MAX_POINTS  # of all subjects
 
@@ -82,5 +83,5 @@ def check_points(rows: Rows, request: Request) -> None:
     measured = np.bincount(request.members[~request.questions], minlength=len(request.subjects))
     for subject in np.flatnonzero(measured == 0)[:1].tolist():
         row = int(np.flatnonzero(request.members == subject)[0])
-        name = f"subject {request.subjects[subject][:40]!a}" if request.names[0] else "the file"
+        name = f"subject {quoted(request.subjects[subject])}" if request.names[0] else "the file"
         rows.refuse(row, request.names[-1], f"no number in any row of {name}", "at least one measured point")

@@ -31,6 +31,7 @@ FAR = 20  # times the longer one of the trained range and the range of the point
 SAMPLES_SHOWN = 8
 PANELS = 12  # of a figure
 MOST_PAGES = 10
+NOWHERE = np.empty(0)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -93,8 +94,9 @@ def predict_points(model: FewShotRegressor, points: Points, asked: np.ndarray | 
     model.fit(*points)
     outside, x_range = model.extrapolates(points.x), model.x_range
     inputs = np.where(outside[:, None], points.x, np.clip(points.x, *x_range))  # an end may be off by a rounding error
-    x = grid_over(inputs[:, 0], (x_range[0, 0], x_range[1, 0]))[:, None] if model.input_dim == 1 else points.x
-    questions = None if asked is None else len(asked)
+    questions, x = None if asked is None else len(asked), points.x
+    if model.input_dim == 1:
+        x = grid_over(inputs[:, 0], (x_range[0, 0], x_range[1, 0]), NOWHERE if asked is None else asked[:, 0])[:, None]
     x = x if asked is None else np.concatenate([x, asked])
     predicted = model.staged_predict(np.concatenate([x, points.x]))  # [S+1, N + K]
     outputs, at_points = np.split(predicted, [len(x)], axis=1)
@@ -107,33 +109,30 @@ def predict_points(model: FewShotRegressor, points: Points, asked: np.ndarray | 
     return Prediction(points, x, questions, outputs, errors, *about, samples, band)
 
 
-def grid_over(inputs: np.ndarray, x_range: tuple[float, float]) -> np.ndarray:
-    """A fine grid [N], float64, over `x_range` and all `inputs` [K], with a margin of a tenth on a side where they leave it.
+def grid_over(inputs: np.ndarray, x_range: tuple[float, float], asked: np.ndarray = NOWHERE) -> np.ndarray:
+    """A fine grid [N], float64, over `x_range` and all `inputs` [K], with a margin of up to a tenth where they leave it.
 
     Where they are so far from `x_range` that they would be a dot in the picture, the grid is around the inputs alone.
+    Questions `asked` [Q] count as inputs, but for those farther off than all of this is wide.
     """
+    ends = min(x_range[0], inputs.min()), max(x_range[1], inputs.max())
+    width = ends[1] - ends[0]
+    inputs = np.concatenate([inputs, asked[(asked >= ends[0] - width) & (asked <= ends[1] + width)]])
     (low, high), (first, last) = x_range, (float(inputs.min()), float(inputs.max()))
     if max(first - high, low - last) > FAR * max(high - low, last - first):
         margin = max(high - low, 0.1 * (last - first), 1e-9 * abs(first))  # the last: a grid of different numbers
         return np.linspace(first - margin, last + margin, GRID_POINTS)
     ends = min(low, first), max(high, last)
-    margin = 0.1 * (ends[1] - ends[0])
-    return np.linspace(ends[0] - margin * (first < low), ends[1] + margin * (last > high), GRID_POINTS)
+    before, behind = (min(0.1 * (ends[1] - ends[0]), max(0.0, by)) for by in (low - first, last - high))
+    return np.linspace(ends[0] - before, ends[1] + behind, GRID_POINTS)
 
 
 def warnings_about(found: Sequence[Prediction], names: Sequence[str] = ("x",)) -> list[str]:
     """What a user should know before trusting the predictions, one line each; `names` are those of the D inputs."""
-    inputs, outside = (np.concatenate(parts) for parts in zip(*((one.points.x, one.outside) for one in found), strict=True))
-    low, high = found[0].x_range
-    lines = []
-    if outside.any():
-        what = f"{outside.sum()} of {len(inputs)} points lie" if not outside.all() else f"all {len(inputs)} points lie"
-        column = int(np.argmax(np.any((inputs < low) | (inputs > high), axis=0)))
-        got = f"{names[column]} from {inputs[:, column].min():.10g} to {inputs[:, column].max():.10g}"
-        lines.append(
-            f"{what} outside the range of meta-training, where the network was never asked to be right "
-            f"(got {got}; expected {low[column]:.10g} to {high[column]:.10g})"
-        )
+    points = [(one.points.x, one.outside) for one in found]
+    asked = [(one.x[one.answers], one.extrapolated[one.answers]) for one in found if one.questions]
+    parts = (("points", points), ("questions", asked))
+    lines = [line for what, part in parts if (line := _outside(what, part, found[0].x_range, names))]
     if merged := [one for one in found if one.merged]:
         different = sum(len(np.unique(one.points.x, axis=0)) for one in merged)
         left = different - sum(one.merged for one in merged)
@@ -145,6 +144,18 @@ def warnings_about(found: Sequence[Prediction], names: Sequence[str] = ("x",)) -
         last = f"{len(found[0].errors) - 1} gradients" + f" for {diverged} of {len(found)} subjects" * (len(found) > 1)
         lines.append(f"adapting diverged (got predictions that are not finite after {last}; expected finite ones)")
     return lines
+
+
+def _outside(what: str, parts: Sequence[tuple[np.ndarray, np.ndarray]], x_range: np.ndarray, names: Sequence[str]) -> str:
+    """A line about points or questions that lie outside of `x_range`, if any; `parts` are x [N, D] and whether, [N]."""
+    if not any(outside.any() for _, outside in parts):
+        return ""
+    (low, high), inputs, outside = x_range, *(np.concatenate(part) for part in zip(*parts, strict=True))
+    lie = f"{outside.sum()} of {len(inputs)} {what} lie" if not outside.all() else f"all {len(inputs)} {what} lie"
+    column = int(np.argmax(np.any((inputs < low) | (inputs > high), axis=0)))
+    got = f"{names[column]} from {inputs[:, column].min():.10g} to {inputs[:, column].max():.10g}"
+    where = f"{lie} outside the range of meta-training, where the network was never asked to be right"
+    return f"{where} (got {got}; expected {low[column]:.10g} to {high[column]:.10g})"
 
 
 def summary(found: Sequence[Prediction], request: Request) -> str:
@@ -215,11 +226,12 @@ def figures(found: Sequence[Prediction], request: Request, title: str) -> Iterat
 
 def curves(one: Prediction, samples: int = 0) -> dict[str, np.ndarray]:
     """The arrays of a task's picture."""
-    line = slice(0, GRID_POINTS)
+    line, answers = slice(0, GRID_POINTS), (one.x[one.answers, 0], one.outputs[-1, one.answers])
     arrays = {"grid": one.x[line, 0], "before": one.outputs[0, line], "after": one.outputs[-1, line]}
     arrays |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0], "samples": one.samples[:samples, line]}
     arrays |= {} if one.band is None else {"band": one.band[:, line]}
-    return arrays | ({"asked": np.stack([one.x[one.answers, 0], one.outputs[-1, one.answers]])} if one.questions else {})
+    inside = (answers[0] >= one.x[0, 0]) & (answers[0] <= one.x[GRID_POINTS - 1, 0])
+    return arrays | ({"asked": np.stack(answers)[:, inside]} if one.questions and inside.any() else {})
 
 
 def output_files(directory: Path, input_file: Path, pages: int) -> list[Path]:

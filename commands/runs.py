@@ -59,6 +59,8 @@ def settle(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, C
     changes = overrides(args)
     method, data = args.method or "maml", (given | changes).get("DATA")
     tasks = args.tasks or ("table" if data else "sinusoid")
+    if args.columns and not data:
+        raise ConfigError("--columns names the columns of a table (got no table; expected --data FILE.csv as well)")
     for key in changes.keys() & unused(method, tasks):
         if any(key not in unused(other, tasks) for other in args.methods):
             del changes[key]  # it is meant for another one of several methods

@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 
 from runtime.errors import RunError
+from runtime.text import quoted
 
 MAX_POINTS = 10_000
 MAX_NUMBER = 1e15  # whole numbers up to here are exact in float64, and their squares are finite in float32
@@ -63,8 +64,8 @@ class Sheet:
         """Where the one column of a name is; raises `RunError` with the columns that there are."""
         found = self.places(wanted)
         if len(found) != 1:
-            got = ", ".join(map(_quoted, self.names[:10])) + ", ..." * (len(self.names) > 10)
-            what = f"{len(found) or 'no'} column{'s' * (len(found) > 1)} {_quoted(wanted)}"
+            got = ", ".join(map(quoted, self.names[:10])) + ", ..." * (len(self.names) > 10)
+            what = f"{len(found) or 'no'} column{'s' * (len(found) > 1)} {quoted(wanted)}"
             raise RunError(f"{self.path} line {self.line} is no header that can be used: {what} (got {got}; expected one)")
         return found[0]
 
@@ -126,7 +127,7 @@ def _dialect(sample: Sequence[str], delimiter: str, where: str) -> tuple[str, in
     more = {mark: {row.count(mark) - header.count(mark) for row in rows} for mark in there}
     found = there if len(there) == 1 else [mark for mark in there if more[mark] in ({0}, {1})]
     if len(found) != 1:
-        got = " and ".join(map(_quoted, there))
+        got = " and ".join(map(quoted, there))
         raise RunError(f"{where} has several delimiters (got {got}; expected one, or a line like 'sep=;' before it)")
     named = more[found[0]] == {1} and not header.endswith(found[0]) and not all(row.endswith(found[0]) for row in rows)
     if found[0] == ",":  # 1,5,2 under x,y may be a name and two numbers, or two numbers with a decimal comma
@@ -260,17 +261,18 @@ class Rows:
         mark = next(iter(certain), self.usual_mark)
         other = "," if mark == "." else "."
         if place := certain.get(other) or unclear.get(other):
-            like = f" as in {_quoted(certain[mark][1])}" if certain else ""
-            self._refuse(*place, f"{_quoted(mark)} as decimal mark{like}, and no mark between thousands")
+            like = f" as in {quoted(certain[mark][1])}" if certain else ""
+            self._refuse(*place, f"{quoted(mark)} as decimal mark{like}, and no mark between thousands")
         return mark
 
     def refuse(self, row: int, name: str, got: str, expected: str) -> NoReturn:
         """Raise `RunError` with the place of a cell."""
-        where = f"{self.path} line {self.lines[row]}, column {_quoted(name)}"
+        where = f"{self.path} line {self.lines[row]}, column {quoted(name)}"
         raise RunError(f"{where} can't be used (got {got}; expected {expected})")
 
     def _refuse(self, name: str, text: str, expected: str) -> NoReturn:
-        self.refuse(self.text[name].index(text), name, _quoted(text), expected)
+        got = ascii(text[:40]) + "..." * (len(text) > 40)  # digits of other scripts look like numbers
+        self.refuse(self.text[name].index(text), name, got, expected)
 
 
 def _floats(cells: Sequence[str], mark: str) -> list[float]:
@@ -284,8 +286,3 @@ def _floats(cells: Sequence[str], mark: str) -> list[float]:
     if text.encode().translate(None, b"0123456789+-.eE\n"):
         raise ValueError  # float() also reads 1_000, nan and the digits of other scripts
     return list(map(float, text.split("\n"))) if cells else []
-
-
-def _quoted(text: str) -> str:
-    """A stranger's text as it appears in a message: printable, quoted, of bounded length."""
-    return ascii(text) if len(text) <= 40 else ascii(text[:40]) + "..."

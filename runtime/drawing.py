@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
+from matplotlib.ticker import LogFormatterSciNotation
 
 from runtime.text import escaped, printable
 
@@ -84,7 +85,22 @@ def log_scale(axes: Axes, name: str = "y") -> None:
         axes.set(**{f"{name}lim": (1e-3, 1)})
     elif low < high <= low * (1 + 1e-9):  # one value but for its last digits, which matplotlib takes for a range
         axes.set(**{f"{name}lim": (low / 10, high * 10)})
+    plain_log_scale(axes, name)
+
+
+def plain_log_scale(axes: Axes, name: str) -> None:
     axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_formatter(_LogLabels())
+    axis.set_minor_formatter(_LogLabels())
+
+
+class _LogLabels(LogFormatterSciNotation):
+    """Numbers that people write without a power of ten, and matplotlib's choice of the places that have one."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        text = str(super().__call__(value, position))
+        return f"{value:g}" if text and 1e-3 <= value < 1e5 else text
 
 
 def _say_if_empty(axes: Axes) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from runtime.csv_files import MAX_NUMBER, Rows, Sheet, open_sheet
 from runtime.errors import RunError
+from runtime.text import quoted
 
 Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
@@ -87,8 +88,8 @@ def column_names(sheet: Sheet, columns: Sequence[str]) -> tuple[str, ...]:
     for text in columns:
         role, _, name = text.partition("=")
         if role not in given or not name or (given[role] and role != "x"):
-            expected = "task=, x=, y= or split= and a column's name, each once but x"
-            raise RunError(f"--columns can't be used (got {text[:60]!a}; expected {expected})")
+            expected = "such as task=Chick x=Time y=weight, each of task, x, y and split once but x"
+            raise RunError(f"--columns can't be used (got {quoted(text)}; expected {expected})")
         given[role].append(name)
     numbered = itertools.takewhile(sheet.places, (f"x{number}" for number in itertools.count(1)))
     inputs = given["x"] or (["x"] if sheet.places("x") else list(numbered) or ["x"])
@@ -97,7 +98,7 @@ def column_names(sheet: Sheet, columns: Sequence[str]) -> tuple[str, ...]:
     names = [sheet.names[sheet.find(name)] for name in wanted]
     for name in (reserved := names if split else [*names, "split"]):
         if reserved.count(name) > 1:
-            raise RunError(f"{sheet.path} needs a column for each role (got {name[:40]!a} twice; expected different ones)")
+            raise RunError(f"{sheet.path} needs a column for each role (got {quoted(name)} twice; expected different ones)")
     return (*names, *([] if split else [""]))
 
 
@@ -109,11 +110,11 @@ def given_split(rows: Rows, column: str, kept: Array, members: Array, subjects: 
     codes = {word: place for place, word in enumerate(SPLITS)}
     found = np.array([codes.get(word.casefold(), -1) for word in rows.text[column]], np.int64)[kept]
     for place in np.flatnonzero(found < 0)[:1].tolist():
-        rows.refuse(kept[place], column, ascii(rows.text[column][kept[place]][:40]), "train, validation or test")
+        rows.refuse(kept[place], column, quoted(rows.text[column][kept[place]]), "train, validation or test")
     splits = np.zeros(len(subjects), np.int64)
     splits[members[::-1]] = found[::-1]  # the first row of each subject decides
     for place in np.flatnonzero(splits[members] != found)[:1].tolist():
-        got = f"{SPLITS[found[place]]} for subject {subjects[members[place]][:40]!a}"
+        got = f"{SPLITS[found[place]]} for subject {quoted(subjects[members[place]])}"
         rows.refuse(kept[place], column, got, f"{SPLITS[splits[members[place]]]} as in its first row")
     return splits
 
@@ -142,7 +143,7 @@ def training_scale(path: Path, values: Array, names: Sequence[str]) -> tuple[Arr
     """Centre and unit [D + 1] of the training subjects' inputs and target; raises `RunError` where one is constant."""
     low, high = values.min(0), values.max(0)
     for column in np.flatnonzero(~(low < high))[:1].tolist():
-        where = f"{path}, column {names[column][:40]!a} is constant"
+        where = f"{path}, column {quoted(names[column])} is constant"
         raise RunError(f"{where} (got {low[column]:g} for all training subjects; expected different values)")
     target = (values[:, -1] - low[-1]) / (high[-1] - low[-1])  # squares of very small numbers would be zero
     centre, unit = low + (high - low) / 2, (high - low) / 2

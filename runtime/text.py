@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return "".join(escaped(char) if unicodedata.category(char) in UNPRINTABLE else char for char in text)
 
 
+def quoted(text: str) -> str:
+    """`text` as it appears in a message: printable, in quotes, of bounded length."""
+    return repr(text) if len(text) <= 40 else f"{text[:40]!r}..."
+
+
 def columns(text: str) -> int:
     """How many columns of a terminal `text` takes: letters of East Asia two, combining accents none."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)

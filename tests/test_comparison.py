@@ -193,10 +193,14 @@ def test_runs_without_a_common_number_of_shots_are_refused(make: Make) -> None:
     assert line.startswith("EVAL_SHOTS has no value in common (got MAML: [5, 10]; LEO: [20]")
 
 
-def test_other_shots_and_steps_are_compared_where_they_agree(make: Make) -> None:
+def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last_error(make: Make) -> None:
     runs = [read_run(make("a")), read_run(make("b", method="leo", EVAL_SHOTS=(10, 20), EVAL_STEPS=3))]
     comparison = compare_entries(entries(runs))
-    assert {row.shots for row in comparison.rows} == {10} and comparison.last == 3
+    assert {row.shots for row in comparison.rows} == {10} and comparison.last == 6
+    means = {(row.group, row.gradients): row.mean for row in comparison.rows}
+    assert means["LEO", 6] == means["LEO", 3] == runs[1].errors[10][:, -1].mean() != means["LEO", 2]
+    assert means["MAML", 6] == runs[0].errors[10][:, -1].mean() != means["MAML", 3]
+    assert "Fewer gradients are taken by LEO 3: later rows repeat the last." in text_table(comparison)
 
 
 # ---- groups
