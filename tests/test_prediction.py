@@ -114,6 +114,15 @@ def test_the_grid_spans_training_and_points_with_a_margin_where_they_leave_it(in
     assert_allclose([grid[0], grid[-1]], ends)
 
 
+@pytest.mark.parametrize(
+    ("asked", "ends"),
+    [([], (-5, 5)), ([4], (-5, 5)), ([6], (-5, 7)), ([-7, 6], (-8.3, 7)), ([6, 1e6], (-5, 7)), ([-1e6], (-5, 5))],
+)
+def test_the_grid_reaches_questions_outside_the_range_but_not_those_far_away(asked: Any, ends: tuple[float, float]) -> None:
+    grid = grid_over(np.array([-1.0, 2.0]), RANGE, np.array(asked, float))
+    assert_allclose([grid[0], grid[-1]], ends)
+
+
 FAR = {  # inputs of points, and the ends of the grid
     "one point": ([1.7e9], (1.7e9 - 10, 1.7e9 + 10)),
     "one point below": ([-1000], (-1010, -990)),
@@ -248,6 +257,13 @@ def test_different_inputs_that_are_one_number_in_float32_are_warned_about() -> N
     lines = warnings_about([predicted(Lines(), Points(x, np.ones_like(x)))])
     assert "got x from 1700000000 to 1700000009; expected -5 to 5" in lines[0]
     assert "got 10 different x, 1 after rounding" in lines[1]
+
+
+def test_questions_outside_are_warned_about_and_shown() -> None:
+    prediction = predict_points(FewShotRegressor(Lines(4), 3, 1, RANGE), points_at(-5, 5), np.array([[0.0], [7.0]]))
+    (line,) = warnings_about([prediction])
+    assert line.startswith("1 of 2 questions lie outside the range") and "(got x from 0 to 7; expected -5 to 5)" in line
+    assert predict.curves(prediction)["asked"][0].tolist() == [0.0, 7.0]
 
 
 def test_points_wholly_outside_are_warned_about() -> None:
