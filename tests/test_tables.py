@@ -13,10 +13,13 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import main
+from commands.calibrate import calibrate_run
 from config import Config
 from dataset import TaskDataset, stream
 from evaluation import errors, held_out_errors
+from experiment import Experiment
 from maml import MAML
+from registry import METHODS, TASKS, defaults
 from runtime.errors import RunError
 from runtime.measurements import SPLITS, random_split, read_table
 from runtime.storage import read_checkpoint
@@ -521,3 +524,21 @@ def test_the_example_tables_are_read_as_they_lie_there() -> None:
     spruce = read_table(ROOT / "examples" / "spruce.csv")
     assert [len(table.subjects) for table in (chicks, spruce)] == [50, 79]
     assert [len(table.values) for table in (chicks, spruce)] == [578, 1027]
+
+
+def test_a_k_beyond_all_validation_subjects_leaves_the_others_their_intervals(tmp_path: Path) -> None:
+    counts = {"train": (8, 8, 8), "validation": (4, 4), "test": (8, 8, 8)}
+    sizes = [(split, count) for split, some in counts.items() for count in some]
+    rows = [
+        [f"s{subject}", str(place), str(place * subject + (place % 3) / 10), split]
+        for subject, (split, count) in enumerate(sizes, 1)
+        for place in range(count)
+    ]
+    given = {"DATA": str(write(tmp_path / "t.csv", rows)), "SUPPORT_SAMPLES": 2, "EVAL_SHOTS": (2, 5), "HIDDEN_DIM": 8}
+    config = Config.resolve(defaults("r2d2", "table"), given)
+    generator = TASKS["table"](config)
+    config = Config.resolve(defaults("r2d2", "table", generator), given, generator.facts())
+    experiment = Experiment("r2d2", METHODS["r2d2"], "table", generator, config)
+    calibration = calibrate_run(experiment)
+    experiment.close()
+    assert set(calibration) == {"2"}

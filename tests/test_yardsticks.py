@@ -243,7 +243,7 @@ def test_the_relative_difference_covers_the_true_one_as_often_as_it_says() -> No
     [
         (0.64, "20% lower, interval "),
         (1.44, "20% higher, interval "),
-        (1.0, "not distinguishable, interval -"),
+        (1.0, "not distinguishable, interval +0 to +0%"),
         (np.nan, "which can't be compared"),
     ],
 )
