@@ -255,8 +255,8 @@ class Experiment:
         if (truth := self.generator.truth(params, x)) is not None:
             arrays["grid_truth"] = truth[..., 0]
         if names := self.generator.task_names(params):
-            subject = self.record["columns"][0]
-            arrays["grid_names"] = np.array([f"{subject} {name}" if name.isdecimal() else name for name in names])
+            subject = self.record.get("columns", [""])[0]  # a bare number says little
+            arrays["grid_names"] = np.array([f"{subject} {name}".strip() if name.isdecimal() else name for name in names])
         if (measured := self.generator.measurements("test")) is not None:
             places = np.searchsorted(self.generator.split("test", 0, 0)[:, 0], params[:, 0])
             found = [own(measured[place]) for place in places]

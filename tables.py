@@ -153,7 +153,7 @@ class TableTaskGenerator(TaskGenerator):
         free[(counts.cumsum() - counts)[:, None] + support] = False
         points = _ranges(start, counts)[free]
         left = counts - shots
-        width = int(min(WIDEST, left.max(), -(-2 * left.sum() // len(left))))
+        width = int(min(WIDEST, left.max(initial=1), -(-2 * left.sum() // max(1, len(left))) or 1))  # 1 where there is no draw
         rows = -(-left // width)
         place = _ranges((rows.cumsum() - rows) * width, left)
         query_x = np.zeros((rows.sum() * width, self.input_dim), np.float32)

@@ -110,7 +110,8 @@ def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure
 
     Args:
         arrays: "interval_nominal" [L]; of each K in `shots`, "interval_coverage_K_shot" [L], and of T tasks
-            "interval_width_K_shot" [T] (at 90%) and "interval_error_K_shot" [T] (root mean square).
+            "interval_width_K_shot" [T] (at 90%) and "interval_error_K_shot" [T] (root mean square); of a table "y_scale" and
+            "axis_names", whose second one is the target's.
     """
     figure, axes = figure_grid(1, 2, 9.0, 4.4)
     left, right = axes[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from analysis.intervals import Calibration, calibrate, entry_for, hints, judge_i
 from dataset import HELD_OUT_SEED, Points, stream
 from evaluation import predict, spread
 from experiment import Experiment
-from runtime.errors import RunError
 
 TASKS = 500  # most from a formula that intervals are calibrated or judged on: the level is sure to about a hundredth
 POINTS = 20  # most of each task from a formula; tasks from a table have all their points
@@ -43,8 +41,7 @@ def calibrate_run(experiment: Experiment) -> Calibration:
     """Calibrations for each K of EVAL_SHOTS and SUPPORT_SAMPLES that two validation tasks have points for."""
     config, calibration = experiment.config, {}
     for shots in sorted({*config.EVAL_SHOTS, config.SUPPORT_SAMPLES}):
-        with suppress(RunError):  # fewer validation subjects have more than so many points
-            experiment.generator.split("validation", 2, 0, shots)
+        if experiment.held_out("validation", shots).judged.sum() >= 2:
             calibration[str(shots)] = calibrate(*residuals(experiment, "validation", shots))
     return calibration
 

@@ -89,6 +89,7 @@ def log_scale(axes: Axes, name: str = "y") -> None:
 
 
 def plain_log_scale(axes: Axes, name: str) -> None:
+    """Make the axis x or y logarithmic, with numbers as people write them."""
     axes.set(**{f"{name}scale": "log"})
     axis = getattr(axes, f"{name}axis")
     axis.set_major_formatter(_LogLabels())

@@ -8,6 +8,7 @@ import torch
 import experiment as module
 from commands.runs import build
 from config import Config
+from registry import TASKS
 from runtime.processes import Signals
 
 TINY = {"HIDDEN_DIM": 8, "NUM_TASKS": 60, "META_BATCH_SIZE": 3, "VALIDATION_TASKS": 10, "EVAL_TASKS": 10, "COMPILE": "never"}
@@ -130,3 +131,12 @@ def test_closing_ends_the_threads():
     for thread in made._validator._threads:
         thread.join(30)
         assert not thread.is_alive()
+
+
+def test_a_family_of_formulas_may_name_its_tasks(monkeypatch):
+    config = Config.resolve({}, TINY)
+    generator = TASKS["sinusoid"](config)
+    monkeypatch.setattr(type(generator), "task_names", lambda self, params: [str(number) for number in range(len(params))])
+    begun = build("maml", "sinusoid", config, generator)
+    assert begun.example_arrays(begun.learner, 5)[0]["grid_names"].tolist() == list("012345")
+    begun.close()
