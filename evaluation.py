@@ -111,13 +111,17 @@ def sample(
 
 
 def errors(learner: MetaLearner, task: Task, steps: int) -> np.ndarray:
-    """Mean squared error [T, steps + 1] on the query points after 0 to `steps` support gradients; NaN targets don't count."""
+    """Mean squared error [T, steps + 1] on the query points after 0 to `steps` support gradients; NaN targets don't count.
+
+    It is infinite where a prediction is NaN: the task diverged.
+    """
     results = []
     for first in range(0, len(task.query.x), EVAL_CHUNK):
         support, query = (Points(*(part[first : first + EVAL_CHUNK] for part in points)) for points in task)
         predictions, _ = predict(learner, support, query.x, steps)
         with np.errstate(over="ignore", invalid="ignore"):  # a diverged task is a result, not a warning
             squares = np.square(predictions - query.y[:, None, :, 0], dtype=np.float64)  # [T, S+1, N]
+            squares[np.isnan(predictions)] = np.inf
             counted = ~np.isnan(query.y[..., 0])
             if counted.all():
                 results.append(squares.mean(-1))

@@ -152,6 +152,8 @@ class FewShotRegressor:
             raise InputError("the method has no randomness (got a request for samples; expected one that samples its weights)")
         if type(num_samples) is not int or num_samples < 1:
             raise InputError(f"num_samples can't be used (got {num_samples!r}; expected a whole number from 1 on)")
+        if seed is not None and (type(seed) is not int or seed < 0):
+            raise InputError(f"seed can't be used (got {seed!r}; expected a whole number from 0 on)")
         at, rng = self._inputs(x), stream(self.seed if seed is None else seed, "samples")
         batch = max(1, PAIRS_AT_ONCE // max(len(points.x) ** 2, len(at)))
         support, asked = Points(aligned([points.x]), aligned([points.y])), aligned([padded(at)])

@@ -78,7 +78,8 @@ class TableTaskGenerator(TaskGenerator):
         counts = {name: np.sort(self.counts[self._members(name)]) for name in SPLITS}
         most = min(int(numbers[-FEWEST]) for numbers in counts.values()) - 1
         shots = max(1, min(5, int(np.median(counts["train"])) // 3, most))
-        others = [number for number in (shots // 2, 2 * shots) if 0 < number < np.quantile(counts["test"], 0.2)]
+        few = min(most + 1, np.quantile(counts["test"], 0.2))
+        others = [number for number in (shots // 2, 2 * shots) if 0 < number < few]
         epochs = -(-STEPS * 25 // (subjects := len(counts["train"])))
         lengths = {"META_AVERAGE": AVERAGE, "EPOCHS": epochs}
         intervals = {"LOG_INTERVAL": 50, "VALIDATION_INTERVAL": -(-epochs * subjects // 50), "CHECKPOINT_INTERVAL": 1000}

@@ -42,6 +42,8 @@ def figure_grid(rows: int, columns: int, width: float, height: float, **kwargs: 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    for axis in axes.flat:
+        axis.grid(alpha=0.25, lw=0.5)
     return figure, axes
 
 
@@ -79,7 +81,6 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
     right.set(xlabel="outer step", title="validation: error after adapting")
     log_scale(left)  # and the right one with it
     for axis in (left, right):
-        axis.grid(alpha=0.25, lw=0.5)
         if axis.lines:
             axis.legend(loc="best", frameon=False)
     figure.suptitle(title)
@@ -120,12 +121,10 @@ def task_predictions(
         if truth is not None:
             errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
             axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
-        axis.grid(alpha=0.25, lw=0.5)
     known, margin = (support_y if truth is None else truth, 0.35) if points is None else (points[1], 0.1)
     axes[0, 0].set_ylim(limits([known], margin))  # an early network may be far off
     name_axes(axes, axis_names)
-    shared_legend(figure, axes)
-    figure.suptitle(title)
+    shared_legend(figure, axes, title)
     return figure
 
 
@@ -153,14 +152,16 @@ def name_axes(axes: np.ndarray, names: tuple[str, str] = ("input x", "output y")
         axis.set_ylabel(names[1])
 
 
-def shared_legend(figure: Figure, axes: np.ndarray) -> None:
-    """One legend below all panels, each label once."""
+def shared_legend(figure: Figure, axes: np.ndarray, title: str = "") -> None:
+    """One legend below all panels, each label once, and a title above them."""
     entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     longest = max((text_columns(drawable_text(label)[0]) for label in entries), default=1)
     columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / (longest + 6))))
     rows = -(-len(entries) // columns)
     figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 6))  # many entries leave the panels their height
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
+    if title:
+        figure.suptitle(title)
 
 
 @figure_function
@@ -193,8 +194,6 @@ def performance_over_tasks(
         axis.set(xlabel=name, ylabel="mean squared error", title=about)
         log_scale(axis)
         axis.legend(loc="lower right", frameon=False)
-    for axis in axes.flat:
-        axis.grid(alpha=0.25, lw=0.5)
     figure.suptitle(title)
     return figure
 
@@ -284,6 +283,5 @@ def latent_space(codes: np.ndarray, params: np.ndarray, param_names: Sequence[st
         if column < len(param_names):
             figure.colorbar(dots, ax=axis, label=param_names[column])
         axis.set(xlabel=f"first axis ({share[0]:.0%} of variance)", ylabel=f"second axis ({share[1]:.0%} of variance)")
-        axis.grid(alpha=0.25, lw=0.5)
     figure.suptitle(title)
     return figure

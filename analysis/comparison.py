@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +52,7 @@ class Run(NamedTuple):
     data: Mapping[str, Any]  # of tasks from a table: the digests of its measurements and of its splits
     validation: float = math.nan  # the lowest mean error on validation tasks, of the checkpoint that was judged
     yardsticks: Mapping[str, Errors] = {}  # by name: shots -> [T]
+    verdict: str = ""  # whether it was worth it beside the best yardstick
 
 
 class Entry(NamedTuple):
@@ -70,10 +71,10 @@ class Row(NamedTuple):
     seeds: int
     tasks: int
     mean: float
-    ci_tasks: float  # 1.96 standard errors over tasks of the mean over seeds: holds for these trained networks
+    ci_tasks: float  # over tasks, of the mean over seeds, as of `mean_and_interval`: holds for these trained networks
     ci_seeds: float  # Student's t over the seeds' means: holds for the method on these tasks
     difference: float  # to the first group, task by task
-    difference_ci: float  # 1.96 standard errors over tasks
+    difference_ci: float  # over tasks
 
     @property
     def verdict(self) -> str:
@@ -91,6 +92,7 @@ class Comparison(NamedTuple):
     rows: list[Row]  # by shots, then gradients, then group
     taken: Mapping[str, int]  # label -> the gradients that it takes: its errors stay what they are after these
     choice: str = ""  # which group to use, in one line
+    subjects: bool = False  # the tasks are a table's subjects, which may be few
 
     @property
     def labels(self) -> list[str]:
@@ -118,7 +120,10 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
     for run in runs:
         settings, got, expected = _task_settings(run), "other test_params", "equal ones"
         if different := [key for key in reference if settings[key] != reference[key]]:
-            got, expected = (", ".join(f"{key}={values[key]}" for key in different) for values in (settings, reference))
+            got, expected = (
+                ", ".join(f"{key}={values[key]}{f' of {file_name(one.config)}' * (key == 'points')}" for key in different)
+                for one, values in ((run, settings), (first, reference))
+            )
         if different or not np.array_equal(run.params, first.params):
             raise RunError(f"{run.directory} has other test tasks than {first.directory} (got {got}; expected {expected})")
     result = []
@@ -133,6 +138,11 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
         seen[identity] = run.directory
         result.append(Entry(label, run.errors))
     return result
+
+
+def file_name(config: Mapping[str, Any]) -> str:
+    """The table's, as it was named on whatever system."""
+    return PureWindowsPath(config["DATA"]).name
 
 
 def choice(runs: Sequence[Run]) -> str:
@@ -150,7 +160,8 @@ def choice(runs: Sequence[Run]) -> str:
         return ""
     best = min(by_label[first], key=lambda run: run.validation)
     rest = ", ".join(f"{label} {means[label]:.4g}" for label in others)
-    return f"lowest validation error: {first} {means[first]:.4g} ({rest}); the run to use is {best.directory.name}"
+    answer = f". On test tasks: {best.verdict}" if best.verdict else ""
+    return f"lowest validation error: {first} {means[first]:.4g} ({rest}); the run to use is {best.directory.name}{answer}"
 
 
 def yardstick_entries(runs: Sequence[Run]) -> list[Entry]:
@@ -166,7 +177,7 @@ def yardstick_entries(runs: Sequence[Run]) -> list[Entry]:
 # ---- statistics
 
 
-def compare_entries(found: Sequence[Entry]) -> Comparison:
+def compare_entries(found: Sequence[Entry], subjects: bool = False) -> Comparison:
     """Group entries by label and compare every group with the first, at the K that all have.
 
     A group that takes fewer gradients than another keeps the errors of its last. Raises `RunError` where no K is common.
@@ -185,21 +196,21 @@ def compare_entries(found: Sequence[Entry]) -> Comparison:
     errors = {shots: {label: of(label, shots) for label in labels} for shots in common}
     rows = []
     for shots, groups in errors.items():
-        results = {label: statistics(values, groups[labels[0]]) for label, values in groups.items()}
+        results = {label: statistics(values, groups[labels[0]], subjects) for label, values in groups.items()}
         for gradients in range(last + 1):
             for label, values in groups.items():
                 numbers = {name: float(array[gradients]) for name, array in results[label].items()}
                 if label == labels[0]:
                     numbers |= {"difference": math.nan, "difference_ci": math.nan}
                 rows.append(Row(label, shots, gradients, values.shape[0], values.shape[1], **numbers))
-    return Comparison(errors, rows, taken)
+    return Comparison(errors, rows, taken, subjects=subjects)
 
 
-def statistics(values: np.ndarray, first: np.ndarray) -> dict[str, np.ndarray]:
+def statistics(values: np.ndarray, first: np.ndarray, subjects: bool = False) -> dict[str, np.ndarray]:
     """The numbers of a `Row` at every number of gradients, [S+1] each, from errors [R, T, S+1] of a group and the first."""
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
-        own, seeds = mean_and_interval(values.mean(0)), values.mean(1)  # seeds: [R, S+1]
-        paired = mean_and_interval(values.mean(0) - first.mean(0))
+        own, seeds = mean_and_interval(values.mean(0), subjects), values.mean(1)  # seeds: [R, S+1]
+        paired = mean_and_interval(values.mean(0) - first.mean(0), subjects)
         over_seeds = np.full(values.shape[2], math.nan)
         if len(seeds) > 1:
             over_seeds = t_quantile(len(seeds) - 1) * seeds.std(0, ddof=1) / math.sqrt(len(seeds))
@@ -217,10 +228,14 @@ def t_quantile(degrees: int) -> float:
     return 1.959964 + 2.372272 / degrees + 2.822499 / degrees**2 + 2.555850 / degrees**3
 
 
-def mean_and_interval(errors: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean, 95% half-width (1.96 standard errors) and median over tasks: [T, S+1] -> [S+1] each."""
+def mean_and_interval(errors: np.ndarray, subjects: bool = False) -> dict[str, np.ndarray]:
+    """Mean, 95% half-width and median over tasks: [T, S+1] -> [S+1] each.
+
+    The half-width is 1.96 standard errors (Finn et al. 2017); of a table's `subjects`, which may be few, Student's t of them.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
-        spread = 1.96 * errors.std(0, ddof=1) / np.sqrt(len(errors))
+        quantile = t_quantile(len(errors) - 1) if subjects else 1.96
+        spread = quantile * errors.std(0, ddof=1) / np.sqrt(len(errors))
         return {"mse": errors.mean(0), "ci95": spread, "median": np.median(errors, 0)}
 
 

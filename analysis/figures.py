@@ -87,10 +87,8 @@ def error_against_gradients(results: Results, title: str, reference: Published |
             axis.plot(list(known), list(known.values()), "x", color=BLACK, ms=8, mew=1.8, label="Finn et al. 2017")
         axis.set(title=f"K = {shots}", xlabel="gradients taken on the support set")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.25, lw=0.5)
     axes[0, 0].set_ylabel("mean squared error on query points")
-    shared_legend(figure, axes)
-    figure.suptitle(title)
+    shared_legend(figure, axes, title)
     return figure
 
 
@@ -116,10 +114,8 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
         axis.set_xticks([], minor=True)
         axis.set_xlim(shots[0] / 1.25, shots[-1] * 1.25)
         axis.set(title=f"after {gradients(step)}", xlabel="support points K")
-        axis.grid(alpha=0.25, lw=0.5)
     axes[0, 0].set_ylabel("mean squared error on query points")
-    shared_legend(figure, axes)
-    figure.suptitle(title)
+    shared_legend(figure, axes, title)
     return figure
 
 
@@ -154,15 +150,13 @@ def sample_bundle(
             axis.plot(grid, truth[task], color=BLACK, lw=1.6, ls=(0, (4, 2)), label="true function")
         axis.plot(support_x[task], support_y[task], "o", color=BLACK, ms=6, mec="white", mew=1, label="support points")
         axis.set(title=panel_titles[task] if panel_titles else "", xlim=limits([grid], 0.0))
-        axis.grid(alpha=0.25, lw=0.5)
     low, high = limits(known, 0.0)
     reach = 0.6 * max(high - low, 0.5)
     axes[0, 0].set_ylim(limits([*known, curves], 0.06, low - reach, high + reach))
     name_axes(axes, axis_names)
-    shared_legend(figure, axes)
+    shared_legend(figure, axes, title)
     for handle in figure.legends[0].legend_handles:
         handle.set_alpha(1)  # type: ignore[union-attr]  # the lines are faint because they are many
-    figure.suptitle(title)
     return figure
 
 
@@ -182,7 +176,6 @@ def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, targ
     axis.set_yticks(range(len(order)), [names[place] for place in order])
     axis.set(xlabel=f"{target}: root mean squared error at K = {shots}", ylabel="subject", title=title, xlim=(0, None))
     axis.invert_yaxis()
-    axis.grid(alpha=0.25, lw=0.5)
     return figure
 
 
@@ -249,7 +242,7 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     errors = _judged_errors(arrays)
     params, last = arrays["test_params"], next(iter(errors.values())).shape[1] - 1
     final = {count: values[:, -1] for count, values in errors.items()}
-    means = {count: mean_and_interval(values) for count, values in errors.items()}
+    means = {count: mean_and_interval(values, "y_scale" in arrays) for count, values in errors.items()}
     train = {"iteration": arrays["train_iteration"], "query_mse": arrays["train_query_mse"]}
     validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
     about = f"{title}: {len(params)} test tasks after {gradients(last)}"

@@ -65,7 +65,7 @@ def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, own
     fine = (weights > 0) & np.isfinite(features).all(-1) & (np.abs(clean) < LARGEST) & (np.abs(measured) < LARGEST)
     tasks, rows = np.unique(owners, return_inverse=True)
     noise = np.average(measured[fine] ** 2 - clean[fine] ** 2, weights=weights[fine]) if fine.any() else 0.0
-    floor = 0.01 * np.median(features[fine], 0) + 1e-9 if fine.any() else np.ones(features.shape[-1])
+    floor = 0.1 * np.median(features[fine], 0) + 1e-9 if fine.any() else np.ones(features.shape[-1])
     logs = np.log(np.where(np.isfinite(features), features, 1) + floor)
     entry: dict[str, Any] = {"tasks": len(tasks), "noise": max(0.0, float(noise)), "floor": floor.tolist()}
     spread = logs[fine].std(0) + 1e-6 if fine.any() else floor

@@ -75,8 +75,7 @@ def subject_curves(
     grids = [task["grid"] for task in tasks.values()]
     axes[0, 0].set(xlim=limits(grids, 0.02), ylim=(min(low for low, _ in ends), max(high for _, high in ends)))
     name_axes(axes, axis_names)
-    shared_legend(figure, axes)
-    figure.suptitle(title)
+    shared_legend(figure, axes, title)
     return figure
 
 
@@ -100,7 +99,6 @@ def _draw(axis: Axes, task: Arrays, steps: int, x_range: tuple[float, float], le
         axis.plot(*task["asked"], "|", color=BLACK, ms=9, mew=1.2, label="asked for")
     ms, mew = (2, 0.2) if len(support_y) > 200 else (5, 0.7)
     axis.plot(task["support_x"], support_y, "o", color=VERMILION, ms=ms, mec="white", mew=mew, label="given points")
-    axis.grid(alpha=0.25, lw=0.5)
     return view
 
 
@@ -135,8 +133,5 @@ def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure
     right.set_title("width against error")
     for name in "xy":
         log_scale(right, name)
-    for axis in axes[0]:
-        axis.grid(alpha=0.25, lw=0.5)
-    shared_legend(figure, axes)
-    figure.suptitle(title)
+    shared_legend(figure, axes, title)
     return figure

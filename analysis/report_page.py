@@ -14,7 +14,7 @@ from html import escape
 from string import Template
 from typing import Any
 
-from analysis.comparison import Comparison, shown_steps
+from analysis.comparison import Comparison, file_name, shown_steps
 from analysis.text_tables import HEADER, comparison_cells, comparison_notes
 from dataset import Published
 from runtime.text import printable
@@ -32,6 +32,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid #ddd; vertical-align: top }
 .wide th, .wide td { white-space: nowrap }
 figure { margin: 1rem 0; break-inside: avoid }
+figcaption { font-size: .9rem; color: #555 }
 img { max-width: 100%; height: auto }
 pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .85rem }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } .wide { overflow: visible } table { font-size: 8pt } }
@@ -64,12 +65,27 @@ def _table(rows: Sequence[Sequence[Any]], kind: str = "wide") -> str:
     return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
+CAPTIONS = {  # of a figure, by its file's name
+    "training_curves": "Errors while training: of the meta-batches that were trained on, and on the validation tasks.",
+    "task_predictions": "Test tasks: the support points, and the curve before and after adapting to them.",
+    "performance": "How the errors of the test tasks are distributed, and how they depend on what a task is.",
+    "adaptive_learning": "The mean error on test tasks against the gradients taken; dashed: the best yardstick at that K.",
+    "subjects": "The error of each test subject.",
+    "samples": "Curves that the method samples for a test task: where they spread, the points leave the answer open.",
+    "intervals": "What intervals hold on test tasks against what they say (right on the diagonal), and width against error.",
+    "latent_space": "The latent codes of the test tasks before any gradient.",
+    "comparison_gradients": "The mean error on test tasks against the gradients taken, with 95% intervals over tasks.",
+    "comparison_shots": "The mean error on test tasks against the number of support points, with 95% intervals over tasks.",
+}
+
+
 def _pictures(figures: Mapping[str, bytes]) -> list[str]:
-    """The PNG files `figures`, by title, within the page."""
-    return [
-        f'<figure><img alt="{_text(name)}" src="data:image/png;base64,{base64.b64encode(data).decode()}"></figure>'
-        for name, data in figures.items()
-    ]
+    """The PNG files `figures`, by name, within the page."""
+    result = []
+    for name, data in figures.items():
+        caption, source = _text(CAPTIONS.get(name, name)), f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        result.append(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
+    return result
 
 
 def _number(value: Any, digits: int = 4) -> str:
@@ -144,12 +160,11 @@ def _question(config: Mapping[str, Any], data: Mapping[str, Any] | None, results
         return f"{config['NUM_TASKS']} training tasks, {results['num_tasks']} test tasks; {shots}."
     subject, *inputs, target, _ = data["columns"]
     counts = ", ".join(f"{count} for {split}" for split, count in data["subjects"].items())
-    source = config["DATA"].replace("\\", "/").rsplit("/", 1)[-1]
     chosen = "the first by " + inputs[0] if config["SUPPORT_FROM"] == "first" else "chosen at random"
     asked = f"Predict {target} from {', '.join(inputs)} for a {subject} that was never seen"
     known = f"of which a few points are known ({chosen})"
     subjects = f"{sum(data['subjects'].values())} subjects, {counts}"
-    return f"{asked}, {known}: {data['rows']} measurements in {source}, of {subjects}; {shots}."
+    return f"{asked}, {known}: {data['rows']} measurements in {file_name(config)}, of {subjects}; {shots}."
 
 
 def result_rows(results: Mapping[str, Any], method: str, reference: Published) -> list[list[str]]:
@@ -176,7 +191,8 @@ def result_rows(results: Mapping[str, Any], method: str, reference: Published) -
 
 def _notes(results: Mapping[str, Any], data: Mapping[str, Any] | None) -> list[str]:
     unit = " in standard deviations of the training subjects' target, squared" if data else ""
-    lines = [f"Mean squared errors{unit}, over {results['num_tasks']} test tasks, with 95% intervals over tasks."]
+    own = f" In own unit: the root of the last, in the unit of {data['columns'][-2]}." if data else ""
+    lines = [f"Mean squared errors{unit}, over {results['num_tasks']} test tasks, with 95% intervals over tasks.{own}"]
     left_out = {shots: found["left_out"] for shots, found in results["shots"].items() if found.get("left_out")}
     lines += [f"Left out for want of points: {count} at K = {shots}." for shots, count in left_out.items()]
     return lines + ([f"{results['diverged']} test tasks diverged."] if results["diverged"] else [])

@@ -133,10 +133,12 @@ def comparison_cells(comparison: Comparison) -> list[list[str]]:
 
 def comparison_notes(comparison: Comparison) -> list[str]:
     """What the table's numbers mean, a line each; the last one says which of several methods to use."""
+    counts = {row.shots: row.tasks for row in comparison.rows}
+    tasks = " / ".join(map(str, counts.values() if len({*counts.values()}) > 1 else [comparison.rows[0].tasks]))
     fewer = [f"{printable(label)} {count}" for label, count in comparison.taken.items() if count < comparison.last]
     return [
         *([f"Fewer gradients are taken by {', '.join(fewer)}: later rows repeat the last."] if fewer else []),
-        f"+- are 95% intervals: over {comparison.rows[0].tasks} test tasks (these trained networks), and over seeds.",
+        f"+- are 95% intervals: over {tasks} test tasks (these trained networks), and over seeds.",
         f"Differences to {printable(comparison.labels[0])} are taken task by task; in words where their interval excludes 0.",
         *([printable(comparison.choice)] if comparison.choice else []),
     ]

@@ -50,15 +50,18 @@ def residuals(experiment: Experiment, split: str, shots: int) -> Residuals:
     """What `calibrate` and `judge_intervals` ask for, of tasks of a split."""
     config, generator = experiment.config, experiment.generator
     # as many of both splits: VALIDATION_TASKS is chosen for speed
-    held_out = generator.held_out(split, min(TASKS, config.EVAL_TASKS), shots, config.EVAL_QUERY_SAMPLES)
+    held_out = generator.held_out(split, config.EVAL_TASKS, shots, config.EVAL_QUERY_SAMPLES)
     (support, query), owners = held_out.tasks, held_out.owners
     if owners is None:
+        support, query = (
+            Points(*(part[:TASKS, :most] for part in points)) for points, most in ((support, shots), (query, POINTS))
+        )
         owners = np.arange(len(query.x))
-        query = Points(*(part[:, :POINTS] for part in query))
     everywhere = np.concatenate([query.x, support.x], axis=1)
     path = predict(experiment.learner, support, everywhere, config.EVAL_STEPS)[0]
     path, at_support = np.split(path, [query.x.shape[1]], axis=2)
     y, last = query.y[..., 0], path[:, -1].astype(float)
+    last[np.isnan(last)] = np.inf  # a diverged task is one of those that are judged, unlike padding
     measured = generator.measured(y, stream(HELD_OUT_SEED, "measured", 2 * shots + (split == "test")))
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged task is a result, not a warning
         uncertain = spread(experiment.learner, support, query.x, config.EVAL_STEPS)

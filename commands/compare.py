@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def compare(args: argparse.Namespace) -> int:
 def compare_runs(directories: Sequence[Path], output: Path) -> None:
     """Print the comparison of finished runs, and write it into a new directory under `output`."""
     runs = [read_run(directory) for directory in directories]
-    comparison = compare_entries([*entries(runs), *yardstick_entries(runs)])._replace(choice=choice(runs))
+    found = [*entries(runs), *yardstick_entries(runs)]
+    comparison = compare_entries(found, bool(runs[0].data))._replace(choice=choice(runs))
     print_once(text_table(comparison))
     title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
     generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
@@ -55,6 +57,7 @@ def read_run(directory: Path) -> Run:
         method, tasks, data = str(metrics["method"]), str(report["tasks"]), dict(report.get("data", {}))
         num_tasks = int(metrics["evaluation"]["num_tasks"]) if data else config["EVAL_TASKS"]
         last = [record["mse"][-1] for record in metrics.get("validation", [])]
+        verdict = str(metrics["evaluation"].get("verdict", ""))
         validation = min((float(error) for error in last if error is not None), default=math.nan)
         wanted = {int(shots): len(result["mse"]) for shots, result in metrics["evaluation"]["shots"].items()}
     except ConfigError as error:
@@ -62,7 +65,7 @@ def read_run(directory: Path) -> Run:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{directory} has a damaged record (got {type(error).__name__}; expected that of a run)") from None
     params, errors, yardsticks = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
-    return Run(directory, method, tasks, config, params, errors, data, validation, yardsticks)
+    return Run(directory, method, tasks, config, params, errors, data, validation, yardsticks, verdict)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -106,9 +109,10 @@ def draw(comparison: Comparison, title: str, reference: Published | None = None)
     """The two figures, by file name; `reference` holds published means to mark."""
     from analysis.figures import error_against_gradients, error_against_shots  # takes half a second: for those who draw
 
+    interval = partial(mean_and_interval, subjects=comparison.subjects)
     with np.errstate(over="ignore", invalid="ignore"):
         results = {
-            shots: {label: mean_and_interval(values.mean(0)) | {"seeds": values.mean(1)} for label, values in groups.items()}
+            shots: {label: interval(values.mean(0)) | {"seeds": values.mean(1)} for label, values in groups.items()}
             for shots, groups in comparison.errors.items()
         }
     steps = sorted({min(1, comparison.last), comparison.last})

@@ -104,7 +104,7 @@ def judge(experiment: Experiment) -> tuple[dict[str, Any], dict[str, np.ndarray]
         held_out = experiment.held_out("test", count)
         found, judged = held_out_errors(experiment.learner, held_out, config.EVAL_STEPS), held_out.judged
         arrays |= {"test_params": held_out.params, f"test_errors_{count}_shot": found}
-        result: dict[str, Any] = dict(mean_and_interval(found[judged]))
+        result: dict[str, Any] = dict(mean_and_interval(found[judged], held_out.owners is not None))
         shots[str(count)] = result
         if y_scale is not None:
             result["rmse"] = y_scale * np.sqrt(result["mse"])
@@ -133,7 +133,8 @@ def add_yardsticks(experiment: Experiment, shots: int, evaluation: dict[str, Any
     for count in counts:
         judged = held_out[count].judged
         for name, found in errors.items():
-            result = {key: value.item() for key, value in mean_and_interval(found[count][judged, None]).items()}
+            summary = mean_and_interval(found[count][judged, None], held_out[count].owners is not None)
+            result = {key: value.item() for key, value in summary.items()}
             rmse = {} if generator.y_scale is None else {"rmse": scale * np.sqrt(result["mse"])}
             evaluation["yardsticks"][name][str(count)] = result | rmse
         arrays[f"yardstick_errors_{count}_shot"] = np.stack([found[count] for found in errors.values()])

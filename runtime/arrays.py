@@ -49,7 +49,7 @@ def as_numbers(values: Any, name: str) -> Array:
         others = [item for item in array.ravel().tolist() if not isinstance(item, Real)] if array.dtype.kind == "O" else []
         if array.dtype.kind in "iufO" and not others:
             return np.ma.filled(array.astype(float), np.nan)
-        got = type(others[0]).__name__ if others else str(array.dtype)
+        got = type(others[0]).__name__ if others else "text" if array.dtype.kind in "US" else str(array.dtype)
     except (ValueError, TypeError, OverflowError) as error:
         got = " ".join(str(error).split())[:100]
     raise InputError(f"{name} is no array of numbers (got {got}; expected integers or floats)")

@@ -34,6 +34,7 @@ MARKED = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BO
 BINARY = {b"PK\3\4": "an .xlsx, .ods or other archive", b"\xd0\xcf\x11\xe0": "an .xls workbook", b"\x1f\x8b": "a gzip archive"}
 
 NUMBER = re.compile(r"[+-]?(?=[.,]?\d)(?:\d{1,3}(?:[ ']\d{3})+|\d*)(?:([.,])\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
+DATE = re.compile(r"\d{1,4}([-/.])\d{1,2}\1\d", re.ASCII)
 ONE_GROUP = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # three decimals, or a mark between thousands
 COMMA_IN_NUMBER = re.compile(r"\d,\d+(?:[eE][+-]?\d+)?\s*(?:,|$)", re.ASCII)  # it may be one
 SPACES = " \u00a0\u2002\u2003\u2007\u2008\u2009\u202f"
@@ -160,7 +161,7 @@ def _opened(path: Path, encoding: str | None = None) -> Iterator[IO[Any]]:
     """The open file, bytes without an encoding; what goes wrong with it is a `RunError`."""
     try:
         if not path.is_file():
-            raise RunError(f"no such file (got {path}; expected a CSV file)")
+            raise RunError(f"no such file (got {path}{', a folder' * path.is_dir()}; expected a CSV file)")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise RunError(f"{path} is too long (got {size} bytes; expected at most {MAX_BYTES})")
         with open(path, "r" if encoding else "rb", encoding=encoding) as file:
@@ -242,7 +243,8 @@ class Rows:
             except ValueError:
                 wrong = [cell for cell in cells if not NUMBER.fullmatch(cell.translate(PLAIN))]
             if wrong:
-                self._refuse(name, wrong[0], f"a finite number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}")
+                date = ", such as the days since the first date" * bool(DATE.match(wrong[0]))
+                self._refuse(name, wrong[0], f"a finite number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}{date}")
             if name in missing:
                 values[[text in MISSING for text in self.text[name]], column] = np.nan
         return values

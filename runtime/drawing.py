@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import LogFormatterSciNotation
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogFormatterSciNotation
 
 from runtime.text import escaped, printable
 
@@ -125,6 +125,11 @@ def show_plainly(figure: Figure) -> None:
         for text in (axes.title, axes.xaxis.label, *axes.texts):
             _show_plainly(text, 0.85 * width / columns)  # the rest is for numbers along the axes
         _show_plainly(axes.yaxis.label, 0.85 * height / rows)
+        if isinstance(axes.yaxis.get_major_formatter(), (FixedFormatter, FuncFormatter)):  # names, not numbers
+            names = axes.yaxis.get_majorticklabels()
+            for text in names:
+                _show_plainly(text, 0.4 * width / columns)
+            axes.yaxis.set_ticklabels([text.get_text() for text in names])
     for legend in [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]:
         for text in legend.get_texts():
             _show_plainly(text, width - 50)  # beside the sample of the curve

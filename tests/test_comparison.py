@@ -234,6 +234,8 @@ def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged
     errors = {"MAML": math.nan, "LEO": 0.2, "CAVIA": 0.3}
     measured = [run._replace(validation=error) for run, error in zip(runs, errors.values(), strict=True)]
     assert choice(measured) == "lowest validation error: LEO 0.2 (CAVIA 0.3, MAML nan); the run to use is leo"
+    told = [run._replace(verdict=f"answer of {run.method}") for run in measured]
+    assert choice(told).endswith("; the run to use is leo. On test tasks: answer of leo")
     assert choice(measured[:1]) == choice([run._replace(validation=math.nan) for run in runs]) == ""
 
 
@@ -323,6 +325,16 @@ def test_the_first_group_is_not_compared_with_itself(comparison: Comparison) -> 
 )
 def test_the_words_say_whether_the_interval_excludes_zero(difference: float, half: float, verdict: str) -> None:
     assert Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).verdict == verdict
+
+
+def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_its_number_of_them() -> None:
+    found = [Entry(name, {5: errors_of(seed)[5], 10: errors_of(seed)[10][:5]}) for seed, name in enumerate("ab")]
+    subjects = compare_entries(found, subjects=True)
+    for shots, count, quantile in ((5, TASKS, t_quantile(TASKS - 1)), (10, 5, 2.776)):
+        (one,) = [one for one in subjects.rows if (one.group, one.shots, one.gradients) == ("a", shots, 1)]
+        assert_allclose(one.ci_tasks, quantile * found[0].errors[shots][:, 1].std(ddof=1) / np.sqrt(count))
+    assert f"over {TASKS} / 5 test tasks" in text_table(subjects)
+    assert f"over {TASKS} test tasks" in text_table(compare_entries([Entry(name, errors_of(0)) for name in "ab"]))
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1e308])

@@ -253,7 +253,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "an empty cell": (b"x,y\n1,2\n,3\n", "line 3, column 'x' can't be used (got ''"),
     "questions alone": (b"x,y\n1,\n2,NA\n", "line 2, column 'y' can't be used (got no number in any row of the file"),
     "a unit": (b"x,y\n1,2 kg\n", "line 2, column 'y' can't be used (got '2 kg'"),
-    "a date": (b"x,y\n2024-05-03,2\n", "line 2, column 'x' can't be used (got '2024-05-03'"),
+    "a date": (b"x,y\n2024-05-03,2\n", "such as the days since the first date"),
     "spaces at other places than thousands": (b"x,y\n1,12 34\n", "line 2, column 'y' can't be used (got '12 34'"),
     "two numbers in two lines of a cell": (b'x,y\n1,2\n3,"4\n5"\n', r"got '4\n5'"),
     "a cell too few": (b"x,y\n1,2\n3\n", "line 3 can't be used from column 2 on (got 1 columns; expected 2"),
@@ -315,7 +315,7 @@ def test_a_missing_file_is_refused(file: Path) -> None:
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:
-    assert "no such file" in refusal(tmp_path)
+    assert f"no such file (got {tmp_path}, a folder;" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "/dev/null"])

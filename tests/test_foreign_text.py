@@ -19,9 +19,10 @@ from hostile import NAMES
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from analysis.comparison import Comparison, Entry, compare_entries
-from analysis.figures import error_against_gradients, error_against_shots, sample_bundle
+from analysis.figures import error_against_gradients, error_against_shots, errors_by_subject, sample_bundle
 from analysis.prediction_figures import prediction_curves, subject_curves
 from analysis.text_tables import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
@@ -42,10 +43,15 @@ def numbers(*shape: int) -> np.ndarray:
 
 
 def texts(figure: Figure) -> list[Text]:
-    """All text of a figure but the numbers along its axes."""
+    """All text of a figure but the numbers along its axes; names along them are among it."""
     found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     for axes in figure.axes:
         found += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        found += (
+            []
+            if isinstance(axes.yaxis.get_major_formatter(), (ScalarFormatter, LogFormatter))
+            else axes.yaxis.get_majorticklabels()
+        )
     return [text for text in found if text.get_text()]
 
 
@@ -179,6 +185,7 @@ FIGURES: dict[str, Callable[[list[str]], Figure]] = {
     "prediction_curves": of_prediction,
     "subject_curves": of_subjects,
     "sample_bundle": of_samples,
+    "errors_by_subject": lambda names: errors_by_subject(names, numbers(len(names)), 5, names[0], names[1]),
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
+import commands.calibrate as calibrate_module
 import main
 from analysis.figures import run_figures
 from analysis.intervals import (
@@ -32,7 +33,8 @@ from analysis.intervals import (
 from config import Config
 from dataset import Points, SinusoidalTaskGenerator, stream
 from evaluation import spread
-from registry import METHODS
+from experiment import Experiment
+from registry import METHODS, TASKS, defaults
 from regressor import FewShotRegressor
 from runtime.storage import read_checkpoint
 from tests.test_tables import toy_rows, write
@@ -222,6 +224,26 @@ def runs(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Path:
             words = [word for text in (*settings, "COMPILE=never") for word in ("--set", text)]
             assert main.main(["--method", method, *tasks, "--name", "a", "--output", str(output), *words]) == 0
     return output
+
+
+def test_intervals_are_judged_on_the_first_test_tasks_and_a_diverged_one_is_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config.resolve(
+        defaults("maml", "sinusoid"), {"EVAL_TASKS": 8, "EVAL_STEPS": 2, "HIDDEN_DIM": 6, "COMPILE": "never"}
+    )
+    experiment = Experiment("maml", METHODS["maml"], "sinusoid", TASKS["sinusoid"](config), config)
+
+    def predictions(learner: Any, support: Points, x: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        found = np.zeros((len(x), steps + 1, x.shape[1]), np.float32)
+        found[2] = np.nan
+        return found, np.zeros((len(x), 0))
+
+    monkeypatch.setattr(calibrate_module, "TASKS", 5)
+    monkeypatch.setattr(calibrate_module, "predict", predictions)
+    _, clean, measured, owners = calibrate_module.residuals(experiment, "test", 10)
+    y = experiment.held_out("test", 10).tasks.query.y[:5, : clean.shape[1], 0]
+    experiment.close()
+    assert np.isinf(clean[2]).all() and np.isinf(measured[2]).all() and (task_weights(measured, owners).sum(1) > 0.99).all()
+    assert_array_equal(np.delete(clean, 2, 0), np.delete(y, 2, 0))
 
 
 @pytest.mark.parametrize("name", ["MAML_Sinusoidal_a", "R2D2_Table_a"])

@@ -110,7 +110,7 @@ WRONG: dict[str, tuple[Callable[[FewShotRegressor], Any], str]] = {
     "NaN": (lambda m: m.fit(X, [1, 2, np.nan, 4, 5]), "y can't be used (got nan in row 2"),
     "infinity": (lambda m: m.fit(X, Y).predict([1, -np.inf]), "x can't be used (got -inf in row 1"),
     "a masked number": (lambda m: m.fit(np.ma.masked_array(X, [0, 0, 0, 1, 0]), Y), "got nan in row 3"),
-    "words": (lambda m: m.fit(["1", "2", "3", "4", "5"], Y), "no array of numbers (got <U1"),
+    "words": (lambda m: m.fit(["1", "2", "3", "4", "5"], Y), "no array of numbers (got text"),
     "a word in a column": (lambda m: m.fit(Column([1, 2, "x", 4, 5], object), Y), "got str"),
     "a missing value": (lambda m: m.fit([1, None, 3, 4, 5], Y), "got NoneType"),
     "booleans": (lambda m: m.fit(np.array(X) > 6, Y), "got bool"),
@@ -125,6 +125,8 @@ WRONG: dict[str, tuple[Callable[[FewShotRegressor], Any], str]] = {
     "a number out of reach": (lambda m: m.fit([1e300, 1, 2, 3, 4], Y), "got 1e+300 in row 0"),
     "samples of a method without randomness": (lambda m: m.fit(X, Y).predict(AT, return_std=True), "no randomness"),
     "no samples at all": (lambda m: model_of("leo").fit(X, Y).sample(AT, 0), "num_samples can't be used (got 0"),
+    "samples of a seed below zero": (lambda m: model_of("leo").fit(X, Y).sample(AT, seed=-1), "seed can't be used (got -1"),
+    "samples of half a seed": (lambda m: model_of("leo").fit(X, Y).sample(AT, seed=1.5), "seed can't be used (got 1.5"),  # type: ignore[arg-type]
     "intervals without a calibration": (lambda m: m.fit(X, Y).predict_interval(AT), "no calibrated intervals"),
     "a coverage of 90": (lambda m: m.fit(X, Y).predict_interval(AT, 90), "got 90; expected a share"),
     "a coverage of 1": (lambda m: m.fit(X, Y).predict_interval(AT, 1.0), "got 1.0; expected a share"),

@@ -57,7 +57,7 @@ def table_report() -> dict[str, Any]:
 @pytest.mark.parametrize("record", [report(), table_report()], ids=["formula", "table"])
 def test_foreign_text_is_shown_as_text(record: dict[str, Any]) -> None:
     page = Page(run_page(record, HOSTILE, {}, {"COLUMNS": ([HOSTILE], [])}, {HOSTILE: PNG}))
-    allowed = "html head meta title style body h1 h2 p div table thead tbody tr th td figure img pre"
+    allowed = "html head meta title style body h1 h2 p div table thead tbody tr th td figure figcaption img pre"
     assert {tag for tag, _ in page.tags} <= set(allowed.split())
     assert page.text.count("<script>alert(1)</script>&amp;") >= 4 and "\x1b" not in page.text
 

@@ -166,7 +166,26 @@ def test_errors_of_a_ragged_split_are_means_over_points_then_draws(toy: Path) ->
         assert_allclose(found[place], np.average(rows[own], axis=0, weights=points[own]), rtol=1e-12)
 
 
+def test_predictions_that_are_nan_are_infinite_errors_and_padding_is_none(toy: Path) -> None:
+    learner = MAML.from_config(Config(HIDDEN_DIM=8), stream(0, "weights"))
+    torch.nn.init.constant_(learner.theta, torch.nan)
+    held_out = generator_of(toy, "random", 4).held_out("test", 0, 8, 0)
+    found = held_out_errors(learner, held_out, 2)
+    assert np.isinf(found[held_out.judged]).all() and np.isnan(found[~held_out.judged]).all()
+
+
 # ---- splits and scales
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_two_subjects_of_each_split_have_points_for_every_default_k(tmp_path: Path, split: str) -> None:
+    counts = dict.fromkeys(SPLITS, (20, 20, 20)) | {split: (3, 20)}
+    sizes = [(name, count) for name, some in counts.items() for count in some]
+    rows = [[f"s{place}", str(x), str(x * place), name] for place, (name, count) in enumerate(sizes) for x in range(count)]
+    generator = generator_of(write(tmp_path / "t.csv", rows))
+    for shots in (most := generator.defaults()["EVAL_SHOTS"]):
+        assert all(len(generator.split(name, 0, 0, shots)) >= 2 for name in SPLITS)
+    assert max(most) == 2
 
 
 def test_no_test_subject_takes_part_in_scaling_or_training(tmp_path: Path) -> None:
@@ -483,9 +502,10 @@ def test_runs_on_other_tables_or_splits_are_not_compared(tmp_path: Path, toy: Pa
     toy.unlink()
     capsys.readouterr()
     assert main.main(["--compare", str(first), str(same), "--output", str(tmp_path / "c")]) == 0
-    for run, reason in ((split, "(got splits="), (table, "(got points=")):
+    for run, reason in ((split, ["(got splits="]), (table, ["(got points=", " of other.csv", " of toy.csv"])):
         assert main.main(["--compare", str(first), str(run), "--output", str(tmp_path / "d")]) == 2
-        assert reason in capsys.readouterr().err
+        found = capsys.readouterr().err
+        assert all(part in found for part in reason)
     assert not (tmp_path / "d").exists()
 
 

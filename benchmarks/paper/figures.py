@@ -114,7 +114,6 @@ def error_panels(panels: Mapping[str, Mapping[str, Curve]], x: np.ndarray, xlabe
             axis.fill_between(x, low, mean + half, where=finite.tolist(), color=style["color"], alpha=0.12, lw=0)
             axis.plot(x, mean, label=label, **style)
         axis.set(title=title, xlabel=xlabel, yscale="log")
-        axis.grid(alpha=0.25, lw=0.5)
     axes[0].set(ylabel="mean squared error on query points", ylim=(lowest / 2, highest * 2))
     return figure, axes
 
@@ -169,7 +168,6 @@ def _first_frame(
         moving.append((axis, label, path, axis.plot(grid, path[0], color=BLUE, lw=2, label="the network now")[0]))
         axis.plot(support_x, support_y, "o", color=VERMILION, ms=6, mec="white", mew=0.8, label="support points")
         axis.set(xlabel="input x", xlim=(grid[0], grid[-1]))
-        axis.grid(alpha=0.25, lw=0.5)
     axes[0, 0].set_ylabel("output y")
     low, high = float(min(truth.min(), support_y.min())), float(max(truth.max(), support_y.max()))
     reach = 0.35 * max(high - low, 0.5)

@@ -141,7 +141,6 @@ def figure(means: dict[str, dict[str, float]]) -> Figure:
         ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_xticks([], minor=True)
-        axis.grid(alpha=0.25, lw=0.5)
     axes[0, 0].set_yticks(range(len(names)), names)
     shared_legend(made, axes)
     return made
