@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -120,21 +121,24 @@ HEADER = ("K", "gradients", "method", "mean squared error", "seeds", "over seeds
 
 
 def comparison_cells(comparison: Comparison) -> list[list[str]]:
-    """The rows of a comparison's table under `HEADER`, after 0, 1, 5 and the last gradient."""
+    """The rows of a comparison's table under `HEADER`, after 0, 1, 5 and the last gradient, where these make a difference."""
     result = []
     for row in comparison.rows:
         error, over_seeds = f"{row.mean:.4g} +- {row.ci_tasks:.2g}", f"+- {row.ci_seeds:.2g}" if row.seeds > 1 else ""
         difference = f"{row.difference:.3g} +- {row.difference_ci:.2g}" if row.group != comparison.labels[0] else ""
         where = [str(row.shots), str(row.gradients), printable(row.group)]
         result.append([*where, error, str(row.seeds), over_seeds, difference, row.verdict])
+    errors = [values for groups in comparison.errors.values() for values in groups.values()]
     steps = shown_steps(comparison.last)
+    pairs = itertools.pairwise(steps)
+    same = [all(np.array_equal(one[..., a], one[..., b], equal_nan=True) for one in errors) for a, b in pairs]
+    steps = [step for step, repeated in zip(steps, [*same, False], strict=True) if not repeated]
     return [line for line, row in zip(result, comparison.rows, strict=True) if row.gradients in steps]
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
     """What the table's numbers mean, a line each; the last one says which of several methods to use."""
-    counts = {row.shots: row.tasks for row in comparison.rows}
-    tasks = " / ".join(map(str, counts.values() if len({*counts.values()}) > 1 else [comparison.rows[0].tasks]))
+    tasks = " or ".join(dict.fromkeys(str(row.tasks) for row in comparison.rows))
     fewer = [f"{printable(label)} {count}" for label, count in comparison.taken.items() if count < comparison.last]
     return [
         *([f"Fewer gradients are taken by {', '.join(fewer)}: later rows repeat the last."] if fewer else []),
