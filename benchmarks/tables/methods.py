@@ -126,10 +126,14 @@ def geometric_means(means: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def figure(means: dict[str, dict[str, float]]) -> Figure:
     """Each entry's error relative to the best yardstick of the table, a panel for each table, the best one overall on top."""
-    made, axes = figure_grid(1, len(means), 3.6 * len(means), 4.2, sharey=True)
+    columns = len(means) if len(means) <= 4 else -(-len(means) // 2)
+    rows = -(-len(means) // columns)
+    made, axes = figure_grid(rows, columns, 3.6 * columns, 4.2 * rows, sharey=True)
     overall = geometric_means(means)
     names = sorted(overall, key=overall.__getitem__, reverse=True)
-    for axis, (title, one) in zip(axes[0], means.items(), strict=True):
+    for axis in axes.flat[len(means) :]:
+        axis.set_visible(False)
+    for axis, (title, one) in zip(axes.flat, means.items(), strict=False):
         best = min(value for name, value in one.items() if name.lower() not in METHODS and name != "chosen by validation")
         for place, name in enumerate(names):
             ratio = one[name] / best
@@ -155,14 +159,17 @@ def command(args: argparse.Namespace) -> str:
 
 
 def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
-    lines, all_means = [], {}
+    lines, groups = [], dict[str, dict[str, dict[str, float]]]()
     for forecast in (False, True) if args.forecast else (False,):
+        means = groups["forecast" if forecast else "random support points"] = {}
         for source in sources:
             found = {one: [result(source, one, split, forecast, args) for split in args.splits] for one in args.methods}
             title = source.name + (", forecast" if forecast else "")
-            part, all_means[title] = block(source._replace(name=title), found)
+            part, means[title] = block(source._replace(name=title), found)
             lines += part
-    rows = [[name, number(mean)] for name, mean in sorted(geometric_means(all_means).items(), key=lambda item: item[1])]
+    overall = {protocol: geometric_means(means) for protocol, means in groups.items()}
+    order = sorted(overall["random support points"].items(), key=lambda item: item[1])
+    rows = [[name, *(number(one[name]) for one in overall.values())] for name, _ in order]
     head = [
         "# Tables: methods and yardsticks on the same draws",
         "",
@@ -172,18 +179,21 @@ def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
         "default settings. Errors are mean squared errors on all remaining points of the test subjects, in squared standard",
         "deviations of the training subjects' target. Chosen by validation: of each split, the method with the lowest",
         "validation error. In the figure an arrow stands for more than 50 times the error of the best yardstick.",
+        *(["Forecast: the support points are the first of each subject."] if args.forecast else []),
         "",
         f"Machine: {machine_line(machine('cpu'))}.",
         "",
         "## Geometric mean over tables",
         "",
-        table(["", "mean squared error"], rows),
+        table(["mean squared error", *overall], rows),
         "",
     ]
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "results").mkdir(exist_ok=True)
     (args.output / "TABLES.md").write_text("\n".join([*head, *lines]).rstrip() + "\n", encoding="utf-8")
-    figure(all_means).savefig(args.output / "results" / "tables.png", dpi=130)
+    figure({title: one for means in groups.values() for title, one in means.items()}).savefig(
+        args.output / "results" / "tables.png", dpi=130
+    )
     print(f"written: {args.output / 'TABLES.md'}")
 
 
