@@ -309,7 +309,8 @@ def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: P
     run = min((name for name in lowest if name.startswith(best)), key=lowest.__getitem__)
     (found,) = chosen.glob("Comparison_*/comparison.md")
     assert f"lowest validation error: {best} {means[best]:.4g}" in found.read_text()
-    assert found.read_text().rstrip().endswith(run)
+    verdict = json.loads((chosen / run / "metrics.json").read_text())["evaluation"]["verdict"]
+    assert found.read_text().rstrip().endswith(f"the run to use is {run}. On test tasks: {verdict}")
     page = found.with_name("report.html").read_text()
     assert 0 < page.index("lowest validation error") < page.index("over seeds") and page.count("lowest validation error") == 1
 
