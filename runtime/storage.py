@@ -160,26 +160,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def new_directory(output: Path, stem: str, name: str | None = None) -> Path:
     """Make the directory STEM_NAME or STEM_TIMESTAMP under `output`, never an existing one. Raises `RunError`."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = [stamp, *(f"{stamp}-{number}" for number in range(2, 1001))] if name is None else [name]
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            directory = output / f"{stem}_{name}"
-            directory.mkdir()
-            return directory
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        for suffix in range(1000):  # mkdir either makes the directory or tells that another run has it
-            directory = output / (f"{stem}_{stamp}" + (f"-{suffix + 1}" if suffix else ""))
-            try:
+        for directory in (output / f"{stem}_{each}" for each in names):
+            with contextlib.suppress(FileExistsError):  # mkdir either makes the directory or tells that another run has it
                 directory.mkdir()
                 return directory
-            except FileExistsError:
-                continue
     except OSError as error:
-        if name is not None and (output / f"{stem}_{name}").exists():
-            raise RunError(f"{output / f'{stem}_{name}'} exists (got --name {name}; expected a new name)") from None
-        raise RunError(
-            f"the run directory can't be made in {output} (got {error.strerror}; expected a writable folder)", 1
-        ) from None
+        got = f"got {error.strerror}; expected a writable folder"
+        raise RunError(f"the run directory can't be made in {output} ({got})", 1) from None
+    if name is not None:
+        raise RunError(f"{directory} exists (got --name {name}; expected a new name)")
     raise RunError(f"no free name for the run (got {stamp}; expected fewer than 1000 starts a second)", 1)
 
 
