@@ -204,7 +204,9 @@ class ExperimentManager:
         """Show a matplotlib figure in TensorBoard only, where a small picture does."""
 
         def show() -> None:
-            pixels = _pixels(figure_bytes(figure, "png", LOGGED_DPI))
+            from matplotlib.image import imread
+
+            pixels = imread(io.BytesIO(figure_bytes(figure, "png", LOGGED_DPI)))[..., :3]
             self._write("add_image", f"figures/{name}", pixels, iteration, dataformats="HWC")
 
         if self._writer is not None:
@@ -292,9 +294,3 @@ def _ignore_writer_errors(failure: Any) -> None:
     """Keep quiet about errors of TensorBoard's thread: they are raised again at the next entry, and become a warning."""
     if not type(failure.thread).__module__.startswith("tensorboard"):
         threading.__excepthook__(failure)
-
-
-def _pixels(png: bytes) -> np.ndarray:
-    from matplotlib.image import imread
-
-    return (imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)
