@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dataset import Points, Task
 from learner import MetaLearner, mse
-from runtime.compilation import compiled, has_compiler, same_place
+from runtime.compilation import Compiled, has_compiler
 from runtime.compiler_cache import load_derivatives
 from runtime.parallel import FEWEST, SMALL_WORK, Helpers, available_cores, groups, parts_of, tasks_at_once
 from runtime.processes import peer_errors, world
@@ -88,8 +88,9 @@ class MetaStep:
         self.names = ["meta_loss", "query_mse", *self._diagnostic_names(), "grad_norm"]
         self.metrics = torch.zeros(len(self.names), device=self.device)
         self.lr = torch.zeros((), device=self.device)
-        # a CUDA graph is recorded only where all that it changes stays in its place
-        same_place(self.flat, *self._adam_state(), *self.averages.values(), self.finite, self.metrics, self.lr)
+        for tensor in (self.flat, *self._adam_state(), *self.averages.values(), self.finite, self.metrics, self.lr):
+            # a CUDA graph is recorded only where all that it changes stays in its place
+            torch._dynamo.mark_static_address(tensor, guard=False)
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
@@ -220,11 +221,11 @@ class MetaStep:
         self.finite.fill_(False)  # such a step computes everything and changes nothing
         try:
             if self._single:
-                rehearse = self._step = compiled(self._whole_step, self.device)
+                rehearse = self._step = Compiled(self._whole_step, self.device)
             else:
                 rehearse, self._step = self._rehearse, self._split_step
-                self._gradient_of_group = compiled(self._gradient, self.device)
-                self._update_by = compiled(self._update, self.device)
+                self._gradient_of_group = Compiled(self._gradient, self.device)
+                self._update_by = Compiled(self._update, self.device)
             with torch.no_grad():
                 for _ in range(3 if self.device.type == "cuda" else 1):  # CUDA: compile, record a graph, replay it
                     rehearse(meta_batch)

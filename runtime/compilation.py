@@ -48,25 +48,12 @@ def _compiler() -> str:
     return os.environ.get("CXX") or "g++"
 
 
-def compiled(method: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """The bound `method`, compiled into one graph at its first call; later calls must have the same shapes.
+class Compiled:
+    """A bound method, compiled into one graph at its first call; later calls must have the same shapes.
 
-    What it reads of its object has to be the same tensors in every call.
-    """
-    return _Graph(method, device)
-
-
-def same_place(*tensors: Tensor) -> None:
-    """Promise the compiler that these tensors stay where they are in memory, so that a CUDA graph may change them."""
-    for tensor in tensors:
-        torch._dynamo.mark_static_address(tensor, guard=False)
-
-
-class _Graph:
-    """A compiled method that is called without its Python: a tenth to a sixth of a small step.
-
-    The first call goes through `torch.compile`, and tells which inputs of the graph are arguments; all others are
-    tensors of the object, the same for good. So later calls need no guards and no bytecode, only the graph.
+    What it reads of its object has to be the same tensors in every call. The first call goes through `torch.compile`, and
+    tells which inputs of the graph are arguments; all others are tensors of the object. So later calls need no guards and no
+    bytecode, only the graph: a tenth to a sixth of a small step.
     """
 
     def __init__(self, method: Callable[..., Tensor], device: torch.device):

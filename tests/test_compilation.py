@@ -15,7 +15,7 @@ from test_trainer import make
 
 from experiment import Experiment
 from runtime import compiler_cache
-from runtime.compilation import compiled
+from runtime.compilation import Compiled
 from runtime.compiler_cache import FOLDER, check_library, load_derivatives, one_line, sound_compiler, usual_folder, with_cache
 
 HOSTILE = 'my project\'s "über" $x'
@@ -248,7 +248,7 @@ def compile_curve():
     x = torch.linspace(-1, 1, 400).reshape(10, 40)
 
     def action():
-        step = compiled(curve.step, torch.device("cpu"))
+        step = Compiled(curve.step, torch.device("cpu"))
         results[:] = [step(x), step(x)]
 
     reason = with_cache(action)

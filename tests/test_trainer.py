@@ -276,7 +276,7 @@ def placed_and_changed(trainer):
         return lambda module, examples: aot_module_simplified(module, examples, fw_compiler=see)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runtime.compilation._Graph._backend", backend)
+        patch.setattr("runtime.compilation.Compiled._backend", backend)
         assert trainer.prepare().startswith("compiled")
     names = {id(value): name for name, value in (vars(trainer.step) | trainer.step.averages).items()}
     inputs, tokens = [names.get(id(value)) for value in trainer.step._step.inputs], len(found[0].tokens)
