@@ -65,14 +65,14 @@ def _table(rows: Sequence[Sequence[Any]], kind: str = "wide") -> str:
     return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-CAPTIONS = {  # of a figure, by its file's name
-    "training_curves": "Errors while training: of the meta-batches that were trained on, and on the validation tasks.",
+CAPTIONS = {  # of a figure, by its file's name, in the order of a page
     "task_predictions": "Test tasks: the support points, and the curve before and after adapting to them.",
-    "performance": "How the errors of the test tasks are distributed, and how they depend on what a task is.",
-    "adaptive_learning": "The mean error on test tasks against the gradients taken; dashed: the best yardstick at that K.",
     "subjects": "The error of each test subject.",
-    "samples": "Curves that the method samples for a test task: where they spread, the points leave the answer open.",
+    "adaptive_learning": "The mean error on test tasks against the gradients taken; dashed: the best yardstick at that K.",
+    "performance": "How the errors of the test tasks are distributed, and how they depend on what a task is.",
     "intervals": "What intervals hold on test tasks against what they say (right on the diagonal), and width against error.",
+    "samples": "Curves that the method samples for a test task: where they spread, the points leave the answer open.",
+    "training_curves": "Errors while training: of the meta-batches that were trained on, and on the validation tasks.",
     "latent_space": "The latent codes of the test tasks before any gradient.",
     "comparison_gradients": "The mean error on test tasks against the gradients taken, with 95% intervals over tasks.",
     "comparison_shots": "The mean error on test tasks against the number of support points, with 95% intervals over tasks.",

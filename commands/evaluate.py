@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from analysis.comparison import mean_and_interval
-from analysis.report_page import run_page
+from analysis.report_page import CAPTIONS, run_page
 from analysis.text_tables import results_table, verdict
 from analysis.yardsticks import yardstick_errors, yardsticks
 from commands.calibrate import add_intervals
@@ -25,16 +25,6 @@ from runtime.processes import print_once
 from runtime.storage import read_checkpoint, write_atomically
 
 SAMPLES = 100  # of a stochastic method, for each task of a figure
-FIGURES = (  # of the page, in this order
-    "task_predictions",
-    "subjects",
-    "adaptive_learning",
-    "performance",
-    "intervals",
-    "samples",
-    "training_curves",
-    "latent_space",
-)
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
 
 
@@ -85,9 +75,8 @@ def write_page(experiment: Experiment) -> None:
     report = json.loads((manager.directory / "full_report.json").read_bytes())
     usual = Config.resolve(defaults(experiment.method, experiment.tasks, generator)).to_dict()
     changed = {key: (value, usual[key]) for key, value in values.items() if value != usual[key]}
-    figures = {
-        path.stem: path.read_bytes() for name in FIGURES if (path := manager.directory / "plots" / f"{name}.png").exists()
-    }
+    plots = (manager.directory / "plots" / f"{name}.png" for name in CAPTIONS)
+    figures = {path.stem: path.read_bytes() for path in plots if path.exists()}
     page = run_page(report, manager.display_path, generator.published, changed, figures)
     write_atomically(manager.directory / "report.html", page)
     print_once(f"report: {manager.display_path}/report.html")
