@@ -38,6 +38,9 @@ from runtime.host import resolve_device
 from runtime.storage import EXPERIMENTS, load_run
 
 MOST = 1e18  # of an input or target, as the network sees it: its square is finite in float32
+NO_INTERVALS = (
+    "the run has no calibrated intervals (got none for {} gradients; expected those of a complete run, or of --evaluate)"
+)
 PAIR_BYTES = 400  # about what a learner that compares all pairs of points needs for each
 PAIRS_AT_ONCE = 200_000  # bounds the memory of the tasks that are adapted together
 
@@ -168,8 +171,7 @@ class FewShotRegressor:
         if isinstance(coverage, bool) or not isinstance(coverage, Real) or not 0 < coverage < 1:
             raise InputError(f"coverage can't be used (got {coverage!r}; expected a share between 0 and 1)")
         if not self.has_intervals:
-            got, expected = f"none for {self.steps} gradients", "those of a complete run, or of --evaluate"
-            raise InputError(f"the run has no calibrated intervals (got {got}; expected {expected})")
+            raise InputError(NO_INTERVALS.format(self.steps))
         (support,) = self._fitted(1)
         at = self._inputs(x)
         (path,), (at_support,) = self._paths([at]), self._paths([support.x])

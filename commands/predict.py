@@ -19,7 +19,7 @@ import numpy as np
 from commands.points import Request, read_request
 from commands.runs import EXPERIMENTS, runs_folder, settings_of_run
 from dataset import Points
-from regressor import FewShotRegressor
+from regressor import NO_INTERVALS, FewShotRegressor
 from runtime.arrays import finite_curves
 from runtime.errors import RunError
 from runtime.processes import print_once
@@ -51,8 +51,7 @@ def predict(args: argparse.Namespace) -> int:
     found = [predict_points(model, request.points(subject), request.asked(subject)) for subject in subjects]
     lines = [warning] if warning else []
     if not model.has_intervals:
-        got, expected = f"none for {model.steps} gradients", "those of a complete run, or of --evaluate"
-        lines.append(f"the run has no calibrated intervals (got {got}; expected {expected})")
+        lines.append(NO_INTERVALS.format(model.steps))
     for line in [*lines, *warnings_about(found, request.names[1:-1])]:
         print(f"warning: {printable(line)}", file=sys.stderr)
     write(files, found, request, f"{method.upper()} on {args.points.name}")
