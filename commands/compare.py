@@ -92,12 +92,8 @@ def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple
     shapes = {shots: array.shape for shots, array in errors.items()}
     expected = {shots: (num_tasks, length) for shots, length in wanted.items()}
     fit = all(array.shape == (len(names), num_tasks) for array in others.values())
-    if (
-        not errors
-        or shapes != expected
-        or not fit
-        or any(array.dtype.kind != "f" for array in [*errors.values(), *others.values()])
-    ):
+    floats = all(array.dtype.kind == "f" for array in [*errors.values(), *others.values()])
+    if not (errors and shapes == expected and fit and floats):
         raise RunError(f"{path} does not fit its run (got errors of shape {shapes}; expected {expected})")
     for shots, skipped in left_out.items():
         errors[shots] = errors[shots][~skipped.astype(bool)]
