@@ -34,8 +34,7 @@ def predict(learner: MetaLearner, support: Points, x: Any, steps: int, noise: An
         outputs = [learner.network(weights, at)[:, 0] for weights in adaptation.path]
         return torch.stack(outputs), adaptation.code  # [S+1, N], [Z]
 
-    outputs, codes = _each_task(one, learner, support, x, noise)
-    return outputs, codes
+    return _each_task(one, learner, support, x, noise)
 
 
 def spread(learner: MetaLearner, support: Points, x: Any, steps: int) -> np.ndarray:

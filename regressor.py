@@ -141,7 +141,6 @@ class FewShotRegressor:
 
     def staged_predict(self, x: Any) -> Array:
         """Predictions after 0 to S gradients, [S + 1, N]."""
-        self._fitted(1)
         return self._outputs([x])[0]
 
     def predict_many(self, xs: Sequence[Any]) -> list[Array]:

@@ -144,8 +144,7 @@ class Trainer:
         self._prefetched.clear()  # what was drawn for a state before `load`
         if (number + 1) * self.dataset.block < self.iterations:  # another core draws the next one meanwhile
             self._prefetched[number + 1] = self._drawing.submit(self._draw, number + 1)
-        tasks, noise = on_device(arrays.result(), self.device)
-        return tasks, noise
+        return on_device(arrays.result(), self.device)
 
     def _draw(self, number: int) -> tuple[Task, np.ndarray]:
         """Tasks [B, T, ...] and noise [B, T, noise_dim] of a block."""

@@ -47,13 +47,12 @@ def _line_style(place: int) -> dict[str, object]:
 
 def _log_scale(axis: Axes, curves: Sequence[np.ndarray]) -> float:
     """Make `axis` logarithmic; a curve that explodes leaves it at the top. Returns the lowest error above zero."""
+    plain_log_scale(axis, "y")
     known = [curve[np.isfinite(curve) & (curve > 0)] for curve in curves]
     lows = [curve.min() for curve in known if len(curve)]
     if not lows:
         axis.set_ylim(1e-3, 1)  # nothing to be seen
-        plain_log_scale(axis, "y")
         return 1e-3
-    plain_log_scale(axis, "y")
     values = np.concatenate(known)
     usual = values[values <= 1000 * max(low for low in lows if low < 1e20 * min(lows))]
     if len(usual) < len(values) or not all(np.isfinite(curve).all() for curve in curves):

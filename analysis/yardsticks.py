@@ -89,9 +89,8 @@ def mean_function(generator: TaskGenerator) -> Yardstick:
 
     def predict(support: Points, x: Array) -> Array:
         at = x.astype(np.float32)
-        values: list[Any] = [generator.truth(np.broadcast_to(row, (len(at), *row.shape)), at) for row in params]
-        mean: Array = np.stack(values)[..., 0].mean(0)
-        return mean
+        values: Any = [generator.truth(np.broadcast_to(row, (len(at), *row.shape)), at) for row in params]
+        return np.stack(values)[..., 0].mean(0)
 
     return predict
 
