@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import Array, Points
-from runtime.csv_files import MAX_POINTS, Rows, Sheet, open_sheet
+from runtime.csv_files import MAX_POINTS, Sheet, open_sheet
 from runtime.errors import RunError
 from runtime.text import quoted
 
@@ -65,7 +65,10 @@ def read_request(path: Path, input_dim: int, columns: Sequence[str] = ()) -> Req
     numbers: dict[str, int] = {}
     members = np.array([numbers.setdefault(text, len(numbers)) for text in texts])
     request = Request(names, list(numbers), members, values, bool(columns))
-    check_points(rows, request)
+    measured = np.bincount(members[~request.questions], minlength=len(numbers))
+    for empty in np.flatnonzero(measured == 0)[:1].tolist():  # there is nothing to adapt to
+        name = f"subject {quoted(request.subjects[empty])}" if subject else "the file"
+        rows.refuse(members.tolist().index(empty), names[-1], f"no number in any row of {name}", "at least one measured point")
     return request
 
 
@@ -76,12 +79,3 @@ def formula_columns(sheet: Sheet, input_dim: int) -> list[str]:
         got = f"got a column {more}; expected {input_dim}, the run's INPUT_DIM"
         raise RunError(f"{sheet.path} has points of more dimensions ({got})")
     return [*(["x"] if short else [f"x{number + 1}" for number in range(input_dim)]), "y"]
-
-
-def check_points(rows: Rows, request: Request) -> None:
-    """Refuse a subject of which nothing was measured: there is nothing to adapt to."""
-    measured = np.bincount(request.members[~request.questions], minlength=len(request.subjects))
-    for subject in np.flatnonzero(measured == 0)[:1].tolist():
-        row = int(np.flatnonzero(request.members == subject)[0])
-        name = f"subject {quoted(request.subjects[subject])}" if request.names[0] else "the file"
-        rows.refuse(row, request.names[-1], f"no number in any row of {name}", "at least one measured point")
