@@ -219,6 +219,7 @@ class MetaStep:
             self._cut_in_parts(*self.meta_batches(tasks, noise)[0][0])
         meta_batch = self.meta_batches(tasks, noise)[0]
         self.finite.fill_(False)  # such a step computes everything and changes nothing
+        rehearse: Callable[..., Tensor]
         try:
             if self._single:
                 rehearse = self._step = Compiled(self._whole_step, self.device)
