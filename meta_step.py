@@ -219,17 +219,16 @@ class MetaStep:
             self._cut_in_parts(*self.meta_batches(tasks, noise)[0][0])
         meta_batch = self.meta_batches(tasks, noise)[0]
         self.finite.fill_(False)  # such a step computes everything and changes nothing
-        rehearse: Callable[..., Tensor]
         try:
             if self._single:
-                rehearse = self._step = Compiled(self._whole_step, self.device)
+                self._step = Compiled(self._whole_step, self.device)
             else:
-                rehearse, self._step = self._rehearse, self._split_step
+                self._step = self._split_step
                 self._gradient_of_group = Compiled(self._gradient, self.device)
                 self._update_by = Compiled(self._update, self.device)
             with torch.no_grad():
                 for _ in range(3 if self.device.type == "cuda" else 1):  # CUDA: compile, record a graph, replay it
-                    rehearse(meta_batch)
+                    (self._step if self._single else self._rehearse)(meta_batch)
         except Exception:
             self.use_eager()
             raise

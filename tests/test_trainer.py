@@ -247,7 +247,7 @@ def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
         raise RuntimeError("the compiler is broken\nbeyond repair")
 
     trainer = make(compile_mode="always")
-    monkeypatch.setattr("meta_step.compiled", broken)
+    monkeypatch.setattr("meta_step.Compiled", broken)
     assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken beyond repair"
     assert_same_bits(run(trainer), run(make()))
 
