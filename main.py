@@ -53,7 +53,7 @@ def build_parser() -> Parser:
         "--columns", metavar="NAME=COLUMN", nargs="+", help="its columns, such as task=Chick x=Time y=weight [split=SPLIT]"
     )
     parser.add_argument("--config", metavar="FILE.json", type=Path, help="settings, such as a run's config.json")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; may be repeated")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="settings; may be repeated")
     parser.add_argument("--seed", metavar="N", help="RANDOM_SEED")
     parser.add_argument("--seeds", metavar="N-M", help="several runs one after another, such as 0-4 or 0,3,7; then compared")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")

@@ -32,7 +32,17 @@ from evaluation import sample as sample_tasks
 from evaluation import spread
 from learner import MetaLearner
 from registry import METHODS, TASKS, of_checkpoint
-from runtime.arrays import Array, InputError, NotFittedError, aligned, as_columns, check_lengths, finite_curves, padded
+from runtime.arrays import (
+    Array,
+    InputError,
+    NotFittedError,
+    aligned,
+    as_columns,
+    check_lengths,
+    finite_curves,
+    is_whole,
+    padded,
+)
 from runtime.errors import RunError
 from runtime.host import resolve_device
 from runtime.storage import EXPERIMENTS, load_run
@@ -152,9 +162,9 @@ class FewShotRegressor:
         (points,) = self._fitted(1)
         if not self.learner.noise_dim:
             raise InputError("the method has no randomness (got a request for samples; expected one that samples its weights)")
-        if type(num_samples) is not int or num_samples < 1:
+        if not is_whole(num_samples) or num_samples < 1:
             raise InputError(f"num_samples can't be used (got {num_samples!r}; expected a whole number from 1 on)")
-        if seed is not None and (type(seed) is not int or seed < 0):
+        if seed is not None and (not is_whole(seed) or seed < 0):
             raise InputError(f"seed can't be used (got {seed!r}; expected a whole number from 0 on)")
         at, rng = self._inputs(x), stream(self.seed if seed is None else seed, "samples")
         batch = max(1, PAIRS_AT_ONCE // max(len(points.x) ** 2, len(at)))
@@ -211,9 +221,9 @@ class FewShotRegressor:
 
     def set_params(self, **params: Any) -> FewShotRegressor:
         for name, value in params.items():
-            if name != "steps" or type(value) is not int or not 0 <= value <= 1000:
+            if name != "steps" or not is_whole(value) or not 0 <= value <= 1000:
                 raise InputError(f"a loaded model's {name} can't be set (got {value!r}; expected steps from 0 to 1000)")
-            self.steps = value
+            self.steps = int(value)
         return self
 
     def __repr__(self) -> str:

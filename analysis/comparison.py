@@ -110,6 +110,12 @@ def _task_settings(run: Run) -> dict[str, Any]:
     return {"task family": run.tasks} | settings | digests
 
 
+def _described(run: Run, keys: Sequence[str]) -> str:
+    settings = _task_settings(run)
+    settings["points"] += f" of {PureWindowsPath(run.config['DATA']).name}"
+    return ", ".join(f"{key}={settings[key]}" for key in keys)
+
+
 def entries(runs: Sequence[Run]) -> list[Entry]:
     """The runs' errors under labels that tell their methods apart: the method, and the settings in which it differs.
 
@@ -120,10 +126,7 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
     for run in runs:
         settings, got, expected = _task_settings(run), "other test_params", "equal ones"
         if different := [key for key in reference if settings[key] != reference[key]]:
-            got, expected = (
-                ", ".join(f"{key}={values[key]}{f' of {file_name(one.config)}' * (key == 'points')}" for key in different)
-                for one, values in ((run, settings), (first, reference))
-            )
+            got, expected = (_described(one, different) for one in (run, first))
         if different or not np.array_equal(run.params, first.params):
             raise RunError(f"{run.directory} has other test tasks than {first.directory} (got {got}; expected {expected})")
     result = []
@@ -138,11 +141,6 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
         seen[identity] = run.directory
         result.append(Entry(label, run.errors))
     return result
-
-
-def file_name(config: Mapping[str, Any]) -> str:
-    """The table's, as it was named on whatever system."""
-    return PureWindowsPath(config["DATA"]).name
 
 
 def choice(runs: Sequence[Run]) -> str:

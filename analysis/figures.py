@@ -188,17 +188,8 @@ def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
     support = arrays["grid_support_x"][:most], arrays["grid_support_y"][:most]
     predictions = arrays["grid_predictions"][:most, steps]
     points = (arrays["grid_points_x"][:most], arrays["grid_points_y"][:most]) if "grid_points_x" in arrays else None
-    return task_predictions(
-        arrays["grid"],
-        truth,
-        *support,
-        predictions,
-        steps,
-        title,
-        _axis_names(arrays),
-        points,
-        _grid_names(arrays),
-    )
+    axes, names = _axis_names(arrays), _grid_names(arrays)
+    return task_predictions(arrays["grid"], truth, *support, predictions, steps, title, axes, points, names)
 
 
 def _grid_names(arrays: Arrays) -> list[str]:

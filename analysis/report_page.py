@@ -11,10 +11,11 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import PureWindowsPath
 from string import Template
 from typing import Any
 
-from analysis.comparison import Comparison, file_name, shown_steps
+from analysis.comparison import Comparison, shown_steps
 from analysis.text_tables import HEADER, comparison_cells, comparison_notes
 from dataset import Published
 from runtime.text import printable
@@ -164,7 +165,7 @@ def _question(config: Mapping[str, Any], data: Mapping[str, Any] | None, results
     asked = f"Predict {target} from {', '.join(inputs)} for a {subject} that was never seen"
     known = f"of which a few points are known ({chosen})"
     subjects = f"{sum(data['subjects'].values())} subjects, {counts}"
-    return f"{asked}, {known}: {data['rows']} measurements in {file_name(config)}, of {subjects}; {shots}."
+    return f"{asked}, {known}: {data['rows']} measurements in {PureWindowsPath(config['DATA']).name}, of {subjects}; {shots}."
 
 
 def result_rows(results: Mapping[str, Any], method: str, reference: Published) -> list[list[str]]:

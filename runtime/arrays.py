@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ def as_numbers(values: Any, name: str) -> Array:
     except (ValueError, TypeError, OverflowError) as error:
         got = " ".join(str(error).split())[:100]
     raise InputError(f"{name} is no array of numbers (got {got}; expected integers or floats)")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number, numpy's too, and no boolean."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_lengths(x: Array, y: Array) -> None:

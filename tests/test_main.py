@@ -99,6 +99,13 @@ def test_metrics_follow_the_schema(finished):
     assert metrics["performance"]["iterations"] == 15
 
 
+def test_one_flag_takes_several_settings(capsys):
+    assert main.main(["--set", "EPOCHS=1", "NUM_TASKS=8", "--set", "HIDDEN_DIM=0"]) == 2
+    assert "HIDDEN_DIM can't be used (got 0" in capsys.readouterr().err
+    assert main.main(["--set", "EPOCHS=0", "NUM_TASKS=8", "--set", "HIDDEN_DIM=6"]) == 2
+    assert "EPOCHS can't be used (got 0" in capsys.readouterr().err
+
+
 def test_evaluation_record_agrees_with_the_arrays_behind_the_figures(finished):
     _, directory = finished
     evaluation = json.loads((directory / "metrics.json").read_text())["evaluation"]

@@ -134,6 +134,7 @@ WRONG: dict[str, tuple[Callable[[FewShotRegressor], Any], str]] = {
     "a task too many": (lambda m: m.fit(X, Y).predict_many([AT, AT]), "got 2; expected 1"),
     "one question for two tasks": (lambda m: m.fit_many([X, X], [Y, Y]).predict(AT), "expected 2, as fitted, by predict_many"),
     "another parameter": (lambda m: m.set_params(alpha=1), "alpha can't be set (got 1; expected steps"),
+    "no number of steps": (lambda m: m.set_params(steps=True), "got True"),
     "steps below zero": (lambda m: m.set_params(steps=-1), "got -1"),
 }
 
@@ -178,6 +179,7 @@ def test_samples_repeat_with_their_seed_and_spread_in_own_units() -> None:
     curves = model.sample(AT, 20)
     assert curves.shape == (20, 4)
     assert_array_equal(curves, model.sample(AT, 20, seed=0))
+    assert_array_equal(curves, model.sample(AT, np.int64(20), seed=np.uint8(0)))  # type: ignore[arg-type]
     assert not np.array_equal(curves, model.sample(AT, 20, seed=1))
     prediction, std = model.predict(AT, return_std=True)
     assert_array_equal(prediction, model.predict(AT))
