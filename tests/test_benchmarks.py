@@ -41,6 +41,12 @@ def read(directory: Path, name: str) -> dict[str, Any]:
     return json.loads((directory / f"{name}.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
 
 
+def test_a_meta_batch_that_is_computed_in_pieces_is_compared_as_a_whole() -> None:
+    large = Work(CASES["maml-1"], 400, "cpu")
+    assert large.batch.query.x.shape[0] == len(large.noise) == 400
+    np.testing.assert_array_equal(large.batch.support.x, next(large.batches()).support.x)
+
+
 def test_speed_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["eager", "loop"]
     argv = [

@@ -71,9 +71,9 @@ class Work:
         trainer = self.trainer("never")
         self.learner = trainer.learner
         self.start = {name: p.detach().cpu().numpy().ravel().copy() for name, p in self.learner.named_parameters()}
-        [(task, noise)] = trainer.step.meta_batches(*trainer._block(0))[0]  # not public: training never shows a meta-batch
-        self.batch = Task(*(Points(points.x.cpu().numpy(), points.y.cpu().numpy()) for points in task))
-        self.noise = noise.cpu().numpy()
+        tasks_of_block, noise = trainer._block(0)  # not public: training never shows a meta-batch
+        self.batch = Task(*(Points(points.x[0].cpu().numpy(), points.y[0].cpu().numpy()) for points in tasks_of_block))
+        self.noise = noise[0].cpu().numpy()
 
     def trainer(self, compile_mode: str) -> Trainer:
         """A trainer of this project that starts from the common weights and the common meta-batch."""
