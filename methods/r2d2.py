@@ -35,7 +35,6 @@ class R2D2(MetaLearner):
     def __init__(self, network: Network, theta: Tensor):
         super().__init__()
         self.network = network
-        self.body = Network([fan_in for fan_in, _ in network.shapes], network.activation)
         self.theta = nn.Parameter(theta)
         self.log_precision = nn.Parameter(torch.zeros(sum(network.splits[-2:])))
 
@@ -49,9 +48,8 @@ class R2D2(MetaLearner):
         return int(min(shots, config.HIDDEN_DIM + 1) ** 2)  # the matrix of the equations
 
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
-        body, head = self.theta.split([self.body.num_weights, len(self.log_precision)])
-        features = self.network.activation(self.body(body, support.x))  # [K, H]
-        features = torch.cat([features, torch.ones_like(support.x[:, :1])], dim=1)  # [K, H + 1]
+        body, head = self.theta.split([len(self.theta) - len(self.log_precision), len(self.log_precision)])
+        features = nn.functional.pad(self.network.hidden(self.theta, support.x), (0, 1), value=1.0)  # [K, H + 1]
         residual = support.y - features @ head[:, None]  # [K, 1]
         posterior = head + self._shift(features, residual)[:, 0]
         path = [self.theta, *[torch.cat([body, posterior])] * (1 if steps is None else steps)]
