@@ -24,7 +24,7 @@ from runtime.errors import RunError
 from trainer import Diverged
 
 Capture = pytest.CaptureFixture[str]
-PAIRS = [(method, tasks) for method in registry.METHODS for tasks in ("sinusoid", "sine-line")]
+PAIRS = [(method, tasks) for method in registry.METHODS for tasks in ("sinusoid", "sine-line", "table")]
 TINY: dict[str, Any] = {
     "EPOCHS": 1,
     "NUM_TASKS": 8,
@@ -48,6 +48,15 @@ TINY: dict[str, Any] = {
     "VALIDATION_INTERVAL": 2,
     "CHECKPOINT_INTERVAL": 2,
 }
+
+
+@pytest.fixture(autouse=True)
+def two_tables(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`toy.csv` and `other.csv` where the test runs: twelve subjects with eight points each."""
+    monkeypatch.chdir(folder := tmp_path_factory.mktemp("tables"))
+    for name, shift in {"toy": 0.0, "other": 0.7}.items():
+        rows = [f"{task},{x},{math.sin(x + shift + task)},{x * task}" for task in range(12) for x in range(8)]
+        Path(folder, f"{name}.csv").write_text("\n".join(["task,x,y,product", *rows]))
 
 
 class Effect(Exception):
@@ -99,7 +108,9 @@ class StopAfter:
 
 def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None = None, steps: float = math.inf) -> list[Any]:
     """All that a tiny run would record, trained to its end or for `steps` steps, and evaluated."""
-    experiment = build(method, tasks, Config.resolve(registry.defaults(method, tasks), TINY, values))
+    config = Config.resolve(registry.defaults(method, tasks), TINY, {"DATA": "toy.csv"} if tasks == "table" else {}, values)
+    generator = registry.TASKS[tasks](config)
+    experiment = build(method, tasks, Config.resolve(config.to_dict(), generator.facts()), generator)
     trainer, record = experiment.trainer, Record(plain)
     experiment.manager = record
     record.note("start", trainer.compile_note, trainer.step.chunk, str(trainer.device), trainer.step.flat.tolist())
@@ -128,7 +139,11 @@ def another(key: str) -> Any:
 
 SPECIAL: dict[str, Any] = {
     "DATA": "other.csv",
-    "COLUMNS": ["y=other"],
+    "COLUMNS": ["y=product"],
+    "SPLIT_SEED": 5,
+    "TRAIN_SHARE": 20.0,
+    "VALIDATION_SHARE": 60.0,
+    "TEST_SHARE": 60.0,
     "SUPPORT_FROM": "first",
     "META_SCHEDULE": "constant",
     "META_AVERAGE": 0.5,
@@ -157,7 +172,8 @@ def test_every_setting_has_an_effect_or_is_one_that_is_refused(
     devices = {"auto": "cpu", "cuda": "cpu:0"}
     monkeypatch.setattr("experiment.resolve_device", lambda name: torch.device(devices[name]))
     plain, unused = run(method, tasks, {}), registry.unused(method, tasks)
-    assert [key for key in KEYS if key not in unused and not has_effect(method, tasks, plain, key)] == []
+    follow = {"INPUT_DIM", "NUM_TASKS"} if tasks == "table" else set()  # others than the table's are refused
+    assert [key for key in KEYS.keys() - unused - follow if not has_effect(method, tasks, plain, key)] == []
     assert run(method, tasks, {key: another(key) for key in unused}) == plain
 
 
@@ -287,6 +303,8 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     meta, kind = field.metadata, str(field.type)
     if key in ("DEVICE", "COMPILE"):
         return st.just({"DEVICE": "cpu", "COMPILE": "never"}[key])
+    if key in ("DATA", "COLUMNS"):
+        return st.sampled_from({"DATA": ("toy.csv", "other.csv"), "COLUMNS": ((), ("y=product",), ("x=y", "y=x"))}[key])
     if "choices" in meta or kind == "bool":
         return st.sampled_from(meta.get("choices", (True, False)))
     if kind == "float":
