@@ -37,7 +37,7 @@ SAME_METHOD = (
     "EVAL_SHOTS",
 )
 
-VALIDATION_KEYS = ("SUPPORT_SAMPLES", "VALIDATION_TASKS", "EVAL_QUERY_SAMPLES")  # say what the validation error is the error of
+VALIDATION_KEYS = ("VALIDATION_TASKS", "EVAL_QUERY_SAMPLES")  # say what the validation error is the error of
 
 Errors = dict[int, np.ndarray]
 
@@ -50,7 +50,7 @@ class Run(NamedTuple):
     params: np.ndarray  # of the test functions, [T, F]
     errors: Errors  # shots -> [T, S+1]
     data: Mapping[str, Any]  # of tasks from a table: the digests of its measurements and of its splits
-    validation: float = math.nan  # the lowest mean error on validation tasks, of the checkpoint that was judged
+    validation: Mapping[int, float] = {}  # shots -> error on validation tasks, of the checkpoint that was judged
     yardsticks: Mapping[str, Errors] = {}  # by name: shots -> [T]
     verdict: str = ""  # whether it was worth it beside the best yardstick
 
@@ -146,20 +146,27 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
 def choice(runs: Sequence[Run]) -> str:
     """Which of several methods to use: the one with the lowest validation error, as a choice by test errors would spoil them.
 
-    Empty where there is one method, or where validation errors can't be compared.
+    The error is the geometric mean over the K that all runs have. Empty where there is one method, or where validation
+    errors can't be compared.
     """
-    by_label: dict[str, list[Run]] = {}
-    for run, entry in zip(runs, entries(runs), strict=True):
-        by_label.setdefault(entry.label, []).append(run)
+    shots = sorted(set.intersection(*(set(run.validation) for run in runs)))
     measured = {tuple(run.config[key] for key in VALIDATION_KEYS) for run in runs}
-    means = {label: float(np.mean([run.validation for run in group])) for label, group in by_label.items()}
-    first, *others = sorted(means, key=lambda label: (math.isnan(means[label]), means[label]))  # what diverged comes last
-    if not others or len(measured) > 1 or math.isnan(means[first]):
+    if not shots or len(measured) > 1:
         return ""
-    best = min(by_label[first], key=lambda run: run.validation)
+    by_label: dict[str, list[tuple[float, Run]]] = {}
+    for run, entry in zip(runs, entries(runs), strict=True):
+        by_label.setdefault(entry.label, []).append((geometric_mean([run.validation[count] for count in shots]), run))
+    means = {label: float(np.mean([error for error, _ in group])) for label, group in by_label.items()}
+    first, *others = sorted(means, key=means.__getitem__)
+    if not others or math.isinf(means[first]):
+        return ""
+    best = min(by_label[first], key=lambda found: found[0])[1]
     rest = ", ".join(f"{label} {means[label]:.4g}" for label in others)
     answer = f". On test tasks: {best.verdict}" if best.verdict else ""
-    return f"lowest validation error: {first} {means[first]:.4g} ({rest}); the run to use is {best.directory.name}{answer}"
+    where = f" (K = {', '.join(map(str, shots))})"
+    return (
+        f"lowest validation error{where}: {first} {means[first]:.4g} ({rest}); the run to use is {best.directory.name}{answer}"
+    )
 
 
 def yardstick_entries(runs: Sequence[Run]) -> list[Entry]:
@@ -235,6 +242,12 @@ def mean_and_interval(errors: np.ndarray, subjects: bool = False) -> dict[str, n
         quantile = t_quantile(len(errors) - 1) if subjects else 1.96
         spread = quantile * errors.std(0, ddof=1) / np.sqrt(len(errors))
         return {"mse": errors.mean(0), "ci95": spread, "median": np.median(errors, 0)}
+
+
+def geometric_mean(errors: Any) -> float:
+    """Of one or more errors: 0 if there is a 0 among them, infinite if one diverged."""
+    with np.errstate(divide="ignore"):
+        return float(np.exp(np.mean(np.log(errors)))) if np.isfinite(errors).all() else math.inf
 
 
 def relative_difference(own: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:

@@ -56,10 +56,11 @@ def read_run(directory: Path) -> Run:
         config = Config.resolve(report["config"]).to_dict()
         method, tasks, data = str(metrics["method"]), str(report["tasks"]), dict(report.get("data", {}))
         num_tasks = int(metrics["evaluation"]["num_tasks"]) if data else config["EVAL_TASKS"]
-        last = [record["mse"][-1] for record in metrics.get("validation", [])]
         verdict = str(metrics["evaluation"].get("verdict", ""))
-        validation = min((float(error) for error in last if error is not None), default=math.nan)
-        wanted = {int(shots): len(result["mse"]) for shots, result in metrics["evaluation"]["shots"].items()}
+        at = {int(shots): result for shots, result in metrics["evaluation"]["shots"].items()}
+        wanted = {shots: len(result["mse"]) for shots, result in at.items()}
+        found = {shots: result["validation"] for shots, result in at.items() if "validation" in result}
+        validation = {shots: math.inf if error is None else float(error) for shots, error in found.items()}
     except ConfigError as error:
         raise RunError(f"{directory / 'full_report.json'}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.comparison import mean_and_interval
+from analysis.comparison import geometric_mean, mean_and_interval
 from analysis.report_page import CAPTIONS, run_page
 from analysis.text_tables import results_table, verdict
 from analysis.yardsticks import yardstick_errors, yardsticks
@@ -95,6 +95,8 @@ def judge(experiment: Experiment) -> tuple[dict[str, Any], dict[str, np.ndarray]
         arrays |= {"test_params": held_out.params, f"test_errors_{count}_shot": found}
         result: dict[str, Any] = dict(mean_and_interval(found[judged], held_out.owners is not None))
         shots[str(count)] = result
+        if (error := validation_error(experiment, count)) is not None:
+            result["validation"] = error
         if y_scale is not None:
             result["rmse"] = y_scale * np.sqrt(result["mse"])
         if held_out.owners is not None:
@@ -104,6 +106,19 @@ def judge(experiment: Experiment) -> tuple[dict[str, Any], dict[str, np.ndarray]
     queries = config.EVAL_QUERY_SAMPLES if held_out.owners is None else None  # None: all that there are
     summary = {"num_tasks": len(diverged), "query_samples": queries}
     return summary | {"diverged": int(diverged.sum()), "shots": shots}, arrays
+
+
+def validation_error(experiment: Experiment, shots: int) -> float | None:
+    """What `--compare` chooses a method by: the error on the validation tasks after the last gradient, None without any.
+
+    It is the mean over tasks, and over a table's subjects the geometric mean: one hard subject among ten would decide a mean.
+    """
+    held_out = experiment.held_out("validation", shots)
+    errors = held_out_errors(experiment.learner, held_out, experiment.config.EVAL_STEPS)[held_out.judged, -1]
+    if not len(errors):
+        return None
+    with np.errstate(over="ignore"):  # a diverged task is a result
+        return geometric_mean(errors) if held_out.owners is not None else float(errors.mean())
 
 
 def add_yardsticks(experiment: Experiment, shots: int, evaluation: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

@@ -15,6 +15,9 @@ import pytest
 from test_main import ROOT, command
 
 import main
+from commands.runs import build, tasks_of_run
+from config import Config
+from evaluation import held_out_errors
 from main import seed_list
 from results_manager import ExperimentManager
 from runtime.errors import RunError
@@ -302,17 +305,33 @@ def test_the_digests_in_a_runs_report_are_those_of_its_files_in_the_end(chosen: 
 def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: Path) -> None:
     lowest = {}
     for run in chosen.glob("*_Table_*"):
-        history = json.loads((run / "metrics.json").read_text())["validation"]
-        lowest[run.name] = min(record["mse"][-1] for record in history)
+        shots = json.loads((run / "metrics.json").read_text())["evaluation"]["shots"]
+        lowest[run.name] = float(np.exp(np.mean([np.log(result["validation"]) for result in shots.values()])))
     means = {name: sum(lowest[f"{name}_Table_t-seed{seed}"] for seed in (1, 2)) / 2 for name in ("R2D2", "LEO")}
     best = min(means, key=means.__getitem__)
     run = min((name for name in lowest if name.startswith(best)), key=lowest.__getitem__)
     (found,) = chosen.glob("Comparison_*/comparison.md")
-    assert f"lowest validation error: {best} {means[best]:.4g}" in found.read_text()
+    assert re.search(rf"lowest validation error \(K = [0-9, ]+\): {best} {re.escape(f'{means[best]:.4g}')} ", found.read_text())
     verdict = json.loads((chosen / run / "metrics.json").read_text())["evaluation"]["verdict"]
     assert found.read_text().rstrip().endswith(f"the run to use is {run}. On test tasks: {verdict}")
     page = found.with_name("report.html").read_text()
     assert 0 < page.index("lowest validation error") < page.index("over seeds") and page.count("lowest validation error") == 1
+
+
+def test_the_validation_error_that_a_run_records_is_its_best_checkpoints_over_subjects_geometrically(chosen: Path) -> None:
+    for run in chosen.glob("*_Table_*"):
+        state = read_checkpoint(run / "checkpoints" / "best.pt")
+        config = Config.resolve(state["config"])
+        experiment = build(state["method"], "table", config, tasks_of_run(run, "table", config))
+        experiment.load(state)
+        shots = json.loads((run / "metrics.json").read_text())["evaluation"]["shots"]
+        assert len(shots) > 1
+        for count, result in shots.items():
+            errors = held_out_errors(experiment.learner, experiment.held_out("validation", int(count)), config.EVAL_STEPS)[
+                :, -1
+            ]
+            assert np.isclose(result["validation"], np.exp(np.nanmean(np.log(errors))), rtol=1e-4)
+            assert not np.isclose(result["validation"], np.nanmean(errors), rtol=1e-2)
 
 
 def test_a_comparison_whose_tasks_are_gone_is_refused_and_leaves_no_folder(chosen: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from benchmarks.speed import implementations, peers_torch, scaling, speed
 from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.measure import count_products
 from benchmarks.speed.work import CASES, ThisProject, Work
-from benchmarks.tables import averaging
+from benchmarks.tables import averaging, choice, methods
 
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
@@ -175,7 +175,7 @@ def test_no_script_and_none_of_its_functions_is_long(path: Path) -> None:
 
 def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
     names = "paper/paper.py speed/speed.py speed/scaling.py tables/yardsticks.py tables/methods.py tables/averaging.py"
-    names += " tables/size.py"
+    names += " tables/choice.py tables/size.py"
     commands = [ROOT / "benchmarks" / name for name in names.split()]
     argv = [[sys.executable, str(command), "--help"] for command in commands]
     started = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for words in argv]
@@ -200,3 +200,24 @@ def test_averaging_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert averaging.main(["--quick", "--methods", "r2d2", "--splits", "0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "r2d2" and len(lines) == 4 + len(averaging.DECAYS) + 1
+
+
+# ---- the choice of a method on tables
+
+
+def test_a_subject_that_is_left_out_takes_no_part_in_the_choice() -> None:
+    rule = choice.RULES["mean over subjects, at the run's K"]
+    errors = {4: np.array([[1.0, 1, 1, np.nan], [0.1, 0.1, 9, np.nan]])}  # methods x subjects
+    assert choice.left_out(rule, errors, 4) == np.mean([1, 1, 9])  # the third alone speaks against the second method
+    errors |= {8: np.array([[5.0, 5, 5, 5], [1, 1, 1, 1]])}
+    assert choice.left_out(choice.RULES["mean over subjects, geometric over K"], errors, 4) == np.mean([0.1, 0.1, 9])
+
+
+def test_the_choice_is_judged_on_the_runs_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    about = ["--quick", "--methods", "r2d2", "alpaca", "--splits", "0", "--runs", str(tmp_path)]
+    assert choice.main(about) == 2  # no runs yet
+    assert methods.main([*about, "--output", str(tmp_path)]) == 0
+    capsys.readouterr()
+    assert choice.main(about) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(choice.RULES) + 2 and all(name in lines[0] for name in methods.TABLES)

@@ -22,6 +22,7 @@ from analysis.comparison import (
     choice,
     compare_entries,
     entries,
+    geometric_mean,
     mean_and_interval,
     t_quantile,
 )
@@ -79,14 +80,16 @@ def labels(*directories: Path) -> list[str]:
 
 def test_a_run_of_the_command_line_can_be_compared(tmp_path: Path) -> None:
     settings = {"EPOCHS": 1, "NUM_TASKS": 8, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 4, "COMPILE": "never", "VALIDATION_TASKS": 2}
-    settings |= {"EVAL_TASKS": 4, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": "3,4"}
+    settings |= {"EVAL_TASKS": 4, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": "3,4", "SUPPORT_SAMPLES": 4}
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     assert main.main([*flags, "--output", str(tmp_path), "--name", "mine"]) == 0
     directory = tmp_path / "MAML_Sinusoidal_mine"
     run = read_run(directory)
     assert (run.method, run.tasks, run.config["HIDDEN_DIM"], run.params.shape) == ("maml", "sinusoid", 4, (4, 3))
     comparison = compare_entries(entries([run]))
-    evaluation = json.loads((directory / "metrics.json").read_text())["evaluation"]["shots"]
+    metrics = json.loads((directory / "metrics.json").read_text())
+    evaluation = metrics["evaluation"]["shots"]
+    assert run.validation[4] == pytest.approx(min(record["mse"][-1] for record in metrics["validation"]), rel=1e-5)
     assert [(row.shots, row.gradients) for row in comparison.rows] == [(3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2)]
     assert_allclose([row.mean for row in comparison.rows], [*evaluation["3"]["mse"], *evaluation["4"]["mse"]])
     assert_allclose([row.ci_tasks for row in comparison.rows], [*evaluation["3"]["ci95"], *evaluation["4"]["ci95"]])
@@ -231,12 +234,34 @@ def test_settings_that_choose_the_best_checkpoint_split_a_group(make: Make, key:
 
 def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged_does_not_hide_it(make: Make) -> None:
     runs = [read_run(make(method, method)) for method in ("maml", "leo", "cavia")]
-    errors = {"MAML": math.nan, "LEO": 0.2, "CAVIA": 0.3}
+    errors = {"MAML": {5: 0.1, 10: math.inf}, "LEO": {5: 0.4, 10: 0.1, 20: 9.0}, "CAVIA": {5: 0.3, 10: 0.3}}
     measured = [run._replace(validation=error) for run, error in zip(runs, errors.values(), strict=True)]
-    assert choice(measured) == "lowest validation error: LEO 0.2 (CAVIA 0.3, MAML nan); the run to use is leo"
+    told = "lowest validation error (K = 5, 10): LEO 0.2 (CAVIA 0.3, MAML inf); the run to use is leo"
+    assert choice(measured) == told  # the geometric mean over the K that all have: 0.2 of LEO
     told = [run._replace(verdict=f"answer of {run.method}") for run in measured]
     assert choice(told).endswith("; the run to use is leo. On test tasks: answer of leo")
-    assert choice(measured[:1]) == choice([run._replace(validation=math.nan) for run in runs]) == ""
+    assert choice(measured[:1]) == choice([run._replace(validation={5: math.inf}) for run in runs]) == choice(runs) == ""
+
+
+def test_a_run_without_a_validation_error_leaves_nothing_to_choose_by_and_one_that_diverged_is_infinite(
+    make: Make,
+) -> None:
+    directory = make("a", "maml")
+    metrics = json.loads((directory / "metrics.json").read_text())
+    for result, error in zip(metrics["evaluation"]["shots"].values(), (None, 0.5), strict=False):
+        result["validation"] = error
+    (directory / "metrics.json").write_text(json.dumps(metrics))
+    assert list(read_run(directory).validation.values())[:1] == [math.inf]
+    assert choice([read_run(directory), read_run(make("b", "leo"))]) == ""
+    next(iter(metrics["evaluation"]["shots"].values()))["validation"] = "low"
+    (directory / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(RunError, match="damaged record"):
+        read_run(directory)
+
+
+def test_a_geometric_mean_is_0_with_a_0_and_infinite_where_one_diverged() -> None:
+    assert geometric_mean([0.1, 10.0, 1.0]) == pytest.approx(1) and geometric_mean(np.array([0.0, 3.0])) == 0
+    assert geometric_mean([1.0, math.inf]) == geometric_mean([0.0, math.nan]) == math.inf
 
 
 def test_a_seed_that_is_there_twice_is_refused(make: Make) -> None:

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, whe
 
 from matplotlib.figure import Figure
 
+from analysis.comparison import geometric_mean
 from benchmarks.common import ROOT, machine, machine_line, progress, table
 from registry import METHODS
 from runtime.errors import RunError
@@ -84,7 +85,7 @@ def result(source: Source, method: str, split: int, forecast: bool, args: argpar
             raise RunError(f"{directory} is not complete (got {done.stderr.strip()[-300:]}; expected a run that ends)", 1)
     metrics = json.loads((directory / "metrics.json").read_bytes())
     report = json.loads((directory / "full_report.json").read_bytes())
-    validation = min(finite(record["mse"][-1]) for record in metrics["validation"])
+    validation = geometric_mean([finite(one["validation"]) for one in metrics["evaluation"]["shots"].values()])
     return Result(metrics, str(report["config"]["SUPPORT_SAMPLES"]), validation, metrics["performance"]["train_seconds"])
 
 
@@ -121,7 +122,7 @@ def block(source: Source, found: dict[str, list[Result]]) -> tuple[list[str], di
 
 def geometric_means(means: dict[str, dict[str, float]]) -> dict[str, float]:
     """Of each entry over the tables."""
-    return {name: float(np.exp(np.mean([np.log(one[name]) for one in means.values()]))) for name in next(iter(means.values()))}
+    return {name: geometric_mean([one[name] for one in means.values()]) for name in next(iter(means.values()))}
 
 
 def figure(means: dict[str, dict[str, float]]) -> Figure:
@@ -178,7 +179,8 @@ def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
         f"Made by `{command(args)}`: {len(args.splits)} splits over subjects,",
         "default settings. Errors are mean squared errors on all remaining points of the test subjects, in squared standard",
         "deviations of the training subjects' target. Chosen by validation: of each split, the method with the lowest",
-        "validation error. In the figure an arrow stands for more than 50 times the error of the best yardstick.",
+        "validation error (geometric mean over subjects and over the run's EVAL_SHOTS). In the figure an arrow stands for more",
+        "than 50 times the error of the best yardstick.",
         *(["Forecast: the support points are the first of each subject."] if args.forecast else []),
         "",
         f"Machine: {machine_line(machine('cpu'))}.",
