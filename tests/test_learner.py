@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.func import grad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from dataset import stream
 from learner import Network, descend, mse
@@ -15,6 +16,14 @@ def test_network_equals_explicit_layers():
     first, second, last = network.layers(weights)
     hidden = torch.relu(torch.relu(x @ first[0] + first[1]) @ second[0] + second[1])
     torch.testing.assert_close(network(weights, x), hidden @ last[0] + last[1])
+
+
+def test_the_gradient_of_an_error_is_one_concatenation():
+    network, x = Network((1, 5, 4, 1)), torch.linspace(-2, 2, 7)[:, None]
+    traced = make_fx(grad(lambda weights: mse(network(weights, x), x)))(network.init(stream(3, "weights")))
+    joined = [node for node in traced.graph.nodes if "cat" in str(node.target)]
+    (result,) = traced.graph.output_node().args
+    assert joined == [result]  # no sum of vectors that are mostly zeros
 
 
 def test_default_network_has_1761_weights():
