@@ -53,17 +53,16 @@ class Network:
 
     def hidden(self, weights: Tensor, x: Tensor) -> Tensor:
         """The last hidden layer's units [N, hidden] of the network with `weights` [P] at `x` [N, in]."""
-        return self._units(self.layers(weights), x)
-
-    def _units(self, layers: list[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
-        for matrix, bias in layers[:-1]:
+        for matrix, bias in self.layers(weights)[:-1]:
             x = self.activation(affine(x, matrix, bias))
         return x
 
     def __call__(self, weights: Tensor, x: Tensor) -> Tensor:
         """Predictions [N, out] of the network with `weights` [P] at `x` [N, in]."""
-        layers = self.layers(weights)  # split once: a second split costs a tenth of a meta-step
-        return affine(self._units(layers, x), *layers[-1])
+        *layers, last = self.layers(weights)  # not by `hidden`: to split them twice costs a tenth of a meta-step
+        for matrix, bias in layers:
+            x = self.activation(affine(x, matrix, bias))
+        return affine(x, *last)
 
 
 def affine(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:

@@ -162,11 +162,9 @@ def choice(runs: Sequence[Run]) -> str:
         return ""
     best = min(by_label[first], key=lambda found: found[0])[1]
     rest = ", ".join(f"{label} {means[label]:.4g}" for label in others)
-    answer = f". On test tasks: {best.verdict}" if best.verdict else ""
-    where = f" (K = {', '.join(map(str, shots))})"
-    return (
-        f"lowest validation error{where}: {first} {means[first]:.4g} ({rest}); the run to use is {best.directory.name}{answer}"
-    )
+    where, answer = ", ".join(map(str, shots)), f". On test tasks: {best.verdict}" if best.verdict else ""
+    about = f"lowest validation error (K = {where}): {first} {means[first]:.4g} ({rest})"
+    return f"{about}; the run to use is {best.directory.name}{answer}"
 
 
 def yardstick_entries(runs: Sequence[Run]) -> list[Entry]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import main
 from benchmarks.common import ROOT
 from benchmarks.speed import implementations, peers_torch, scaling, speed
 from benchmarks.speed.child import MeasurementError
@@ -213,10 +214,23 @@ def test_a_subject_that_is_left_out_takes_no_part_in_the_choice() -> None:
     assert choice.left_out(choice.RULES["mean over subjects, geometric over K"], errors, 4) == np.mean([0.1, 0.1, 9])
 
 
-def test_the_choice_is_judged_on_the_runs_of_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_and_the_choice_are_made_from_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)  # the scripts read numbers only
     about = ["--quick", "--methods", "r2d2", "alpaca", "--splits", "0", "--runs", str(tmp_path)]
     assert choice.main(about) == 2  # no runs yet
+    small = [word for text in methods.QUICK for word in ("--set", text)]
+    for name, columns in methods.TABLES.items():
+        words = ["--data", str(ROOT / "examples" / f"{name}.csv"), *(["--columns", *columns] if columns else []), "--seed", "0"]
+        for method in ("r2d2", "alpaca"):
+            where = ["--output", str(tmp_path), "--name", f"{name}-random-0-quick"]
+            assert main.main(["--method", method, *words, *where, *small]) == 0
     assert methods.main([*about, "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "results" / "tables.png").exists()
+    text = (tmp_path / "TABLES.md").read_text(encoding="utf-8")
+    assert "--methods r2d2 alpaca --quick" in text
+    assert text.count("| chosen by validation") == 1 + len(methods.TABLES) == text.count("| linear mixed model ")
     capsys.readouterr()
     assert choice.main(about) == 0
     lines = capsys.readouterr().out.splitlines()
