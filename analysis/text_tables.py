@@ -121,19 +121,17 @@ HEADER = ("K", "gradients", "method", "mean squared error", "seeds", "over seeds
 
 
 def comparison_cells(comparison: Comparison) -> list[list[str]]:
-    """The rows of a comparison's table under `HEADER`, after 0, 1, 5 and the last gradient, where these make a difference."""
-    result = []
+    """The rows of a comparison's table under `HEADER`, after 0, 1, 5 and the last gradient, but those that the next repeats."""
+    following, result = dict(itertools.pairwise([*shown_steps(comparison.last), -1])), []
     for row in comparison.rows:
+        errors, after = comparison.errors[row.shots][row.group], following.get(row.gradients)
+        if after is None or (after > 0 and np.array_equal(errors[..., row.gradients], errors[..., after], equal_nan=True)):
+            continue
         error, over_seeds = f"{row.mean:.4g} +- {row.ci_tasks:.2g}", f"+- {row.ci_seeds:.2g}" if row.seeds > 1 else ""
         difference = f"{row.difference:.3g} +- {row.difference_ci:.2g}" if row.group != comparison.labels[0] else ""
         where = [str(row.shots), str(row.gradients), printable(row.group)]
         result.append([*where, error, str(row.seeds), over_seeds, difference, row.verdict])
-    errors = [values for groups in comparison.errors.values() for values in groups.values()]
-    steps = shown_steps(comparison.last)
-    pairs = itertools.pairwise(steps)
-    same = [all(np.array_equal(one[..., a], one[..., b], equal_nan=True) for one in errors) for a, b in pairs]
-    steps = [step for step, repeated in zip(steps, [*same, False], strict=True) if not repeated]
-    return [line for line, row in zip(result, comparison.rows, strict=True) if row.gradients in steps]
+    return result
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:
@@ -141,7 +139,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     tasks = " or ".join(dict.fromkeys(str(row.tasks) for row in comparison.rows))
     fewer = [f"{printable(label)} {count}" for label, count in comparison.taken.items() if count < comparison.last]
     return [
-        *([f"Fewer gradients are taken by {', '.join(fewer)}: later rows repeat the last."] if fewer else []),
+        *([f"Fewer gradients are taken by {', '.join(fewer)}: their last rows are after these."] if fewer else []),
         f"+- are 95% intervals: over {tasks} test tasks (these trained networks), and over seeds.",
         f"Differences to {printable(comparison.labels[0])} are taken task by task; in words where their interval excludes 0.",
         *([printable(comparison.choice)] if comparison.choice else []),

@@ -203,7 +203,7 @@ def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last
     means = {(row.group, row.gradients): row.mean for row in comparison.rows}
     assert means["LEO", 6] == means["LEO", 3] == runs[1].errors[10][:, -1].mean() != means["LEO", 2]
     assert means["MAML", 6] == runs[0].errors[10][:, -1].mean() != means["MAML", 3]
-    assert "Fewer gradients are taken by LEO 3: later rows repeat the last." in text_table(comparison)
+    assert "Fewer gradients are taken by LEO 3: their last rows are after these." in text_table(comparison)
 
 
 # ---- groups
@@ -354,8 +354,10 @@ def test_the_words_say_whether_the_interval_excludes_zero(difference: float, hal
 
 def test_gradients_that_change_nothing_have_no_rows_of_their_own() -> None:
     solved = {5: np.repeat(errors_of(0)[5][:, :2], [1, 10], axis=1)}
-    table = text_table(compare_entries([Entry("a", solved), Entry("b", solved)]))
-    assert [line.split()[1] for line in table.splitlines() if line.startswith("5 ")] == ["0", "0", "10", "10"]
+    yardstick = {5: np.repeat(solved[5][:, :1], 11, axis=1)}
+    found = [Entry("a", solved), Entry("b", yardstick), Entry("c", {5: np.linspace(solved[5][:, 0], 1, 11, axis=1)})]
+    rows = [line.split()[1:3] for line in text_table(compare_entries(found)).splitlines() if line.startswith("5 ")]
+    assert rows == [["0", "a"], ["0", "c"], ["1", "c"], ["5", "c"], ["10", "a"], ["10", "b"], ["10", "c"]]
 
 
 def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_its_number_of_them() -> None:
