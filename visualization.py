@@ -204,7 +204,7 @@ def _error_distribution(axis: Axes, errors: Mapping[int, np.ndarray], reference:
         values, colour = np.sort(all_values[np.isfinite(all_values)]), CYCLE[place % 6]
         share = np.arange(1, len(values) + 1) / len(all_values)
         axis.plot(np.maximum(values, 1e-8), share, color=colour, lw=1.8, label=f"K = {count}")
-        if len(values):
+        if 0 < len(values) == len(all_values):  # with a diverged task there is no mean to mark
             mean = values.mean()
             axis.plot([mean], [(values <= mean).mean()], MARKERS[place % 6], color=colour, mec="white")
         published = list(reference.get(count, {}).values())

@@ -164,14 +164,16 @@ SAMPLE_STYLES = {True: (BLUE, "samples like a sinusoid"), False: (VERMILION, "sa
 
 @figure_function
 def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, target: str, title: str) -> Figure:
-    """Each test subject's error in the target's own unit, [T], the lowest first; of many subjects 40, evenly chosen."""
-    order = np.argsort(errors)
-    order = order[np.isfinite(errors[order])]
+    """Each test subject's error in the target's own unit, [T], the lowest first; of many 40, evenly; arrows: not finite."""
+    order = np.argsort(errors)  # NaN is last
     if len(order) > 40:
         order = order[np.linspace(0, len(order) - 1, 40).round().astype(int)]
     figure, axes = figure_grid(1, 1, 5.6, 1.4 + 0.19 * max(4, len(order)))
     axis = axes[0, 0]
     axis.plot(errors[order], np.arange(len(order)), "o", color=BLUE, ms=4)
+    if len(bad := np.flatnonzero(np.isnan(errors[order]))):
+        axis.plot(1 + 0 * bad, bad, ">", color=VERMILION, transform=axis.get_yaxis_transform(), clip_on=False, label="diverged")
+        axis.legend(loc="upper right")
     axis.set_yticks(range(len(order)), [names[place] for place in order])
     axis.set(xlabel=f"{target}: root mean squared error at K = {shots}", ylabel="subject", title=title, xlim=(0, None))
     axis.invert_yaxis()
@@ -243,7 +245,7 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
         "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting", best_yardsticks(arrays), own),
     }
     if own and "test_names" in arrays:
-        names, roots = arrays["test_names"].tolist(), own[1] * np.sqrt(arrays[f"test_errors_{shots}_shot"][:, -1])
+        names, roots = arrays["test_names"][~arrays[f"test_left_out_{shots}_shot"]].tolist(), own[1] * np.sqrt(final[shots])
         result["subjects"] = errors_by_subject(names, roots, shots, own[0], f"{title}: test subjects, best first")
     if "interval_nominal" in arrays:
         result["intervals"] = interval_quality(arrays, list(errors), f"{title}: prediction intervals on test tasks")

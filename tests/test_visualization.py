@@ -21,7 +21,7 @@ from numpy.testing import assert_allclose
 
 from analysis import figures
 from analysis.comparison import mean_and_interval, shown_steps
-from analysis.figures import error_against_gradients, error_against_shots, run_figures, sample_bundle
+from analysis.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
 from analysis.prediction_figures import interval_quality, prediction_curves, subject_curves
 from analysis.text_tables import results_table
 from dataset import Published
@@ -310,6 +310,14 @@ def test_a_diverged_task_counts_among_all_in_the_distribution() -> None:
     errors = np.array([1.0, 2.0, np.inf, np.nan])
     left = performance_over_tasks({5: errors}, numbers(4, 3), NAMES, 5, {}, "a title").axes[0]
     assert_allclose(left.lines[0].get_ydata(), [0.25, 0.5])
+    assert len(left.lines) == 1  # no marker: their mean is not finite
+
+
+def test_a_diverged_subject_stands_below_all_others_as_an_arrow() -> None:
+    axis = errors_by_subject(list("abcd"), np.array([3.0, np.inf, 1.0, 1e300]), 5, "weight", "a title").axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["c", "a", "b", "d"]
+    assert axis.lines[1].get_marker() == ">" and axis.lines[1].get_ydata().tolist() == [2, 3]
+    assert len(errors_by_subject(list("ab"), np.array([3.0, 1.0]), 5, "weight", "a title").axes[0].lines) == 1
 
 
 @pytest.mark.parametrize("bad", BAD)
