@@ -57,10 +57,10 @@ def read_run(directory: Path) -> Run:
         method, tasks, data = str(metrics["method"]), str(report["tasks"]), dict(report.get("data", {}))
         num_tasks = int(metrics["evaluation"]["num_tasks"]) if data else config["EVAL_TASKS"]
         verdict = str(metrics["evaluation"].get("verdict", ""))
-        at = {int(shots): result for shots, result in metrics["evaluation"]["shots"].items()}
-        wanted = {shots: len(result["mse"]) for shots, result in at.items()}
-        found = {shots: result["validation"] for shots, result in at.items() if "validation" in result}
-        validation = {shots: math.inf if error is None else float(error) for shots, error in found.items()}
+        results = {int(shots): result for shots, result in metrics["evaluation"]["shots"].items()}
+        wanted = {shots: len(result["mse"]) for shots, result in results.items()}
+        recorded = {shots: result["validation"] for shots, result in results.items() if "validation" in result}
+        validation = {shots: math.inf if error is None else float(error) for shots, error in recorded.items()}
     except ConfigError as error:
         raise RunError(f"{directory / 'full_report.json'}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
