@@ -284,13 +284,10 @@ class TaskDataset:
 
     def draw_block(self, number: int) -> Task:
         """Meta-batches number * block to (number + 1) * block - 1: arrays [block, T, K or Q, ...]."""
-        first = number * self.block * self.meta_batch
-        positions = np.arange(first, first + self.block * self.meta_batch)
-        epochs, places = np.divmod(positions, len(self.params))
-        indices = np.empty_like(positions)
-        for epoch in range(epochs[0], epochs[-1] + 1):
-            here = epochs == epoch
-            indices[here] = self._epoch_order(epoch)[places[here]]
+        size, tasks = self.block * self.meta_batch, len(self.params)
+        first, end = number * size, (number + 1) * size
+        epochs = range(first // tasks, -(-end // tasks))
+        indices = np.concatenate([self._epoch_order(e)[max(0, first - e * tasks) : end - e * tasks] for e in epochs])
         params = self.params[indices].reshape(self.block, self.meta_batch, -1)
         return self.generator.tasks(params, self.shots, self.queries, stream(self.seed, "points", number))
 

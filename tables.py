@@ -23,16 +23,18 @@ WIDEST = 500  # query points of a row that is judged: bounds the memory
 
 def distinct(counts: Array, most: int, rng: np.random.Generator) -> Array:
     """Random numbers [B, most], each row's different and below its count; where the count is less, only so many are."""
-    picked = np.empty((most, len(counts)), np.int64).T  # a column lies in one piece
+    picked = np.empty((len(counts), most), np.int64)
     small = counts <= 16 * most
     if small.any():  # shuffle the first `most` of all numbers (Fisher and Yates); beyond its count a row keeps them as they are
         here, steps = counts[small], np.arange(most)[:, None]
-        numbers = np.tile(np.arange(size := max(int(here.max()), most), dtype=np.int32), len(here))
-        first = np.arange(len(here)) * size
-        other = first + steps + (rng.random((most, len(here)), np.float32) * np.maximum(here - steps, 1)).astype(np.int64)
-        for step, chosen in enumerate(other):
-            picked[small, step] = numbers[chosen]
-            numbers[chosen] = numbers[first + step]
+        numbers = np.arange(size := max(int(here.max()), most), dtype=np.min_scalar_type(size)).repeat(len(here))  # [size * B]
+        other = steps + (rng.random((most, len(here)), np.float32) * np.maximum(here - steps, 1)).astype(np.int64)
+        other = other * len(here) + np.arange(len(here))
+        chosen = []
+        for step, place in enumerate(other):
+            chosen.append(numbers[place])
+            numbers[place] = numbers[step * len(here) : (step + 1) * len(here)]
+        picked[small] = np.stack(chosen, 1)
     pending = np.flatnonzero(~small)
     while len(pending):  # twice as many as needed, the first different ones of them; almost always enough
         tries = (rng.random((len(pending), 2 * most)) * counts[pending, None]).astype(np.int64)
@@ -62,7 +64,8 @@ class TableTaskGenerator(TaskGenerator):
         self.input_dim, self.in_order, self.repeats = 1, support_from == "first", repeats
         if table is not None:
             self.table, self.start, self.counts = table, table.start[:-1], np.diff(table.start)
-            self.x, self.y = map(np.ascontiguousarray, np.split(table.scaled().astype(np.float32), [-1], axis=1))
+            self.values = table.scaled().astype(np.float32, order="C")  # [N, D + 1]: x and y of a point lie side by side
+            self.x, self.y = np.split(self.values, [-1], axis=1)
             self.input_dim, self.axis_names = self.x.shape[1], (table.names[1], table.names[-2])
             self.y_scale = float(table.unit[-1])
             self.unused = {"EVAL_REPEATS": "with SUPPORT_FROM=random"} if self.in_order else {}
@@ -138,7 +141,9 @@ class TableTaskGenerator(TaskGenerator):
         again = shots + (rng.random((len(short), queries)) * (counts[short, None] - shots)).astype(np.int64)
         picked[short, shots:] = np.take_along_axis(picked[short], again, 1)
         rows = (self.start[subjects, None] + picked).reshape(*params.shape[:-1], -1)  # [..., K + Q]
-        return Task(*(Points(self.x.take(part, 0), self.y.take(part, 0)) for part in np.split(rows, [shots], axis=-1)))
+        columns = np.moveaxis(self.values.take(rows, 0), -1, 0)  # one look into memory for a point is what drawing costs
+        parts = np.split(columns, [shots], axis=-1)  # [D + 1, ..., K] and [D + 1, ..., Q]
+        return Task(*(Points(np.stack(list(part[:-1]), -1), part[-1, ..., None].copy()) for part in parts))
 
     def held_out(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
         """All subjects of the split and all their points, for each of `repeats` draws of the support.
