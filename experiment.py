@@ -18,7 +18,7 @@ from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
 from evaluation import EVAL_CHUNK, held_out_errors, predict
 from learner import MetaLearner
 from results_manager import NullManager, Progress, history_arrays
-from runtime.errors import RunError
+from runtime.errors import own_checkpoint
 from runtime.host import resolve_device
 from runtime.parallel import compute_as_the_caller, tasks_at_once
 from runtime.processes import Signals, max_over_processes, print_once, rank, wait_for_peers
@@ -134,18 +134,21 @@ class Experiment:
         self.new_best = None
 
     def load(self, state: dict[str, Any]) -> None:
-        try:
-            kept, digests = state.get("data", {}), ("points_sha256", "splits_sha256")
-            if any(kept.get(name) != self.record.get(name) for name in digests):
-                raise ValueError("measurements or splits that changed since")
-            self.record = dict(kept)
+        with own_checkpoint():
+            self.check_own(state)
+            self.record = dict(state.get("data", {}))
             self.trainer.load(state)
             self.best, self.train_seconds = float(state["best"]), float(state["train_seconds"])
             history = {name: list(state["history"][name]) for name in ("train", "validation")}
             history_arrays(history)  # raises where the records are not ours
             self.manager.history = history
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise RunError(f"the checkpoint does not fit this run (got {error}; expected one of its own)") from None
+
+    def check_own(self, state: dict[str, Any]) -> None:
+        """Raise ValueError for a checkpoint of another method or of other tasks."""
+        if (about := (state["method"], state["tasks"])) != (self.method, self.tasks):
+            raise ValueError(" on ".join(map(str, about)))
+        if any(state.get("data", {}).get(name) != self.record.get(name) for name in ("points_sha256", "splits_sha256")):
+            raise ValueError("measurements or splits that changed since")
 
     def metrics(self, done: int, evaluation: dict[str, Any] | None) -> dict[str, Any]:
         """The contents of metrics.json after `done` steps."""
@@ -173,8 +176,7 @@ class Experiment:
         """Train to the end or to a signal; log, validate and checkpoint on the way."""
         config, trainer = self.config, self.trainer
         total, validation = config.iterations, self.held_out("validation", config.SUPPORT_SAMPLES)
-        progress = Progress(self, total)
-        before = self.train_seconds
+        progress, before = Progress(self, total), self.train_seconds
         try:
             for iteration, metrics in trainer.train():
                 last = iteration == total

@@ -143,11 +143,23 @@ def main(argv: list[str] | None = None) -> int:
     except processes.PeerLost as error:
         message, code = str(error), 1
     except OSError as error:
-        message, code = f"{error.strerror or error} (got {error.filename}; expected a disk that can be written)", 1
+        message, code = (
+            f"{error.strerror or error} (got {error.filename or 'an output'}; expected a disk that can be written)",
+            1,
+        )
     if not processes.rank():  # one line, however many processes
         print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     return code
 
 
+def open_streams() -> None:
+    """Nowhere instead of a standard stream that is closed, as in some services: the next file would take its place."""
+    while (stream := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(stream, True)  # by the compiler's processes
+    os.close(stream)
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
 if __name__ == "__main__":
+    open_streams()
     sys.exit(main())

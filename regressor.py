@@ -39,11 +39,12 @@ from runtime.arrays import (
     aligned,
     as_columns,
     check_lengths,
+    each,
     finite_curves,
     is_whole,
     padded,
 )
-from runtime.errors import RunError
+from runtime.errors import own_checkpoint
 from runtime.host import resolve_device
 from runtime.storage import EXPERIMENTS, load_run
 
@@ -105,14 +106,11 @@ class FewShotRegressor:
     def from_checkpoint(cls, state: Mapping[str, Any], method: str, tasks: str, config: Config) -> FewShotRegressor:
         """The learner of a checkpoint that was read, with the settings of its run."""
         learner = METHODS[method].from_config(config, stream(0, "weights"))
-        try:
+        with own_checkpoint():
             learner.load_state_dict(state["meta_parameters"])
             if not all(parameter.isfinite().all() for parameter in learner.parameters()):
                 raise ValueError("numbers that are not finite")
             scale = (data["centre"], data["unit"]) if (data := state.get("data")) else None
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            got = " ".join(str(error).split())[:300]
-            raise RunError(f"the checkpoint does not fit this run (got {got}; expected one of its own)") from None
         x_range = TASKS[tasks](dataclasses.replace(config, DATA="", COLUMNS=())).x_range
         learner = learner.to(resolve_device(config.DEVICE))
         one_vector = parameters_to_vector(learner.parameters()).detach()
@@ -128,6 +126,7 @@ class FewShotRegressor:
 
     def fit_many(self, xs: Sequence[Any], ys: Sequence[Any]) -> FewShotRegressor:
         """Take the points of T tasks, which may have different numbers of them."""
+        xs, ys = each(xs, "xs"), each(ys, "ys")
         if not len(xs) == len(ys) > 0:
             raise InputError(f"tasks need x and y each (got {len(xs)} x and {len(ys)} y; expected as many, at least one)")
         tasks = []
@@ -155,7 +154,7 @@ class FewShotRegressor:
 
     def predict_many(self, xs: Sequence[Any]) -> list[Array]:
         """Predictions [N_t] for each task of `fit_many` at its own x [N_t, D]; as one by one, to rounding."""
-        return [outputs[-1] for outputs in self._outputs(xs)]
+        return [outputs[-1] for outputs in self._outputs(each(xs, "xs"))]
 
     def sample(self, x: Any, num_samples: int = 100, seed: int | None = None) -> Array:
         """Curves [M, N] of a method with randomness; equal seeds give equal ones. One that diverges has no finite values."""
@@ -201,7 +200,7 @@ class FewShotRegressor:
         """R^2 of the predictions at x [N, D] for targets y [N]: 1 at best, 0 for their mean."""
         target, prediction = as_columns(y, "y", 1)[:, 0], self.predict(x)
         check_lengths(prediction, target)
-        with np.errstate(divide="ignore", invalid="ignore"):  # of equal targets
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of equal targets, of huge ones
             return float(1 - np.square(target - prediction).sum() / np.square(target - target.mean()).sum())
 
     @property

@@ -60,8 +60,9 @@ class ExperimentManager:
         self._writer: Any = None
         self._started = time.time()
         self._log_file = self.attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1, encoding="utf-8"))  # noqa: SIM115
-        for name in ("checkpoints", "plots", "tensorboard"):
-            (directory / name).mkdir(exist_ok=True)
+        (directory / "checkpoints").mkdir(exist_ok=True)
+        for name in ("plots", "tensorboard"):
+            self.attempt(name, functools.partial((directory / name).mkdir, exist_ok=True))
         for leftover in [*directory.glob(".*.tmp"), *directory.glob("*/.*.tmp")]:  # of a process that was killed
             leftover.unlink(missing_ok=True)
 
@@ -94,7 +95,7 @@ class ExperimentManager:
         try:
             report = json.loads((self.directory / "full_report.json").read_text())
             return int(report["timing"]["iterations"]) if report["status"] == "complete" else 0
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return 0
 
     def close(self) -> None:
@@ -255,7 +256,8 @@ class Progress:
 
     def __init__(self, experiment: Any, total: int):
         self.experiment, self.total, self.first = experiment, total, experiment.trainer.iteration
-        self.bar = tqdm(total=total, initial=self.first, unit="step", disable=None, dynamic_ncols=True)
+        nowhere = True if sys.stderr is None else None  # closed, as in some services; None = where it is no terminal
+        self.bar = tqdm(total=total, initial=self.first, unit="step", disable=nowhere, dynamic_ncols=True)
         self.began = self.last_line = time.perf_counter()
 
     def seconds(self) -> float:

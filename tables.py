@@ -13,7 +13,7 @@ import numpy as np
 
 from dataset import HELD_OUT_SEED, Array, HeldOut, Points, Task, TaskGenerator, stream
 from runtime.errors import RunError
-from runtime.measurements import FEWEST, SPLITS, Table
+from runtime.measurements import FEWEST, SPLITS, Table, remarks
 
 STEPS = 5000  # of training, about; two validations, as the lowest of many on a few subjects is low by chance
 SHARES = ("TRAIN_SHARE", "VALIDATION_SHARE", "TEST_SHARE")
@@ -109,6 +109,7 @@ class TableTaskGenerator(TaskGenerator):
             "subjects": dict(zip(SPLITS, np.bincount(table.split, minlength=3).tolist(), strict=True)),
             "rows": len(table.values),
             "rows_without_target": table.left_out,
+            "remarks": remarks(table),
             "centre": table.centre.tolist(),
             "unit": table.unit.tolist(),
         } | dict(zip(("points_sha256", "splits_sha256"), digests, strict=True))

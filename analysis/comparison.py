@@ -146,20 +146,24 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
 def choice(runs: Sequence[Run]) -> str:
     """Which of several methods to use: the one with the lowest validation error, as a choice by test errors would spoil them.
 
-    The error is the geometric mean over the K that all runs have. Empty where there is one method, or where validation
-    errors can't be compared.
+    The error is the geometric mean over the K that all runs have. Empty where there is one method; where validation errors
+    decide nothing, the reason.
     """
-    shots = sorted(set.intersection(*(set(run.validation) for run in runs)))
-    measured = {tuple(run.config[key] for key in VALIDATION_KEYS) for run in runs}
-    if not shots or len(measured) > 1:
+    labels, none = [entry.label for entry in entries(runs)], "no method is chosen: "
+    if len(set(labels)) < 2:
         return ""
+    if unrecorded := [run.directory.name for run in runs if not run.validation]:
+        return f"{none}no validation error is on record for {', '.join(unrecorded)} (--evaluate adds it)"
+    shots = sorted(set.intersection(*(set(run.validation) for run in runs)))
+    if not shots or len({tuple(run.config[key] for key in VALIDATION_KEYS) for run in runs}) > 1:
+        return f"{none}validation errors are of other tasks (EVAL_SHOTS, {' or '.join(VALIDATION_KEYS)} differ)"
     by_label: dict[str, list[tuple[float, Run]]] = {}
-    for run, entry in zip(runs, entries(runs), strict=True):
-        by_label.setdefault(entry.label, []).append((geometric_mean([run.validation[count] for count in shots]), run))
+    for run, label in zip(runs, labels, strict=True):
+        by_label.setdefault(label, []).append((geometric_mean([run.validation[count] for count in shots]), run))
     means = {label: float(np.mean([error for error, _ in group])) for label, group in by_label.items()}
     first, *others = sorted(means, key=means.__getitem__)
-    if not others or math.isinf(means[first]):
-        return ""
+    if math.isinf(means[first]):
+        return f"{none}each diverged on a validation task"
     best = min(by_label[first], key=lambda found: found[0])[1]
     rest = ", ".join(f"{label} {means[label]:.4g}" for label in others)
     where, answer = ", ".join(map(str, shots)), f". On test tasks: {best.verdict}" if best.verdict else ""
@@ -251,15 +255,22 @@ def geometric_mean(errors: Any) -> float:
 def relative_difference(own: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     """By what part the root of `own`'s mean is above that of `other`'s, paired by task [T] each: the estimate, a 95% interval.
 
-    The interval is Student's around the logarithm of the ratio, whose standard error is that of its linear approximation
-    (delta method). NaN where an error is not finite or the means are 0.
+    The interval is Fieller's (1954), of a ratio of means: it holds 0 where the paired interval of the difference holds 0. It
+    may end at -1 and infinity where a mean may be 0. NaN where an error is not finite or `other`'s are 0.
     """
-    with np.errstate(all="ignore"):
-        means = own.mean(), other.mean()
-        error = (own / means[0] - other / means[1]).std(ddof=1) / math.sqrt(len(own))
-        ratio = np.log(means[0] / means[1])
-        centre, low, high = np.expm1((ratio + t_quantile(len(own) - 1) * error * np.array([0, -1, 1])) / 2).tolist()
-    return centre, low, high
+    with np.errstate(over="ignore", invalid="ignore"):
+        means = np.array([own.mean(), other.mean()])
+        if not (np.isfinite(means).all() and means[1] > 0):
+            return math.nan, math.nan, math.nan
+        margins = t_quantile(len(own) - 1) ** 2 * np.cov(own, other) / len(own)
+    (first, both), (_, second) = np.outer(means, means) - margins  # a ratio r is inside: second r^2 - 2 both r + first <= 0
+    ratio, inside = means[0] / means[1], both**2 - first * second
+    ends = np.sort((both + np.sqrt(max(inside, 0)) * np.array([-1, 1])) / second)
+    if second <= 0:  # all but what lies between the ends: where that holds 1, the part with the estimate, or else all
+        parted = inside > 0 and (ends[0] < 1 < ends[1] or ends[0] < 0)
+        ends = np.array([0, np.inf] if not parted else [ends[1], np.inf] if ratio >= ends[1] else [0, ends[0]])
+    estimate, low, high = (np.sqrt(np.maximum([ratio, *ends], 0)) - 1).tolist()
+    return estimate, low, high
 
 
 def shown_steps(last: int) -> list[int]:

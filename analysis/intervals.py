@@ -17,7 +17,8 @@ from dataset import Points
 
 LEVELS = np.arange(1, 200) / 200  # for which quantiles are kept; above the last one an interval is the whole line
 FOLDS = 10
-LINEAR, SQUARES = 1.0, 30.0  # ridge penalties, in tasks: few subjects leave the squares out
+LINEAR, SQUARES = 10.0, 100.0  # ridge penalties, in tasks: few subjects leave the squares out
+GROWING = (2, 9)  # hints in proportion to which widths grow beyond what was seen: residuals after adapting, and `spread`
 SURE = 100  # so many tasks hold the levels up to 0.99 with the guarantee; fewer take the plain quantiles of their points
 LARGEST = 1e100  # of a residual: one beyond it counts as diverged
 LOG_MEAN = 0.53  # exp(E log |e|) of a standard normal e
@@ -70,6 +71,8 @@ def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, own
     entry: dict[str, Any] = {"tasks": len(tasks), "noise": max(0.0, float(noise)), "floor": floor.tolist()}
     spread = logs[fine].std(0) + 1e-6 if fine.any() else floor
     entry |= {"centre": (logs[fine].mean(0) if fine.any() else floor).tolist(), "spread": spread.tolist()}
+    ends = (features[fine].min(0), features[fine].max(0)) if fine.any() else (floor, floor)
+    entry["seen"] = np.stack(ends).tolist()
     scales, folds = np.empty(clean.shape), min(FOLDS, len(tasks))
     for fold in range(folds if folds > 1 else 0):  # each task is scaled by what was learned from others
         here = rows % folds == fold
@@ -111,9 +114,20 @@ def task_quantiles(scores: np.ndarray, weights: np.ndarray, levels: np.ndarray) 
 def _terms(entry: Entry, features: np.ndarray) -> np.ndarray:
     """What the log scale is linear in, [..., 1 + 2F]: 1, the standardised logs of the features, their squares."""
     features = features[..., : len(entry["floor"])]  # a checkpoint from before the spread was one has the others
-    logs = (np.log(features + np.array(entry["floor"])) - entry["centre"]) / entry["spread"]
-    logs = logs.clip(-4, 4)  # beyond what was seen nobody knows how it goes on
+    logs = (np.log(features.clip(*_seen(entry)) + np.array(entry["floor"])) - entry["centre"]) / entry["spread"]
     return np.concatenate([np.ones((*logs.shape[:-1], 1)), logs, logs**2], -1)
+
+
+def _seen(entry: Entry) -> np.ndarray:
+    """The lowest and highest features of the calibration [2, F]: beyond them nobody knows how the regression goes on."""
+    four = np.array([[-4.0], [4.0]]) * entry["spread"]  # standard deviations, in a checkpoint that has no others
+    return np.array(entry["seen"]) if "seen" in entry else np.exp(four + entry["centre"]) - entry["floor"]
+
+
+def _growth(entry: Entry, features: np.ndarray) -> np.ndarray:
+    """By which factor, at least 1, points [..., F] exceed all that was seen."""
+    places, floor = [place for place in GROWING if place < len(entry["floor"])], np.array(entry["floor"])
+    return ((features[..., places] + floor[places]) / (_seen(entry)[1] + floor)[places]).max(-1, initial=1)
 
 
 def _regression(entry: Entry, features: np.ndarray, clean: np.ndarray, weights: np.ndarray, fine: np.ndarray) -> list[float]:
@@ -132,8 +146,8 @@ def _regression(entry: Entry, features: np.ndarray, clean: np.ndarray, weights: 
 def scale(entry: Entry, features: np.ndarray) -> np.ndarray:
     """The expected size of a measurement's residual at points with `features` [..., F]; infinite where adapting diverged."""
     fine = np.isfinite(features).all(-1)
-    terms = _terms(entry, np.where(fine[..., None], features, 1))
-    sizes = np.exp((terms @ np.array(entry["coefficients"])).clip(-50, 50)) / LOG_MEAN
+    known = np.where(fine[..., None], features, 1)
+    sizes = np.exp((_terms(entry, known) @ np.array(entry["coefficients"])).clip(-50, 50)) / LOG_MEAN * _growth(entry, known)
     return np.where(fine, np.sqrt(sizes**2 + entry["noise"]), np.inf)
 
 

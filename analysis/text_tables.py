@@ -76,7 +76,8 @@ def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scal
         ends = sorted([abs(low), abs(high)])
         words = f"{abs(change):.0f}% {'lower' if change < 0 else 'higher'}, interval {ends[0]:.0f} to {ends[1]:.0f}%"
     elif low <= 0 <= high:
-        words = f"not distinguishable, interval {round(low):+d} to {round(high):+d}%"
+        words = f"not distinguishable, interval {np.round(low) + 0.0:+.0f} to {np.round(high) + 0.0:+.0f}%"
+    words = words.replace(" to inf%", "% or more").replace(" to +inf%", "% or more")
     with np.errstate(over="ignore", invalid="ignore"):
         roots = [f"{name} {scale * np.sqrt(errors.mean()):.3g}" for name, errors in ((method, own), (best, others[best]))]
     return f"{printable(target)}, root mean squared error at K = {shots}: {roots[0]}, {roots[1]}: {words}"

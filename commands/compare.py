@@ -19,6 +19,7 @@ from analysis.text_tables import csv_table, markdown_table, text_table
 from commands.runs import runs_folder, tasks_of_run
 from config import Config, ConfigError
 from dataset import Published
+from registry import TASKS
 from runtime.errors import RunError
 from runtime.processes import print_once
 from runtime.storage import figure_bytes, find_run, new_directory, write_atomically
@@ -37,9 +38,9 @@ def compare_runs(directories: Sequence[Path], output: Path) -> None:
     runs = [read_run(directory) for directory in directories]
     found = [*entries(runs), *yardstick_entries(runs)]
     comparison = compare_entries(found, bool(runs[0].data))._replace(choice=choice(runs))
+    generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
     print_once(text_table(comparison))
     title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
-    generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
     directory = new_directory(output, "Comparison")
     write(directory, comparison, title, generator.published)
     print_once(f"written: {printable(str(directory))}")
@@ -61,6 +62,8 @@ def read_run(directory: Path) -> Run:
         wanted = {shots: len(result["mse"]) for shots, result in results.items()}
         recorded = {shots: result["validation"] for shots, result in results.items() if "validation" in result}
         validation = {shots: math.inf if error is None else float(error) for shots, error in recorded.items()}
+        if tasks not in TASKS or not all(error >= 0 for error in validation.values()):
+            raise ValueError
     except ConfigError as error:
         raise RunError(f"{directory / 'full_report.json'}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:

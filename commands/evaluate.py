@@ -20,7 +20,7 @@ from evaluation import held_out_errors, predict, sample
 from experiment import Experiment
 from registry import defaults
 from results_manager import history_arrays
-from runtime.errors import RunError
+from runtime.errors import RunError, own_checkpoint
 from runtime.processes import print_once
 from runtime.storage import read_checkpoint, write_atomically
 
@@ -47,10 +47,12 @@ def finish(experiment: Experiment) -> None:
     state = None
     if best.exists():
         try:
-            experiment.trainer.load(found := read_checkpoint(best))
+            with own_checkpoint():
+                experiment.check_own(found := read_checkpoint(best))
+                experiment.trainer.load(found)
             state = found
         except RunError as error:
-            manager.warn(f"{error}; judging the last one instead")
+            manager.warn(f"best.pt: {error}; judging the last one instead")
     evaluation, arrays = judge(experiment)
     add_intervals(experiment, state, evaluation, arrays)
     shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]

@@ -23,10 +23,11 @@ from regressor import NO_INTERVALS, FewShotRegressor
 from runtime.arrays import finite_curves
 from runtime.errors import RunError
 from runtime.processes import print_once
-from runtime.storage import figure_bytes, load_run, write_atomically
+from runtime.storage import figure_bytes, find_run, load_run, write_atomically
 from runtime.text import printable
 
 GRID_POINTS = 201
+FAR_OUT = 10  # standard deviations
 FAR = 20  # times the longer one of the trained range and the range of the points
 SAMPLES_SHOWN = 8
 PANELS = 12  # of a figure
@@ -36,12 +37,12 @@ NOWHERE = np.empty(0)
 
 def predict(args: argparse.Namespace) -> int:
     """Adapt a run's best checkpoint to the points of a file; writes beside the points or to --output."""
+    folder = runs_folder(args)
     try:
-        directory, state, warning = load_run(args.predict, runs_folder(args), best=True)
+        find_run(args.predict, folder)
     except RunError:
-        if args.output is None:
-            raise
-        directory, state, warning = load_run(args.predict, EXPERIMENTS, best=True)  # --output is for what is written
+        folder = EXPERIMENTS  # --output may be for what is written alone
+    directory, state, warning = load_run(args.predict, folder, best=True)
     method, tasks, config = settings_of_run(args, directory, state)
     request = read_request(args.points, config.INPUT_DIM, (state.get("data") or {}).get("columns", ()))
     pages = min(MOST_PAGES, -(-len(request.subjects) // PANELS)) if config.INPUT_DIM == 1 else 0
@@ -52,7 +53,7 @@ def predict(args: argparse.Namespace) -> int:
     lines = [warning] if warning else []
     if not model.has_intervals:
         lines.append(NO_INTERVALS.format(model.steps))
-    for line in [*lines, *warnings_about(found, request.names[1:-1])]:
+    for line in [*lines, *warnings_about(found, request.names[1:])]:
         print(f"warning: {printable(line)}", file=sys.stderr)
     write(files, found, request, f"{method.upper()} on {args.points.name}")
     print_once(printable(summary(found, request)))
@@ -76,6 +77,7 @@ class Prediction(NamedTuple):
     merged: int  # how many different inputs of the points are no longer different to the network
     x_range: np.ndarray  # lowest and highest inputs of meta-training, [2, D]
     unit: float  # of the target: what is 1 to the network
+    y_range: tuple[float, float]  # targets that may be meant: `FAR_OUT` deviations around the training subjects' mean
     samples: np.ndarray  # a few finite curves after S gradients [M, N]; none (M = 0) from a learner without randomness
     band: np.ndarray | None  # lower and upper ends of intervals that hold 90% of measurements, [2, N]; None where unknown
 
@@ -102,7 +104,9 @@ def predict_points(model: FewShotRegressor, points: Points, asked: np.ndarray | 
     with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged, and between samples at float32's ends
         errors = np.square(at_points - points.y[:, 0].astype(predicted.dtype), dtype=np.float64).mean(1)
     different, left = (len(np.unique(values, axis=0)) for values in (points.x, model.support_[0].x))
-    about = outside, model.extrapolates(x), different - left, x_range, float(model.unit[-1])
+    unit, centre = float(model.unit[-1]), float(model.centre[-1])
+    y_range = (centre - FAR_OUT * unit, centre + FAR_OUT * unit) if model.scaled else (-np.inf, np.inf)
+    about = outside, model.extrapolates(x), different - left, x_range, unit, y_range
     samples = finite_curves(model.sample(x, SAMPLES_SHOWN)) if model.learner.noise_dim else np.empty((0, len(x)))
     band = np.stack(model.predict_interval(x)) if model.has_intervals else None
     return Prediction(points, x, questions, outputs, errors, *about, samples, band)
@@ -126,18 +130,25 @@ def grid_over(inputs: np.ndarray, x_range: tuple[float, float], asked: np.ndarra
     return np.linspace(ends[0] - before, ends[1] + behind, GRID_POINTS)
 
 
-def warnings_about(found: Sequence[Prediction], names: Sequence[str] = ("x",)) -> list[str]:
-    """What a user should know before trusting the predictions, one line each; `names` are those of the D inputs."""
+def warnings_about(found: Sequence[Prediction], names: Sequence[str] = ("x", "y")) -> list[str]:
+    """What a user should know before trusting the predictions, one line each; `names` are those of D inputs and the target."""
     points = [(one.points.x, one.outside) for one in found]
     asked = [(one.x[one.answers], one.extrapolated[one.answers]) for one in found if one.questions]
     parts = (("points", points), ("questions", asked))
-    lines = [line for what, part in parts if (line := _outside(what, part, found[0].x_range, names))]
+    lines = [line for what, part in parts if (line := _outside(what, part, found[0].x_range, names[:-1]))]
+    targets, (low, high) = np.concatenate([one.points.y[:, 0] for one in found]), found[0].y_range
+    if far := int(((targets < low) | (targets > high)).sum()):
+        where = (
+            f"{far} of {len(targets)} points lie {FAR_OUT} standard deviations or more from the mean of training: another unit?"
+        )
+        got = f"{names[-1]} from {targets.min():.6g} to {targets.max():.6g}"
+        lines.append(f"{where} (got {got}; expected {low:.6g} to {high:.6g})")
     if merged := [one for one in found if one.merged]:
         different = sum(len(np.unique(one.points.x, axis=0)) for one in merged)
         left = different - sum(one.merged for one in merged)
         lines.append(
             f"some inputs are one number to the network, which computes with 7 digits "
-            f"(got {different} different {' and '.join(names)}, {left} after rounding; expected no less)"
+            f"(got {different} different {' and '.join(names[:-1])}, {left} after rounding; expected no less)"
         )
     if diverged := sum(not np.isfinite(one.outputs[-1]).all() for one in found):
         last = f"{len(found[0].errors) - 1} gradients" + f" for {diverged} of {len(found)} subjects" * (len(found) > 1)
@@ -219,7 +230,9 @@ def figures(found: Sequence[Prediction], request: Request, title: str) -> Iterat
     for page in range(min(MOST_PAGES, -(-len(found) // PANELS))):
         some = range(page * PANELS, min((page + 1) * PANELS, len(found)))
         tasks = {request.subjects[place]: curves(found[place]) for place in some}
-        about = f"{title}: {len(found)} subjects" + f", {some[0] + 1} to {some[-1] + 1}" * (len(found) > PANELS)
+        about = f"{title}: {len(found)} subject{'' if len(found) == 1 else 's'}" + f", {some[0] + 1} to {some[-1] + 1}" * (
+            len(found) > PANELS
+        )
         yield subject_curves(tasks, steps, x_range, about, names, least)
 
 

@@ -122,8 +122,11 @@ def run(experiment: Experiment, signals: Signals) -> int:
         return 0
     if data := experiment.record:
         sizes = ", ".join(f"{count} {split}" for split, count in data["subjects"].items())
-        left_out = f" ({data['rows_without_target']} rows without a target left out)" if data["rows_without_target"] else ""
+        without = data["rows_without_target"]
+        left_out = f" ({without} row{'' if without == 1 else 's'} without a target left out)" if without else ""
         print_once(f"{data['rows']} measurements{left_out} of subjects: {sizes}; K = {config.SUPPORT_SAMPLES} support points")
+        for line in data.get("remarks", ()):
+            manager.warn(line)
     steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
     print_once(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.display_path}")
     with collection_paused():

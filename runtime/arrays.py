@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -41,18 +41,35 @@ def as_columns(values: Any, name: str, columns: int) -> Array:
 
 def as_numbers(values: Any, name: str) -> Array:
     """An array-like of numbers as float64, NaN where one is masked; raises `InputError` for words, dates, booleans and None."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        values = (values.double() if values.is_floating_point() else values).numpy()
     try:
+        if isinstance(values, torch.Tensor):
+            values = values.detach().cpu()
+            values = (values.double() if values.is_floating_point() else values).numpy()
         array = np.ma.asarray(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
-        others = [item for item in array.ravel().tolist() if not isinstance(item, Real)] if array.dtype.kind == "O" else []
+        items = array.ravel().tolist() if array.dtype.kind == "O" else _leaves(values)
+        others = [item for item in items if not isinstance(item, Real) or isinstance(item, bool)]
         if array.dtype.kind in "iufO" and not others:
             return np.ma.filled(array.astype(float), np.nan)
         got = type(others[0]).__name__ if others else "text" if array.dtype.kind in "US" else str(array.dtype)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         got = " ".join(str(error).split())[:100]
     raise InputError(f"{name} is no array of numbers (got {got}; expected integers or floats)")
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    """Numbers and booleans in nested lists and tuples: beside numbers, numpy takes a boolean for one."""
+    if isinstance(values, list | tuple):
+        yield from (leaf for value in values for leaf in _leaves(value))
+    elif isinstance(values, bool | np.bool):
+        yield bool(values)
+
+
+def each(tasks: Any, name: str) -> list[Any]:
+    """The arrays of several tasks; raises `InputError` for what is no sequence."""
+    try:
+        return list(tasks)
+    except TypeError:
+        raise InputError(f"{name} is no sequence (got {type(tasks).__name__}; expected an array for each task)") from None
 
 
 def is_whole(value: Any) -> bool:

@@ -20,7 +20,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 
 from runtime.errors import RunError
-from runtime.text import quoted
+from runtime.text import escaped, quoted
 
 MAX_POINTS = 10_000
 MAX_NUMBER = 1e15  # whole numbers up to here are exact in float64, and their squares are finite in float32
@@ -273,7 +273,10 @@ class Rows:
         raise RunError(f"{where} can't be used (got {got}; expected {expected})")
 
     def _refuse(self, name: str, text: str, expected: str) -> NoReturn:
-        got = ascii(text[:40]) + "..." * (len(text) > 40)  # digits of other scripts look like numbers
+        shown = "".join(
+            char if char.isprintable() and (char.isascii() or char.isalpha()) else escaped(char) for char in text[:40]
+        )
+        got = f"'{shown}'" + "..." * (len(text) > 40)  # digits of other scripts, and some signs, look like what is expected
         self.refuse(self.text[name].index(text), name, got, expected)
 
 

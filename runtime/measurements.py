@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +102,22 @@ def column_names(sheet: Sheet, columns: Sequence[str]) -> tuple[str, ...]:
         if reserved.count(name) > 1:
             raise RunError(f"{sheet.path} needs a column for each role (got {quoted(name)} twice; expected different ones)")
     return (*names, *([] if split else [""]))
+
+
+def remarks(table: Table) -> list[str]:
+    """What is allowed and may be a mistake: rows that repeat others, names of subjects that look alike."""
+    lines, alike = [], defaultdict[str, list[str]](list)
+    rows = np.column_stack([np.repeat(np.arange(len(table.subjects)), np.diff(table.start)), table.values])
+    rows = rows[np.lexsort(rows.T[::-1])]
+    if copies := int((rows[1:] == rows[:-1]).all(1).sum()):
+        wanted = "expected each measurement once: a copy may be asked for that was given"
+        lines.append(f"some rows repeat others (got {copies} of {len(rows)}; {wanted})")
+    for name in table.subjects:
+        alike[re.sub(r"\.0+$", "", " ".join(name.casefold().split()))].append(name)
+    if twins := [names for names in alike.values() if len(names) > 1]:
+        got = f"{quoted(twins[0][0])} and {quoted(twins[0][1])}" + f", {len(twins)} such cases" * (len(twins) > 1)
+        lines.append(f"subjects' names differ by case, blanks or .0 alone (got {got}; expected one spelling, or other names)")
+    return lines
 
 
 # ---- splitting and scaling

@@ -185,7 +185,7 @@ def find_run(text: str, output: Path) -> Path:
         # where the clock of files is coarse, the time in the name decides
         return max(runs, key=lambda path: ((path / "config.json").stat().st_mtime_ns, path.name.split("_")[-1]))
     for path in (Path(text), output / text, Path(text).parent.parent):
-        if (path / "config.json").is_file() and (path.is_dir() or Path(text).is_file()):
+        if os.path.isfile(path / "config.json") and (os.path.isdir(path) or os.path.isfile(text)):  # False for what is no name
             return path
     raise RunError(f"no such run (got {text}; expected a run directory with a config.json, a checkpoint in one, or latest)")
 

@@ -263,6 +263,84 @@ def test_a_prediction_that_makes_no_sense_is_refused(argv: list[str], runs: Path
 # ---- several methods
 
 
+# ---- runs whose files are damaged or another's
+
+
+@pytest.fixture
+def own(runs: Path, tmp_path: Path) -> Path:
+    """A copy of a run that may be spoiled."""
+    return Path(shutil.copytree(runs / "MAML_Sinusoidal_tiny-seed3", tmp_path / "runs" / "own"))
+
+
+def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(
+    runs: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "LEO_Sinusoidal_tiny", tmp_path / "experiments" / "own")
+    monkeypatch.setattr("commands.predict.EXPERIMENTS", tmp_path / "experiments")
+    with open(own / "checkpoints" / "best.pt", "ab") as file:
+        file.write(b"x")
+    assert main.main(["--predict", "own", "--points", str(POINTS), "--output", str(own.parent)]) == 2
+    assert "best.pt is damaged" in capsys.readouterr().err
+    assert not (own.parent / "predictions.csv").exists()
+
+
+@pytest.mark.parametrize("other", ["LEO_Sinusoidal_tiny", "another table's"])
+def test_a_best_checkpoint_of_another_run_is_not_judged(
+    other: str, runs: Path, chosen: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = runs / other if other.startswith("LEO") else next(chosen.glob("R2D2*"))
+    shutil.copy(source / "checkpoints" / "best.pt", own / "checkpoints")
+    before = json.loads((own / "metrics.json").read_text())["method"]
+    assert main.main(["--evaluate", str(own)]) == 0
+    error = capsys.readouterr().err
+    assert "best.pt: the checkpoint does not fit this run" in error and "judging the last one instead" in error
+    assert json.loads((own / "metrics.json").read_text())["method"] == before
+
+
+@pytest.mark.parametrize("report", ['{"status": "complete", "timing": {"iterations": 1e999}}', "[" * 50_000])
+def test_a_run_with_a_damaged_report_can_be_judged_again(report: str, own: Path) -> None:
+    (own / "full_report.json").write_text(report)
+    assert main.main(["--evaluate", str(own)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "value"),
+    [
+        ("full_report.json", ("tasks",), "nonsense"),
+        ("metrics.json", ("evaluation", "shots", "2", "validation"), -1),
+        ("metrics.json", ("evaluation", "shots", "2", "validation"), "NaN"),
+    ],
+)
+def test_a_comparison_refuses_a_record_that_says_nonsense_before_it_prints(
+    file: str, keys: tuple[str, ...], value: object, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = part = json.loads((own / file).read_text())
+    for key in keys[:-1]:
+        part = part[key] if key in part else next(iter(part.values()))
+    part[keys[-1]] = value
+    (own / file).write_text(json.dumps(record))
+    assert main.main(["--compare", str(own), "--output", str(own.parent)]) == 2
+    printed = capsys.readouterr()
+    assert "damaged record" in printed.err and printed.out == ""
+
+
+@pytest.mark.parametrize("action", ["--resume", "--evaluate", "--compare"])
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_no_run(action: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main([action, name]) == 2
+    assert "no such run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["tensorboard", "plots"])
+def test_a_folder_of_logs_or_figures_that_cant_be_made_costs_a_warning(
+    folder: str, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(own / folder)
+    (own / folder).touch()
+    assert main.main(["--evaluate", str(own)]) == 0
+    assert f"{folder} could not be written" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with tiny runs of two methods and two seeds on a table, one after another."""

@@ -190,6 +190,29 @@ def test_a_checkpoint_from_before_the_spread_was_a_hint_keeps_its_intervals() ->
     assert_array_equal(half_widths(entry, more, 0.9), half_widths(entry, features, 0.9))
 
 
+def test_beyond_what_was_seen_widths_grow_with_the_residuals_at_the_support_points_and_with_nothing_unknown() -> None:
+    rng = np.random.default_rng(0)
+    features, clean = rng.uniform(0.5, 1, (60, 5, 10)), rng.normal(size=(60, 5))
+    entry, known = calibrate(features, clean, clean, np.arange(60)), features[0, 0]
+
+    def width(place: int, value: float) -> float:
+        changed = known.copy()
+        changed[place] = value
+        return float(half_widths(entry, changed, 0.9))
+
+    for place in (2, 9):  # the residuals after adapting, and the spread
+        assert_allclose(width(place, 1000.0) / width(place, 100.0), 10, rtol=0.02)
+    for place in (0, 1, 3, 4, 5, 6, 7, 8):
+        assert width(place, 1000.0) == width(place, 100.0) and width(place, 0.0) == width(place, 0.1)
+
+
+def test_a_checkpoint_that_does_not_say_what_was_seen_goes_on_for_four_deviations() -> None:
+    features, clean, measured, owners = tasks(50, 5, 0)
+    entry = {name: value for name, value in calibrate(features, clean, measured, owners).items() if name != "seen"}
+    assert_allclose(half_widths(entry, features, 0.9), half_widths(calibrate(features, clean, measured, owners), features, 0.9))
+    assert_allclose(half_widths(entry, 1e6 * features, 0.9), half_widths(entry, 1e7 * features, 0.9))
+
+
 def test_the_score_is_width_and_a_penalty_outside() -> None:
     assert_allclose(interval_score(np.array([0.5, 3.0]), np.array([1.0, 1.0]), 0.9), [2, 2 + 20 * 2])
     assert interval_score(np.array([np.inf]), np.array([np.inf]), 0.9)[0] == np.inf

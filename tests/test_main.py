@@ -3,6 +3,9 @@
 import json
 import math
 import re
+import shlex
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -237,3 +240,17 @@ def test_inputs_of_several_dimensions_run_to_the_end(tmp_path, with_figures, mon
     monkeypatch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.add(name))
     assert main.main(command(tmp_path, INPUT_DIM=3)) == 0
     assert "performance" in names and "task_predictions" not in names
+
+
+def test_a_run_without_a_standard_error_goes_on(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", None)
+        assert main.main(command(tmp_path)) == 0
+
+
+def test_a_standard_stream_that_is_closed_leads_nowhere_and_is_no_files_place():
+    code = "import main, os, sys; main.open_streams(); sys.stderr.write('lost'); "
+    code += "print(os.path.samestat(os.fstat(2), os.stat(os.devnull)))"
+    shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} 2>&-"
+    done = subprocess.run(shell, shell=True, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    assert done.stdout.split() == [b"True"]

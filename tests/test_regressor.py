@@ -22,9 +22,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 import main
 import registry
 from commands.points import read_request
-from commands.predict import csv_table, predict_points
+from commands.predict import csv_table, predict_points, warnings_about
 from config import Config
-from dataset import stream
+from dataset import Points, stream
 from regressor import FewShotRegressor
 from runtime.arrays import NotFittedError
 from runtime.errors import RunError
@@ -114,6 +114,14 @@ WRONG: dict[str, tuple[Callable[[FewShotRegressor], Any], str]] = {
     "a word in a column": (lambda m: m.fit(Column([1, 2, "x", 4, 5], object), Y), "got str"),
     "a missing value": (lambda m: m.fit([1, None, 3, 4, 5], Y), "got NoneType"),
     "booleans": (lambda m: m.fit(np.array(X) > 6, Y), "got bool"),
+    "a boolean among numbers": (lambda m: m.fit([True, 2.0, 3.0, 4.0, 5.0], Y), "got bool"),
+    "booleans in rows": (lambda m: m.fit([[value > 6] for value in X], Y), "got bool"),
+    "booleans as objects": (lambda m: m.fit(np.array(X, object) > 6, Y), "got bool"),
+    "a sparse tensor": (lambda m: m.fit(torch.ones(5).to_sparse(), Y), "no array of numbers"),
+    "a tensor without numbers": (lambda m: m.fit(torch.ones(5, device="meta"), Y), "no array of numbers"),
+    "numbers with gradients in a list": (lambda m: m.fit([torch.ones((), requires_grad=True)] * 5, Y), "no array of numbers"),
+    "no tasks": (lambda m: m.fit_many(None, None), "xs is no sequence (got NoneType"),  # type: ignore[arg-type]
+    "questions of no tasks": (lambda m: m.fit(X, Y).predict_many(3.0), "xs is no sequence (got float"),  # type: ignore[arg-type]
     "complex numbers": (lambda m: m.fit(np.array(X) + 1j, Y), "got complex128"),
     "dates": (lambda m: m.fit(np.array(["2024-01-01"] * 5, "datetime64[s]"), Y), "got datetime64[s]"),
     "rows of different lengths": (lambda m: m.fit([[1], [2, 3], [4], [5], [6]], Y), "no array of numbers"),
@@ -288,6 +296,17 @@ def test_the_lines_of_python_in_the_documentation_run(page: str, method: str, na
     names: dict[str, Any] = {}
     exec(code.replace('"latest"', repr(str(runs / f"{method}_{name}"))), names)
     assert names["model"].predict([10.0, 21.0]).shape == (2,)
+
+
+def test_targets_that_no_subject_of_the_table_has_are_warned_about() -> None:
+    x, y = (np.array(values)[:, None] for values in (X, Y))
+    assert warnings_about([predict_points(model_of(), Points(x, y))], ("day", "mass")) == []
+    (line,) = warnings_about([predict_points(model_of(), Points(x, 1000 * y))], ("day", "mass"))
+    assert (
+        "5 of 5 points lie 10 standard deviations or more from the mean of training" in line and "(got mass from 44000" in line
+    )
+    formula = predict_points(model_of(own=False), Points(x, 1000 * y))
+    assert not any("another unit" in line for line in warnings_about([formula]))
 
 
 def questions(path: Path, *, blank: bool = True) -> tuple[list[list[str]], dict[str, list[list[str]]]]:

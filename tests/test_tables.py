@@ -21,7 +21,7 @@ from experiment import Experiment
 from maml import MAML
 from registry import METHODS, TASKS, defaults
 from runtime.errors import RunError
-from runtime.measurements import SPLITS, random_split, read_table
+from runtime.measurements import SPLITS, random_split, read_table, remarks
 from runtime.storage import read_checkpoint
 from tables import TableTaskGenerator, distinct
 
@@ -270,6 +270,16 @@ def test_subjects_whose_names_begin_with_a_hash_are_kept(tmp_path: Path) -> None
     path = write(tmp_path / "t.csv", rows)
     path.write_text(path.read_text().replace("\n#s3", "\n# after the rain, again\n#s3", 1))
     assert read_table(path).subjects == [f"#s{place}" for place in range(12)]
+
+
+def test_what_may_be_a_mistake_is_remarked_on_and_changes_no_number(tmp_path: Path, toy: Path) -> None:
+    rows = toy_rows()
+    assert remarks(read_table(toy)) == generator_of(toy).record()["remarks"] == []
+    (line,) = remarks(read_table(write(tmp_path / "a.csv", [*rows, rows[3], rows[-1]])))
+    assert f"some rows repeat others (got 2 of {len(rows) + 2};" in line
+    renamed = [[name.replace("s11", "S3").replace("s10", " s4.0").replace("s9", "s4.00"), *rest] for name, *rest in rows]
+    (line,) = remarks(read_table(write(tmp_path / "b.csv", renamed)))
+    assert "differ by case, blanks or .0 alone (got 's3' and 'S3', 2 such cases;" in line
 
 
 BLEMISHES: dict[str, Callable[[list[list[str]]], tuple[str, str]]] = {

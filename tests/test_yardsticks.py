@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from test_tables import TableTaskGenerator, generator_of, toy_rows, train, write
 
 import main
-from analysis.comparison import relative_difference
+from analysis.comparison import mean_and_interval, relative_difference
 from analysis.figures import best_yardsticks
 from analysis.text_tables import verdict
 from analysis.yardsticks import (
@@ -236,6 +236,26 @@ def test_the_relative_difference_covers_the_true_one_as_often_as_it_says() -> No
         _, low, high = relative_difference(hard * rng.gamma(4, 0.25, 40) * 0.64, hard * rng.gamma(4, 0.25, 40))
         hits += low <= -0.2 <= high
     assert 0.91 <= hits / 400 <= 0.98
+
+
+@pytest.mark.parametrize("subjects", [2, 3, 4, 8])
+def test_of_few_subjects_the_relative_difference_decides_where_the_difference_in_the_table_does(subjects: int) -> None:
+    rng, decided = np.random.default_rng(subjects), []
+    for _ in range(300):
+        own, other = np.exp(rng.multivariate_normal([0, rng.choice([0, 1.5])], [[1, 0.7], [0.7, 1]], subjects)).T
+        _, low, high = relative_difference(own, other)
+        difference = mean_and_interval((own - other)[:, None], subjects=True)
+        apart = bool(abs(difference["mse"][0]) > difference["ci95"][0])
+        assert low <= np.sqrt(own.mean() / other.mean()) - 1 <= high and (low > 0 or high < 0) == apart
+        decided.append(apart)
+    assert 0 < sum(decided) < 300
+
+
+def test_a_ratio_to_something_that_may_be_0_has_no_upper_end() -> None:
+    own, other = np.array([9.0, 10.0, 11.0]), np.array([0.1, 0.1, 3.0])
+    assert relative_difference(own, other)[2] == np.inf
+    assert relative_difference(own, other)[1] == pytest.approx(0.518, abs=0.001)
+    assert "interval 52% or more" in verdict("NET", own, {"other": other}, 1.0, "y", 4)
 
 
 @pytest.mark.parametrize(
