@@ -182,7 +182,8 @@ class FewShotRegressor:
             raise InputError(NO_INTERVALS.format(self.steps))
         (support,) = self._fitted(1)
         at = self._inputs(x)
-        (path,), (at_support,) = self._paths([at]), self._paths([support.x])
+        (paths,) = self._paths([np.concatenate([at, support.x])])  # [S+1, N + K], adapted once
+        path, at_support = np.split(paths, [len(at)], axis=1)
         with np.errstate(over="ignore", invalid="ignore"):
             points = Points(aligned([support.x]), aligned([support.y]))
             uncertain = spread(self.learner, points, aligned([padded(at)]), self.steps)[:, : len(at)]
