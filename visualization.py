@@ -122,7 +122,9 @@ def task_predictions(
             errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
             axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
     known, margin = (support_y if truth is None else truth, 0.35) if points is None else (points[1], 0.1)
-    axes[0, 0].set_ylim(limits([known], margin))  # an early network may be far off
+    low, high = limits([known], margin)  # an early network may be far off
+    ends = low - (high - low) / 2, high + (high - low) / 2  # of what a miss of the last one may add to a table's points
+    axes[0, 0].set_ylim((low, high) if points is None else limits([known, predictions[:, -1]], margin, *ends))
     name_axes(axes, axis_names)
     shared_legend(figure, axes, title)
     return figure

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import math
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,10 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
     Args:
         evaluation: the "evaluation" record of metrics.json.
     """
-    steps = shown_steps(len(next(iter(evaluation["shots"].values()))["mse"]) - 1)
+    steps = _columns(list(evaluation["shots"].values()))
     lines = [
         f"mean squared error on {evaluation['num_tasks']} test tasks (95% interval), after this many gradients:",
-        "   K      " + "".join(f"{step:<22}" for step in steps).rstrip(),
+        "   K      " + "".join(f"{name:<22}" for name in steps.values()).rstrip(),
     ]
     for count, result in evaluation["shots"].items():
         numbers = {name: [math.nan if v is None else v for v in result[name]] for name in ("mse", "ci95")}  # null in JSON
@@ -40,6 +40,7 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
             lines.append("    rmse  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
         if about := result.get("interval"):
             widths = f"mean width {_number(about['width'])} (constant: {_number(about['constant_width'])})"
+            widths += f", calibrated on {about['calibrated_on']} subjects" if "rmse" in result else ""
             lines.append(f"    {about['level']:.0%}   intervals hold {about['coverage']:.1%} of measurements, {widths}")
         for name, found in evaluation.get("yardsticks", {}).items():
             error, half, rmse = (math.nan if (v := found[count].get(key)) is None else v for key in ("mse", "ci95", "rmse"))
@@ -56,6 +57,16 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
         lines.append(f"{evaluation['diverged']} test tasks diverged")
     lines += [evaluation["verdict"]] if "verdict" in evaluation else []
     return "\n".join(lines)
+
+
+def _columns(results: list[Mapping[str, Any]]) -> dict[int, str]:
+    """The numbers of gradients in a table of results, and their names: on a table of subjects, for which nothing is published,
+    without those that change nothing."""
+    steps = shown_steps(last := len(results[0]["mse"]) - 1)
+    if "rmse" in results[0]:
+        repeated = [all(one["mse"][step] == one["mse"][before] for one in results) for before, step in pairwise(steps)]
+        steps = [0, *(step for step, same in zip(steps[1:], repeated, strict=True) if not same)]
+    return {step: f"{step} or more" if step == steps[-1] < last else str(step) for step in steps}
 
 
 def _number(value: float | None) -> str:
@@ -123,7 +134,7 @@ HEADER = ("K", "gradients", "method", "mean squared error", "seeds", "over seeds
 
 def comparison_cells(comparison: Comparison) -> list[list[str]]:
     """The rows of a comparison's table under `HEADER`, after 0, 1, 5 and the last gradient, but those that the next repeats."""
-    following, result = dict(itertools.pairwise([*shown_steps(comparison.last), -1])), []
+    following, result = dict(pairwise([*shown_steps(comparison.last), -1])), []
     for row in comparison.rows:
         errors, after = comparison.errors[row.shots][row.group], following.get(row.gradients)
         if after is None or (after > 0 and np.array_equal(errors[..., row.gradients], errors[..., after], equal_nan=True)):

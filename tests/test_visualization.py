@@ -551,6 +551,27 @@ def test_the_table_has_no_published_figures_where_there_are_none() -> None:
     assert "Finn" not in results_table(evaluation([1.0] * 11), {10: {1: 0.5}})
 
 
+def test_the_table_of_subjects_has_no_column_that_repeats_the_one_before() -> None:
+    record = evaluation([3.0] + [1.0] * 10)
+    assert results_table(record, {}).splitlines()[1].split() == ["K", "0", "1", "5", "10"]
+    for result in record["shots"].values():
+        result["rmse"] = [3.0] + [1.0] * 10
+    assert results_table(record, {}).splitlines()[1].split() == ["K", "0", "1", "or", "more"]
+    result["mse"][10] = 0.5
+    assert results_table(record, {}).splitlines()[1].split() == ["K", "0", "1", "10"]
+
+
+def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_one_leaves_room_for_the_points() -> None:
+    points = np.array([[0.0, 1.0]]), np.array([[0.0, 1.0]])
+
+    def top(last: float) -> float:
+        curves = np.full((1, 4, len(GRID)), 0.5)
+        curves[0, -1, -1] = last
+        return float(task_predictions(GRID, None, *points, curves, STEPS, "a title", points=points).axes[0].get_ylim()[1])
+
+    assert 1 < top(0.5) < 1.3 < top(1.4) and top(1e9) == top(1e6) < 2.5
+
+
 def test_the_table_counts_diverged_tasks() -> None:
     assert "3 test tasks diverged" in results_table(evaluation([1.0] * 11, diverged=3), {})
 
