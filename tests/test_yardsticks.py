@@ -256,6 +256,9 @@ def test_a_ratio_to_something_that_may_be_0_has_no_upper_end() -> None:
     assert relative_difference(own, other)[2] == np.inf
     assert relative_difference(own, other)[1] == pytest.approx(0.518, abs=0.001)
     assert "interval 52% or more" in verdict("NET", own, {"other": other}, 1.0, "y", 4)
+    own, other = np.array([30.0, 0.1, 0.1]), np.array([0.1, 0.1, 30.0])
+    assert "not distinguishable by so few tasks" in verdict("NET", own, {"other": other}, 1.0, "y", 4)
+    assert "not distinguishable, interval up to +" in verdict("NET", own, {"other": other * 0 + own.mean()}, 1.0, "y", 4)
 
 
 @pytest.mark.parametrize(
