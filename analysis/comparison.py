@@ -255,22 +255,19 @@ def geometric_mean(errors: Any) -> float:
 def relative_difference(own: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     """By what part the root of `own`'s mean is above that of `other`'s, paired by task [T] each: the estimate, a 95% interval.
 
-    The interval is Fieller's (1954), of a ratio of means: it holds 0 where the paired interval of the difference holds 0. It
-    may end at -1 and infinity where a mean may be 0. NaN where an error is not finite or `other`'s are 0.
+    The interval is Student's around the logarithm of the ratio, whose standard error is that of its linear approximation
+    (delta method). Its degrees of freedom are those of the effective number of tasks (Kish 1965): a few hard ones make most
+    of both means. NaN where an error is not finite or the means are 0.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        means = np.array([own.mean(), other.mean()])
-        if not (np.isfinite(means).all() and means[1] > 0):
-            return math.nan, math.nan, math.nan
-        margins = t_quantile(len(own) - 1) ** 2 * np.cov(own, other) / len(own)
-    (first, both), (_, second) = np.outer(means, means) - margins  # a ratio r is inside: second r^2 - 2 both r + first <= 0
-    ratio, inside = means[0] / means[1], both**2 - first * second
-    ends = np.sort((both + np.sqrt(max(inside, 0)) * np.array([-1, 1])) / second)
-    if second <= 0:  # all but what lies between the ends: where that holds 1, the part with the estimate, or else all
-        parted = inside > 0 and (ends[0] < 1 < ends[1] or ends[0] < 0)
-        ends = np.array([0, np.inf] if not parted else [ends[1], np.inf] if ratio >= ends[1] else [0, ends[0]])
-    estimate, low, high = (np.sqrt(np.maximum([ratio, *ends], 0)) - 1).tolist()
-    return estimate, low, high
+    with np.errstate(all="ignore"):
+        parts = own / own.mean(), other / other.mean()
+        weights = parts[0] + parts[1]
+        degrees = np.nan_to_num(weights.sum() ** 2 / np.square(weights).sum() - 1).clip(1)
+        quantile = np.interp(degrees, whole := [int(degrees), int(degrees) + 1], [t_quantile(number) for number in whole])
+        error = (parts[0] - parts[1]).std(ddof=1) / math.sqrt(len(own))
+        ratio = np.log(own.mean() / other.mean())
+        centre, low, high = np.expm1((ratio + quantile * error * np.array([0, -1, 1])) / 2).tolist()
+    return centre, low, high
 
 
 def shown_steps(last: int) -> list[int]:

@@ -16,13 +16,6 @@ from analysis.comparison import Comparison, Row, relative_difference, shown_step
 from dataset import Published
 from runtime.text import columns, padded, printable
 
-OPEN_ENDS = {  # of intervals, where a mean may be 0
-    ", interval -100 to +inf%": " by so few tasks",
-    "interval -100 to": "interval up to",
-    " to +inf%": "% or more",
-    " to inf%": "% or more",
-}
-
 
 def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
     """Mean test error after 0, 1, 5 and the last gradient for each K, beside the published figures, as text.
@@ -94,9 +87,7 @@ def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scal
         ends = sorted([abs(low), abs(high)])
         words = f"{abs(change):.0f}% {'lower' if change < 0 else 'higher'}, interval {ends[0]:.0f} to {ends[1]:.0f}%"
     elif low <= 0 <= high:
-        words = f"not distinguishable, interval {np.round(low) + 0.0:+.0f} to {np.round(high) + 0.0:+.0f}%"
-    for end, plain in OPEN_ENDS.items():
-        words = words.replace(end, plain)
+        words = f"not distinguishable, interval {round(low):+d} to {round(high):+d}%"
     with np.errstate(over="ignore", invalid="ignore"):
         roots = [f"{name} {scale * np.sqrt(errors.mean()):.3g}" for name, errors in ((method, own), (best, others[best]))]
     return f"{printable(target)}, root mean squared error at K = {shots}: {roots[0]}, {roots[1]}: {words}"
