@@ -60,7 +60,7 @@ def _leaves(values: Any) -> Iterator[Any]:
     """Numbers and booleans in nested lists and tuples: beside numbers, numpy takes a boolean for one."""
     if isinstance(values, list | tuple):
         yield from (leaf for value in values for leaf in _leaves(value))
-    elif isinstance(values, bool | np.bool):
+    elif isinstance(values, bool | np.bool_):
         yield bool(values)
 
 
