@@ -46,7 +46,7 @@ def as_numbers(values: Any, name: str) -> Array:
             values = values.detach().cpu()
             values = (values.double() if values.is_floating_point() else values).numpy()
         array = np.ma.asarray(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
-        items = array.ravel().tolist() if array.dtype.kind == "O" else _leaves(values)
+        items = array.ravel().tolist() if array.dtype.kind == "O" else _booleans(values)
         others = [item for item in items if not isinstance(item, Real) or isinstance(item, bool)]
         if array.dtype.kind in "iufO" and not others:
             return np.ma.filled(array.astype(float), np.nan)
@@ -56,10 +56,10 @@ def as_numbers(values: Any, name: str) -> Array:
     raise InputError(f"{name} is no array of numbers (got {got}; expected integers or floats)")
 
 
-def _leaves(values: Any) -> Iterator[Any]:
-    """Numbers and booleans in nested lists and tuples: beside numbers, numpy takes a boolean for one."""
+def _booleans(values: Any) -> Iterator[Any]:
+    """Those in nested lists and tuples: beside numbers, numpy takes a boolean for one."""
     if isinstance(values, list | tuple):
-        yield from (leaf for value in values for leaf in _leaves(value))
+        yield from (one for value in values for one in _booleans(value))
     elif isinstance(values, bool | np.bool_):
         yield bool(values)
 
