@@ -136,6 +136,11 @@ class Config:
         """Outer steps in the whole run: every function is visited EPOCHS times."""
         return -(-self.EPOCHS * self.NUM_TASKS // self.META_BATCH_SIZE)
 
+    @property
+    def intervals(self) -> tuple[int, int, int]:
+        """After multiples of these numbers of steps, training is interrupted for something else."""
+        return self.LOG_INTERVAL, self.VALIDATION_INTERVAL, self.CHECKPOINT_INTERVAL
+
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> Config:
         """Build a Config from layers of settings, later ones winning; an unknown key is refused."""

@@ -16,8 +16,7 @@ from torch.func import vmap
 from dataset import HeldOut, Points, Task
 from learner import MetaLearner
 from runtime.compiler_cache import load_derivatives
-
-EVAL_CHUNK = 250  # tasks adapted at a time: bounds memory
+from runtime.parallel import EVAL_CHUNK
 
 
 def predict(learner: MetaLearner, support: Points, x: Any, steps: int, noise: Any = None) -> tuple[np.ndarray, np.ndarray]:

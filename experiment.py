@@ -6,46 +6,25 @@ Decides when to log, validate, checkpoint and draw. Independent of any method by
 from __future__ import annotations
 
 import copy
+import functools
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 
-from config import Config, ConfigError
+from config import Config
 from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
-from evaluation import EVAL_CHUNK, held_out_errors, predict
+from evaluation import held_out_errors, predict
 from learner import MetaLearner
 from results_manager import NullManager, Progress, history_arrays
 from runtime.errors import own_checkpoint
 from runtime.host import resolve_device
-from runtime.parallel import compute_as_the_caller, tasks_at_once
+from runtime.memory import check_memory
+from runtime.parallel import compute_as_the_caller
 from runtime.processes import Signals, max_over_processes, print_once, rank, wait_for_peers
 from trainer import Trainer
-
-
-def check_memory(config: Config, learner: type[MetaLearner]) -> None:
-    """Refuse settings whose tensors can't fit this machine, before they take it down. A lower bound."""
-    hidden, points, share = config.HIDDEN_DIM, config.SUPPORT_SAMPLES + config.QUERY_SAMPLES, config.META_BATCH_SIZE
-    weights = (config.INPUT_DIM + hidden + 3) * hidden
-    at_once = min(tasks_at_once(config.TASK_CHUNK, share, points * weights, resolve_device(config.DEVICE)), share)
-    groups = -(-share // at_once)
-    training = weights * (learner.numbers_per_weight(config) * (5 + groups) + at_once)
-    training += at_once * points * hidden * (2 + config.INNER_STEPS)
-    training += at_once * learner.numbers_per_task(config, config.SUPPORT_SAMPLES)
-    training += share * points * (config.INPUT_DIM + 1) * 2 + config.NUM_TASKS * (config.INPUT_DIM + 7)
-    tasks, shots = max(config.EVAL_TASKS, config.VALIDATION_TASKS), max(config.EVAL_SHOTS)
-    judging = min(EVAL_CHUNK, config.EVAL_TASKS) * (weights + learner.numbers_per_task(config, shots))
-    judging += tasks * config.EVAL_QUERY_SAMPLES * (config.INPUT_DIM + 4 * (config.EVAL_STEPS + 1))
-    total = psutil.virtual_memory().total
-    sizes_of_training = "HIDDEN_DIM META_BATCH_SIZE SUPPORT_SAMPLES NUM_TASKS"
-    sizes_of_judging = "HIDDEN_DIM VALIDATION_TASKS EVAL_TASKS EVAL_SHOTS EVAL_QUERY_SAMPLES EVAL_STEPS"
-    for keys, numbers in ((sizes_of_training, training), (sizes_of_judging, judging)):
-        if 4 * numbers > total:
-            got = ", ".join(f"{key}={getattr(config, key)}" for key in keys.split())
-            sizes = f"{4 * numbers / 2**30:.0f} GiB or more; expected at most {total / 2**30:.0f} GiB"
-            raise ConfigError(f"these settings do not fit in memory (got {got}, {sizes})")
 
 
 @dataclass
@@ -70,7 +49,7 @@ class Experiment:
     def __init__(self, method: str, learner: type[MetaLearner], tasks: str, generator: TaskGenerator, config: Config):
         self.method, self.tasks, self.generator, self.config = method, tasks, generator, config
         device = resolve_device(config.DEVICE)
-        check_memory(config, learner)
+        check_memory(config, learner, device)
         for split, shots in [("validation", config.SUPPORT_SAMPLES), *(("test", shots) for shots in config.EVAL_SHOTS)]:
             generator.split(split, 2, 0, shots)  # raises where there are too few of them
         self.record = dict(generator.record())  # of the tasks
@@ -99,6 +78,7 @@ class Experiment:
         self.validation_error: float | None = None  # the newest that is known
         self._validating: Validation | None = None
         self._validator = ThreadPoolExecutor(1, "validation", initializer=compute_as_the_caller)
+        self._picture: Future[Any] | None = None  # the newest that was begun
 
     def held_out(self, split: str, shots: int) -> HeldOut:
         """The tasks of the validation or test split."""
@@ -178,7 +158,7 @@ class Experiment:
         total, validation = config.iterations, self.held_out("validation", config.SUPPORT_SAMPLES)
         progress, before = Progress(self, total), self.train_seconds
         try:
-            for iteration, metrics in trainer.train():
+            for iteration, metrics in trainer.train(config.intervals):
                 last = iteration == total
                 if iteration % config.LOG_INTERVAL == 0 or last:
                     self.end_validation(wait=False)
@@ -202,12 +182,12 @@ class Experiment:
             raise
         finally:
             progress.bar.close()
+            if self._picture:
+                self._picture.result()
 
     def begin_validation(self, tasks: HeldOut, iteration: int) -> None:
-        """Measure the validation error of a copy of the meta-parameters, on a CPU in another thread while training goes on.
-
-        It is that of the averaged meta-parameters where an average is kept, and so are the picture and the best.
-        """
+        """Measure the validation error of a copy of the meta-parameters: of the averaged ones where an average is kept, and so
+        are the picture and the best."""
         self.end_validation()
         with self.trainer.step.averaged():
             learner, candidate = copy.deepcopy(self.learner), self.snapshot()
@@ -215,12 +195,15 @@ class Experiment:
         def measure() -> list[float]:
             return list(held_out_errors(learner, tasks, self.config.EVAL_STEPS)[tasks.judged].mean(0).tolist())
 
-        means: Future[list[float]] = Future()
+        self._validating = Validation(iteration, learner, candidate, self._aside(measure))
+
+    def _aside(self, action: Callable[[], Any]) -> Future[Any]:
+        """`action` in another thread while training goes on; at once with a device of its own or kernels on all cores."""
         if self.trainer.step.one_thread:
-            means = self._validator.submit(measure)
-        else:  # a device of its own, or kernels that take all cores
-            means.set_result(measure())
-        self._validating = Validation(iteration, learner, candidate, means)
+            return self._validator.submit(action)
+        future: Future[Any] = Future()
+        future.set_result(action())
+        return future
 
     def end_validation(self, wait: bool = True) -> None:
         """Log the validation that was begun, if any: sometimes as a picture, remembered if best; and save if that is due."""
@@ -232,7 +215,8 @@ class Experiment:
         count = begun.iteration // self.config.VALIDATION_INTERVAL
         if self.config.INPUT_DIM == 1 and count & (count - 1) == 0 and begun.iteration < self.config.iterations:
             # at the first, second, fourth, eighth, ...: pictures take time
-            self.manager.attempt("figures", lambda: self.show_progress(begun.learner, begun.iteration))
+            show = functools.partial(self.show_progress, begun.learner, begun.iteration)
+            self._picture = self._aside(lambda: self.manager.attempt("figures", show))
         if better := means[-1] < self.best:
             self.best = means[-1]
         for state in filter(None, (begun.candidate, begun.to_save)):  # as if they had been taken now

@@ -171,3 +171,10 @@ class MetaLearner(nn.Module, ABC):
     def support_loss(self, support: Points) -> Callable[[Tensor], Tensor]:
         """The error on `support` as a function of the network's weights [P] -> []."""
         return lambda weights: mse(self.network(weights, support.x), support.y)
+
+    def diagnostic_names(self) -> list[str]:
+        """What the method reports, found by adapting once to a task of one point."""
+        like = next(self.parameters())
+        support = Points(like.new_zeros(1, self.network.shapes[0][0]), like.new_zeros(1, 1))
+        with torch.no_grad():
+            return list(self.adapt(support, like.new_zeros(self.noise_dim), 0).diagnostics)

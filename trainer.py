@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -60,7 +60,9 @@ class Trainer:
         self.learner, self.dataset, self.iterations = learner, dataset, iterations
         self.meta_lr, self.schedule = meta_lr, schedule
         self.task_work = (dataset.shots + dataset.queries) * learner.network.num_weights  # points x weights
-        self.step = MetaStep(learner, dataset.meta_batch, self.task_work, clip=clip, decay=decay, chunk=chunk, device=device)
+        self.step = MetaStep(
+            learner, dataset.meta_batch, self.task_work, torch.device(device), clip=clip, decay=decay, chunk=chunk
+        )
         self.device = self.step.device
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0
@@ -124,18 +126,25 @@ class Trainer:
         self.compile_note += f", in parts for {threads} threads" if (threads := self.step.helpers.count + 1) > 1 else ""
         return f"compiled meta-step: {self.compile_note}, ready in {self.compile_seconds:.1f} s"
 
-    def train(self) -> Iterator[tuple[int, Tensor]]:
-        """Train to the end; yields (steps taken, log values by `step.names`) after each step. Raises `Diverged`.
+    def train(self, every: Sequence[int] = (1,)) -> Iterator[tuple[int, Tensor]]:
+        """Train to the end; yields (steps taken, log values of the last one by `step.names`). Raises `Diverged`.
 
-        The log values stay on their device: reading them there synchronises, so read them seldom.
+        It yields after each step, but where the compiled step loops over a block only after multiples of one of `every`, at
+        the end of a block and at the end. The log values stay on their device: reading them there synchronises, so read
+        them seldom.
         """
+        size = self.dataset.block
         while self.iteration < self.iterations:
-            number, first = divmod(self.iteration, self.dataset.block)
-            meta_batches = self.step.meta_batches(*self._block(number))
-            for meta_batch in meta_batches[first : first + self.iterations - self.iteration]:
-                metrics = self.step(meta_batch, self.learning_rate(self.iteration))
-                self.iteration += 1
-                yield self.iteration, metrics
+            start = self.iteration - self.iteration % size
+            rates = [self.learning_rate(start + place) for place in range(size)]
+            block = self.step.block(*self._block(start // size), rates)
+            while self.iteration < (end := min(start + size, self.iterations)):
+                first = self.iteration
+                following = (first // multiple * multiple + multiple for multiple in every)
+                stop = min(end, *following) if self.step.loops else first + 1
+                metrics = self.step(block, first - start, stop - start)
+                self.iteration = stop
+                yield stop, metrics
             self.check()  # the only synchronisation of the loop: once a block
 
     def _block(self, number: int) -> tuple[Task, Tensor]:

@@ -12,11 +12,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
 
 from runtime.compiler_cache import probe_processor, sound_compiler
 
 COMPILE_FROM = 2000  # iterations from which compiling pays: it costs 10 to 90 s once, and a step gets 5 to 9 times faster
 WILL_COMPILE = "worth it for "
+LOOPS_FROM = "2.13"  # the version of torch from which its compiler takes loops around such a step
 NARROW = 32  # columns of a batched product from which on both orders are about as fast
 
 
@@ -44,6 +46,11 @@ def has_compiler(device: torch.device) -> bool:
     return device.type != "cpu" or shutil.which(_compiler()) is not None
 
 
+def can_loop(device: torch.device) -> bool:
+    """Whether the loop around steps can be compiled, and is worth it: on a GPU a step is one recorded graph."""
+    return device.type == "cpu" and has_compiler(device) and torch.__version__ >= LOOPS_FROM
+
+
 def _compiler() -> str:
     return os.environ.get("CXX") or "g++"
 
@@ -59,7 +66,7 @@ class Compiled:
     def __init__(self, method: Callable[..., Tensor], device: torch.device):
         # The compiler finds its work again by code object: each trainer in this process has one of its own.
         original = cast(Any, method).__func__
-        own = types.FunctionType(original.__code__.replace(), original.__globals__, original.__name__)
+        own = types.FunctionType(original.__code__.replace(), original.__globals__, original.__name__, original.__defaults__)
         bound = types.MethodType(own, cast(Any, method).__self__)
         self.device = device
         self.first = torch.compile(bound, fullgraph=True, dynamic=False, backend=cast(Any, self._compile))
@@ -113,6 +120,20 @@ class Compiled:
         return result
 
 
+def repeat(
+    step: Callable[..., tuple[Tensor, ...]], state: tuple[Tensor, ...], rows: tuple[Tensor, ...], first: Tensor, end: Tensor
+) -> tuple[Tensor, ...]:
+    """`state` after `step(state, *row)` for each row number `first` to `end` - 1 ([], integers) of the tensors `rows`.
+
+    To be compiled: it becomes a loop in C++. `step` returns new tensors and changes none.
+    """
+
+    def body(number: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        return number + 1, *step(state, *(row.index_select(0, number.reshape(1))[0] for row in rows))
+
+    return tuple(while_loop(lambda number, *_: number < end, body, (first, *state))[1:])
+
+
 def _leaves(values: Any) -> list[Tensor]:
     return [leaf for value in values for leaf in (_leaves(value) if isinstance(value, tuple) else (value,))]
 
@@ -155,5 +176,12 @@ def _compiler_options(device: torch.device) -> dict[str, Any]:
             return "widen-products-1"
 
     # Calling the kernels from C++ instead of Python saves a tenth of a small step, the pass another tenth. Precompiled
-    # headers take longer to make than they save, 140 MB, openssl, and a folder that no variable moves.
-    return {"cpp_wrapper": True, "post_grad_custom_post_pass": WidenProducts(), "cpp_cache_precompile_headers": False}
+    # headers take longer to make than they save, 140 MB, openssl, and a folder that no variable moves. A graph with a loop
+    # is kept only where that is allowed: the body of the loop is part of the graph, and so of its key.
+    loops = {"torch.ops.higher_order.while_loop": torch.__version__}
+    return {
+        "cpp_wrapper": True,
+        "post_grad_custom_post_pass": WidenProducts(),
+        "cpp_cache_precompile_headers": False,
+        "unsafe_marked_cacheable_functions": loops,
+    }

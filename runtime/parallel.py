@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,6 +21,7 @@ CACHE_WORK = 3_600_000  # points x weights that a CPU's cache holds; beyond, a t
 FEWEST = 25  # tasks that are worth a chunk of their own for the cache's sake
 SMALL_WORK = 10**8  # points x weights of a step below which kernels on one thread beat kernels on several
 PAYS_FROM = 15_000_000  # floating-point operations of a step from which two threads that meet once in it pay
+EVAL_CHUNK = 250  # tasks adapted at a time in evaluation: bounds memory
 PART = 400_000_000  # floating-point operations of one part, where there are more than two
 
 
@@ -41,6 +44,23 @@ def parts_of(operations: int) -> int:
     It depends on no number of cores and on no measured time: the last bits of a sum depend on its parts.
     """
     return max(2, operations // PART) if operations >= PAYS_FROM else 1
+
+
+class _CheckSeen(TorchDispatchMode):
+    """Whether a call raises errors of linear algebra by itself: torch's loops can't hold those."""
+
+    seen = False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= function is torch.ops.aten._linalg_check_errors.default
+        return function(*args, **(kwargs or {}))
+
+
+def operations_of(function: Callable[[], Tensor]) -> tuple[int, bool]:
+    """Floating-point operations of the matrix products in a call of `function`, and whether it checks for errors."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _CheckSeen() as check:
+        function()
+    return int(counter.get_total_flops()), check.seen
 
 
 def groups(total: int, size: int, numbers: range) -> list[tuple[slice, Tensor]]:

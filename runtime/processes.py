@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from runtime.text import printable
 
@@ -215,6 +216,21 @@ def max_over_processes(flags: list[int]) -> list[int]:
     with peer_errors():
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.tolist()
+
+
+def sum_of_all(tensor: Tensor) -> Tensor:
+    """The sum of all processes' `tensor`, in place."""
+    with peer_errors():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def rows_of_all(mine: Tensor, total: int) -> list[Tensor]:
+    """The first `total` of all processes' rows, in one order: row r of `mine` [R, ...] of rank k is number r * world + k."""
+    everyone = [torch.empty_like(mine) for _ in range(world()[1])]
+    with peer_errors():
+        dist.all_gather(everyone, mine)
+    return list(torch.stack(everyone, 1).flatten(0, 1)[:total].unbind())
 
 
 def broadcast(value: Any) -> Any:

@@ -12,11 +12,13 @@ from config import Config
 from dataset import SinusoidalTaskGenerator, Task, TaskDataset, stream
 from evaluation import errors
 from learner import Points
+from runtime.compilation import LOOPS_FROM
 from runtime.parallel import tasks_at_once
 from trainer import Diverged, Trainer
 
 TINY = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 5, "LEO_DECODER_DIM": 6}
 METHODS = sorted(registry.METHODS)
+needs_loops = pytest.mark.skipif(torch.__version__ < LOOPS_FROM, reason="needs a newer torch")
 
 
 def make(method="maml", iterations=12, tasks=5, dataset=None, settings=None, **options):
@@ -94,9 +96,56 @@ FEW = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 1}  # of each kind of gradient one 
 def test_compiled_step_equals_eager_step_to_rounding(method):
     eager, compiled = (make(method, iterations=3, settings=FEW, compile_mode=mode) for mode in ("never", "always"))
     assert compiled.prepare().startswith("compiled")
+    start = compiled.state()
     for (_, one), (_, other) in zip(eager.train(), compiled.train(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
     torch.testing.assert_close(eager.step.flat, compiled.step.flat, rtol=1e-4, atol=1e-5)
+    end = compiled.state()
+    compiled.load(start)  # and the same steps once more, several in one call where they are looped over
+    yielded = [iteration for iteration, _ in compiled.train((2, 5))]
+    assert compiled.step.loops == (torch.__version__ >= LOOPS_FROM and method != "r2d2")  # its derivative may raise an error
+    assert yielded == ([2, 3] if compiled.step.loops else [1, 2, 3])
+    assert_same_bits(compiled.state(), end)
+
+
+def looping(**options):
+    """A prepared trainer whose compiled step loops over a block."""
+    trainer = make(settings=FEW, compile_mode="always", **options)
+    assert trainer.prepare().startswith("compiled") and trainer.step.loops
+    return trainer
+
+
+@needs_loops
+@pytest.mark.parametrize(("bad", "value"), [(0, math.inf), (7, math.nan)])
+def test_a_bad_number_amid_steps_that_are_looped_over_never_reaches_the_weights(bad, value):
+    trainer, clean = looping(dataset=Poisoned(bad, value, "query")), looping()
+    with pytest.raises(Diverged) as caught:
+        list(trainer.train((5,)))
+    assert (caught.value.iteration, caught.value.quantity) == (bad + 1, "meta_loss")
+    if bad:
+        run(clean, bad)
+    assert torch.equal(trainer.step.flat, clean.step.flat)
+
+
+@needs_loops
+def test_loops_that_differ_in_a_number_have_entries_of_their_own_in_the_cache():
+    for lr in (0.01, 0.05):
+        settings = FEW | {"INNER_LEARNING_RATE": lr}
+        eager, compiled = (make(iterations=2, settings=settings, compile_mode=mode) for mode in ("never", "always"))
+        compiled.prepare()
+        run(eager), run(compiled)
+        torch.testing.assert_close(eager.step.metrics, compiled.step.metrics, rtol=2e-4, atol=1e-5)
+
+
+@needs_loops
+def test_a_loop_that_the_compiler_refuses_costs_the_loop_only(monkeypatch):
+    def refused(*_):
+        raise NotImplementedError
+
+    single, looped = make(settings=FEW, compile_mode="always"), looping()
+    monkeypatch.setattr("meta_step.repeat", refused)
+    assert single.prepare().startswith("compiled") and not single.step.loops
+    assert_same_bits(run(single), run(looped))
 
 
 def test_preparing_changes_no_state():
@@ -144,7 +193,7 @@ def test_adam_and_clipping_equal_torch_optim():
     reference = torch.nn.Parameter(trainer.step.flat.clone())
     optimiser = torch.optim.Adam([reference], lr=1e-3)
     for iteration in range(5):
-        [(task, noise)] = trainer.step.meta_batches(*trainer._block(0))[iteration]
+        [(task, noise)] = trainer.step.block(*trainer._block(0), [0.0]).meta_batches[iteration]
         trainer.step.flat.copy_(reference.detach())
         reference.grad = trainer.step._gradient(task, noise, trainer.step._groups[0][1])[: len(reference)]
         torch.nn.utils.clip_grad_norm_([reference], 1.0)
@@ -277,6 +326,7 @@ def placed_and_changed(trainer):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("runtime.compilation.Compiled._backend", backend)
+        patch.setattr("meta_step.can_loop", lambda device: False)  # as on a GPU: a step at a time
         assert trainer.prepare().startswith("compiled")
     names = {id(value): name for name, value in (vars(trainer.step) | trainer.step.averages).items()}
     inputs, tokens = [names.get(id(value)) for value in trainer.step._step.inputs], len(found[0].tokens)

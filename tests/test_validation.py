@@ -101,8 +101,8 @@ def test_a_validation_is_of_the_step_it_was_begun_at_and_training_does_not_wait_
 def test_an_error_in_training_loses_no_checkpoint_that_waits_for_its_validation(monkeypatch, when):
     made, steps = begin(), module.Trainer.train
 
-    def failing(self):
-        for iteration, metrics in steps(self):
+    def failing(self, every):
+        for iteration, metrics in steps(self, every):
             if iteration == when:
                 raise OSError("a disk went away")
             yield iteration, metrics

@@ -112,12 +112,13 @@ class ThisProject(Implementation):
 
     def __init__(self, work: Work, compile_mode: str):
         self.trainer = work.trainer(compile_mode)
+        self.every = [1]  # steps after whose multiples training is interrupted
 
     def meta_gradient(self) -> np.ndarray:
         trainer = self.trainer
         prepare(trainer)
         self.threads = max(torch.get_num_threads(), trainer.step.helpers.count + 1)  # the trainer's own decision
-        self.steps = trainer.train()
+        self.steps = trainer.train(self.every)
         _, metrics = next(self.steps)
         # Read off a real step: Adam's first moment starts at zero, so it is now a tenth of the clipped gradient.
         norm = float(metrics[trainer.step.names.index("grad_norm")])
@@ -125,7 +126,8 @@ class ThisProject(Implementation):
         return clipped * max(1.0, (norm + 1e-6) / trainer.step.clip)
 
     def run(self, iterations: int) -> float:
-        for _ in range(iterations):
+        self.every[0] = end = self.trainer.iteration + iterations
+        while self.trainer.iteration < end:
             _, metrics = next(self.steps)
         return float(metrics[0])  # waits for the device
 

@@ -53,18 +53,18 @@ def trainer_on(path: Path, method: str) -> Trainer:
 def milliseconds(trainer: Trainer) -> tuple[float, float]:
     """Of the processor, for drawing the tasks of a step and for taking one."""
     progress(trainer.prepare())
-    batches = trainer.step.meta_batches(*trainer._block(0))
+    size = trainer.dataset.block
+    block = trainer.step.block(*trainer._block(0), [1e-3] * size)
     trainer._prefetched.popitem()[1].result()  # drawn by now, so that only steps are timed
     drawn = taken = 0.0
     for number in range(BLOCKS):  # one after the other, so that each finds the caches as in training
         began = time.process_time()
         trainer._draw(number)
         between = time.process_time()
-        for batch in batches:
-            trainer.step(batch, 1e-3)
+        trainer.step(block, 0, size)
         drawn, taken = drawn + between - began, taken + time.process_time() - between
     trainer.close()
-    steps = BLOCKS * len(batches)
+    steps = BLOCKS * size
     return 1000 * drawn / steps, 1000 * taken / steps
 
 
