@@ -50,7 +50,7 @@ def write_atomically(path: Path, data: bytes) -> bool:
         return _sync_directory(path.parent) and durable
     finally:
         with contextlib.suppress(OSError):  # the error above says more
-            temporary.unlink(missing_ok=True)
+            temporary.unlink()
 
 
 def _sync(descriptor: int) -> bool:
@@ -184,8 +184,8 @@ def find_run(text: str, output: Path) -> Path:
             raise RunError(f"there is no run yet (got latest in {output}; expected at least one run)")
         # where the clock of files is coarse, the time in the name decides
         return max(runs, key=lambda path: ((path / "config.json").stat().st_mtime_ns, path.name.split("_")[-1]))
-    for path in (Path(text), output / text, Path(text).parent.parent):
-        if os.path.isfile(path / "config.json") and (os.path.isdir(path) or os.path.isfile(text)):  # False for what is no name
+    for path in (Path(text), output / text, *([Path(text).parent.parent] if os.path.isfile(text) else [])):
+        if os.path.isfile(path / "config.json"):  # False for what is no name
             return path
     raise RunError(f"no such run (got {text}; expected a run directory with a config.json, a checkpoint in one, or latest)")
 

@@ -822,6 +822,19 @@ def test_latest_is_the_run_that_was_started_last(tmp_path: Path) -> None:
     assert find_run("latest", tmp_path) == run
 
 
+def test_a_run_is_found_by_a_checkpoint_in_it_but_not_by_one_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(tmp_path / "run", 1)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "last.pt").touch()
+    assert find_run(str(run / "checkpoints" / "last.pt"), tmp_path) == run
+    monkeypatch.chdir(run)
+    for text in (str(run / "checkpoints" / "lsat.pt"), "checkpoints/lsat.pt", "nowhere", "no/where"):
+        with pytest.raises(RunError, match="no such run"):
+            find_run(text, tmp_path)
+
+
 @pytest.mark.parametrize("text", ["latest", "nowhere", ""])
 def test_a_run_that_does_not_exist_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(RunError) as caught:
