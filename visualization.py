@@ -24,7 +24,6 @@ CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 STYLE: Any = {
-    "pdf.fonttype": 42,  # text in a PDF stays text
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -37,10 +36,18 @@ STYLE: Any = {
 Arrays = Mapping[str, np.ndarray]
 
 
+class TrueTypeFigure(Figure):
+    """A figure whose text in a PDF is TrueType: journals refuse the Type 3 fonts that matplotlib would take."""
+
+    def savefig(self, *args: Any, **kwargs: Any) -> None:
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
+            super().savefig(*args, **kwargs)
+
+
 def figure_grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
     """A figure of `width` x `height` inches in the common style, and its axes [rows, columns]."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = TrueTypeFigure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
     for axis in axes.flat:
         axis.grid(alpha=0.25, lw=0.5)
@@ -66,8 +73,7 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
         train: "iteration" [N], "query_mse" [N].
         validation: "iteration" [M], "mse" [M, S+1].
     """
-    figure, axes = figure_grid(1, 2, 9.5, 3.6, sharex=True, sharey=True)
-    left, right = axes[0]
+    figure, ((left, right),) = figure_grid(1, 2, 9.5, 3.6, sharex=True, sharey=True)
     if len(train["iteration"]):
         left.plot(train["iteration"], train["query_mse"], color=SKY, lw=0.6, alpha=0.7, label="one meta-batch")
         smooth = smoothed(train["query_mse"], max(5, len(train["iteration"]) // 30))
@@ -111,16 +117,16 @@ def task_predictions(
     for task, axis in enumerate(axes.flat[: len(predictions)]):
         if truth is not None:
             axis.plot(grid, truth[task], color=BLACK, lw=2.2, alpha=0.35, label="true function")
+            errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
+            axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
+        elif len(names):
+            axis.set_title(names[task])
         for place, step in enumerate(steps):
             dash = (0, (4, 2)) if step == 0 else "solid" if step == steps[-1] else (0, (1, 1))
             axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=gradients(step))
-        axis.set_title(names[task] if len(names) else "")
         if points is not None:
             axis.plot(points[0][task], points[1][task], "o", color="0.35", ms=3, mfc="none", mew=0.8, label="measured")
         axis.plot(support_x[task], support_y[task], "o", color=VERMILION, ms=4, mec="white", mew=0.5, label="support points")
-        if truth is not None:
-            errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
-            axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
     known, margin = (support_y if truth is None else truth, 0.35) if points is None else (points[1], 0.1)
     low, high = limits([known], margin)  # an early network may be far off
     ends = low - (high - low) / 2, high + (high - low) / 2  # of what a miss of the last one may add to a table's points
@@ -144,7 +150,7 @@ def panels(count: int, width: float, height: float, extra: float) -> tuple[Figur
     return figure, axes
 
 
-def name_axes(axes: np.ndarray, names: tuple[str, str] = ("input x", "output y")) -> None:
+def name_axes(axes: np.ndarray, names: tuple[str, str]) -> None:
     """Name the outer axes of a grid of panels."""
     for column in axes.T:
         lowest = [axis for axis in column if axis.get_visible()][-1]
@@ -192,8 +198,7 @@ def performance_over_tasks(
         axis.plot(params[known, column], np.maximum(values[known], 1e-8), ".", color=BLUE, ms=3, alpha=0.35)
         centres, medians = binned_median(params[known, column], values[known], 12)
         axis.plot(centres, medians, color=VERMILION, lw=2, label="median")
-        about = f"K = {shots}: error against {name.split(' (')[0]}"
-        axis.set(xlabel=name, ylabel="mean squared error", title=about)
+        axis.set(xlabel=name, ylabel="mean squared error", title=f"K = {shots}: error against {name.split(' (')[0]}")
         log_scale(axis)
         axis.legend(loc="lower right", frameon=False)
     figure.suptitle(title)
@@ -209,8 +214,7 @@ def _error_distribution(axis: Axes, errors: Mapping[int, np.ndarray], reference:
         if 0 < len(values) == len(all_values):  # with a diverged task there is no mean to mark
             mean = values.mean()
             axis.plot([mean], [(values <= mean).mean()], MARKERS[place % 6], color=colour, mec="white")
-        published = list(reference.get(count, {}).values())
-        if published:
+        if published := list(reference.get(count, {}).values()):
             axis.axvline(published[-1], color=colour, ls=":", lw=1.5, label=f"Finn et al. 2017, mean, K = {count}")
     axis.set(xlabel="mean squared error of a task", ylabel="share of tasks below", title="all test tasks (marker: mean)")
     log_scale(axis, "x")
@@ -222,7 +226,7 @@ def binned_median(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, 
         return np.empty(0), np.empty(0)
     edges = np.linspace(x.min(), x.max(), bins + 1)
     place = np.clip(np.digitize(x, edges) - 1, 0, bins - 1)
-    used = [number for number in range(bins) if (place == number).any()]
+    used = np.unique(place)
     return (edges[:-1] + edges[1:])[used] / 2, np.array([np.median(y[place == number]) for number in used])
 
 
@@ -256,8 +260,8 @@ def adaptive_learning(
         axis.fill_between(steps, *ends, color=colour, alpha=0.2, lw=0)
         axis.plot(steps, shown(mean), color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
         if known := reference.get(count):
-            style = {"color": colour, "ms": 9, "mew": 2, "label": f"Finn et al. 2017, K = {count}"}
-            axis.plot(list(known), list(known.values()), "x", **style)
+            label = f"Finn et al. 2017, K = {count}"
+            axis.plot(list(known), list(known.values()), "x", color=colour, ms=9, mew=2, label=label)
         if yardsticks and count in yardsticks:
             name, error = yardsticks[count]
             axis.axhline(shown(error), color=colour, ls=(0, (4, 2)), lw=1.2, label=f"{name}, K = {count}")

@@ -700,3 +700,8 @@ def test_samples_that_diverged_leave_the_others_in_the_picture(bad: float) -> No
 def test_equal_figures_are_equal_files(suffix: str, magic: bytes) -> None:
     first, second = (figure_bytes(against_shots(), suffix) for _ in range(2))
     assert first == second and first.startswith(magic)
+
+
+def test_the_text_of_a_pdf_is_true_type() -> None:
+    contents = figure_bytes(against_shots(), "pdf")
+    assert b"/FontFile2" in contents and b"/Type3" not in contents
