@@ -122,7 +122,7 @@ def run_page(
         _paragraph(_question(config, data, results)),
         "<h2>Errors on test tasks</h2>",
         _table(result_rows(results, method, reference)),
-        *([_paragraph(note) for note in _notes(results, data)]),
+        *map(_paragraph, _notes(results, data)),
         "<h2>Figures</h2>",
         *_pictures(figures),
         "<h2>Predict with this run</h2>",
@@ -133,7 +133,7 @@ def run_page(
         _paragraph(_circumstances(report["git"], report["environment"])),
         "<h2>Settings that differ from the defaults</h2>",
         _table([("setting", "value", "default"), *((key, *values) for key, values in changed.items())], "names"),
-        *([_paragraph(f"Warning: {warning}") for warning in report["warnings"]]),
+        *(_paragraph(f"Warning: {warning}") for warning in report["warnings"]),
     ]
     return page(f"{method}: {where}", parts)
 
@@ -144,7 +144,7 @@ def answer(report: Mapping[str, Any], reference: Published) -> str:
     if "verdict" in results:
         return str(results["verdict"])
     trained = str(config["SUPPORT_SAMPLES"])
-    shots = trained if trained in results["shots"] else min(results["shots"], key=int)
+    shots = trained if trained in results["shots"] else next(iter(results["shots"]))
     found = results["shots"][shots]
     steps = len(found["mse"]) - 1
     error = f"a mean squared error of {_number(found['mse'][-1])} ± {_number(found['ci95'][-1], 2)}"

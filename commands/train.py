@@ -53,7 +53,7 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
         manager.warn(f"{', '.join(ignored)} in {args.config}: without effect on {method} with {tasks} tasks")
     for name, data in generator.files().items():
         write_atomically(manager.directory / name, data)
-    manager.save_json("config.json", experiment.config.to_dict())
+    manager.save_json("config.json", values)
     experiment.save()  # from the first moment on there is something to resume
     manager.open_tensorboard(0)
     return experiment, None
@@ -100,7 +100,8 @@ def train_run(args: argparse.Namespace) -> tuple[int, Path | None]:
             return 128 + stop.number, None
         except PeerLost as error:
             if experiment:
-                experiment.save()  # a step is whole or not done, in this process too
+                with suppress(Diverged):
+                    experiment.save()  # a step is whole or not done, in this process too
                 experiment.stop_early("failed", str(error))
             raise RunError(str(error), 1) from None
         except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
