@@ -12,6 +12,7 @@ import json
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,14 +145,12 @@ class Config:
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> Config:
         """Build a Config from layers of settings, later ones winning; an unknown key is refused."""
-        merged: dict[str, Any] = {}
-        for layer in layers:
-            for name in layer:
-                if name not in KEYS:
-                    near = difflib.get_close_matches(str(name).upper(), KEYS, n=1, cutoff=0.5)
-                    hint = f"did you mean {near[0]}?" if near else "docs/configuration.md lists all keys"
-                    raise ConfigError(f"unknown key (got {_short(name)}; {hint})")
-            merged.update(layer)
+        merged = {name: value for layer in layers for name, value in layer.items()}
+        for name in merged:
+            if name not in KEYS:
+                near = difflib.get_close_matches(str(name).upper(), KEYS, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else "docs/configuration.md lists all keys"
+                raise ConfigError(f"unknown key (got {_short(name)}; {hint})")
         return cls(**merged)
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,9 +173,8 @@ def _expected(field: dataclasses.Field[Any]) -> str:
     meta = field.metadata
     if "choices" in meta:
         return " or ".join(meta["choices"])
-    kind = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}.get(
-        str(field.type), "a list of texts" if "str" in str(field.type) else "a list of whole numbers"
-    )
+    single = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    kind = single.get(str(field.type), "a list of texts" if "str" in str(field.type) else "a list of whole numbers")
     if meta["low"] is None:
         return kind
     return f"{kind} {'above' if meta['above'] else 'from'} {meta['low']} {'up ' if meta['above'] else ''}to {meta['high']}"
@@ -186,19 +184,18 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return `value` in the key's own type, or raise `ConfigError`."""
     kind, meta = str(field.type), field.metadata
     refusal = ConfigError(f"{field.name} can't be used (got {_short(value)}; expected {_expected(field)})")
+    if kind == "float" and type(value) is int and abs(value) < 1e300:
+        value = float(value)
+    numbers: list[Any] = [value]
     if kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or (field.default and not value) or len(set(map(repr, value))) != len(value):
             raise refusal
         numbers = list(value)
-    else:
-        numbers = [value]
-    if kind == "float":
-        numbers = [float(v) if type(v) is int and abs(v) < 1e300 else v for v in numbers]
-    wanted: type = {"int": int, "float": float, "bool": bool, "str": str}[kind.removeprefix("tuple[").partition(",")[0]]
+    wanted: type[Any] = {"int": int, "float": float, "bool": bool, "str": str}[kind.removeprefix("tuple[").partition(",")[0]]
     for number in numbers:
         if type(number) is not wanted:  # bool is a subclass of int, and true is not a count
             raise refusal
-        if isinstance(number, (int, float)) and meta["low"] is not None:
+        if meta.get("low") is not None:
             too_low = number <= meta["low"] if meta["above"] else number < meta["low"]
             if too_low or not number <= meta["high"]:  # NaN and infinities too; a huge int has no float
                 raise refusal
@@ -207,7 +204,7 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
         if kind == "float" and number and abs(_float32(number)) < SMALLEST:
             limit = f"at least {SMALLEST:.3g} from 0, the smallest number in float32"
             raise ConfigError(f"{field.name} can't be used (got {number}; expected {_expected(field)}, {limit})")
-    if field.name == "DEVICE" and not (value in ("auto", "cpu", "cuda") or re.fullmatch("cuda:[0-9]{1,3}", value)):
+    if field.name == "DEVICE" and not re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", value):
         raise ConfigError(f"DEVICE can't be used (got {_short(value)}; expected auto, cpu, cuda or cuda:N)")
     return tuple(numbers) if kind.startswith("tuple") else numbers[0]
 
@@ -222,10 +219,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set needs KEY=VALUE (got {_short(text)}; expected for example EPOCHS=5)")
-    field = KEYS.get(name)
-    if field is not None and field.type == "bool":
+    kind = str(KEYS[name].type) if name in KEYS else ""
+    if kind == "bool":
         value = value.lower()
-    if field is not None and str(field.type).startswith("tuple") and not value.startswith("["):
+    if kind.startswith("tuple") and not value.startswith("["):
         value = f"[{value}]"  # 5,10,20 without brackets, which shells dislike
     try:
         return name, _strict_loads(value)
@@ -238,15 +235,12 @@ def load_json(path: Path) -> Any:
     try:
         if not path.is_file():
             raise ConfigError(f"no such file (got {path}; expected a JSON file)")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(
-                f"{path} is too large (got {path.stat().st_size} bytes; expected at most {MAX_JSON_BYTES} for settings)"
-            )
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise ConfigError(f"{path} is too large (got {size} bytes; expected at most {MAX_JSON_BYTES} for settings)")
         return _strict_loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path} is not JSON (got {error.msg} at line {error.lineno} column {error.colno}; expected an object)"
-        ) from None
+        got = f"{error.msg} at line {error.lineno} column {error.colno}"
+        raise ConfigError(f"{path} is not JSON (got {got}; expected an object)") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not text in UTF-8 (got other bytes; expected a JSON file)") from None
     except RecursionError:
@@ -272,9 +266,8 @@ def _strict_loads(text: str) -> Any:
         raise ValueError(f"the constant {name}")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in items]
-        for name in names:
-            if names.count(name) > 1:
+        for name, count in Counter(name for name, _ in items).items():
+            if count > 1:
                 raise ValueError(f"the key {_short(name)} twice")
         return dict(items)
 

@@ -6,8 +6,10 @@ before, on whatever device or process. Independent of learners, training and fil
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -66,7 +68,7 @@ class TaskGenerator(ABC):
     name: str  # as it appears in the run directory
     input_dim: int  # D
     x_range: tuple[float, float]  # of the inputs in meta-training, in each dimension
-    param_names: tuple[str, ...] = ()  # of the first columns of `params`: coordinates worth a figure's axis
+    param_names: ClassVar[tuple[str, ...]] = ()  # of the first columns of `params`: coordinates worth a figure's axis
     axis_names: tuple[str, str] = ("input x", "output y")
     y_scale: float | None = None  # what 1 in y is in own units, where these are others than the network's
     unused: Mapping[str, str] = {}  # settings that are read, but without effect on these tasks -> on which they have one
@@ -135,19 +137,15 @@ class TaskGenerator(ABC):
         return {}
 
 
+@dataclass(eq=False)
 class FunctionFamily(TaskGenerator):
-    """A distribution over functions; a subclass says how to draw them and how to compute them.
+    """A distribution over functions; a subclass says how to draw them and how to compute them."""
 
-    Args:
-        input_dim: D.
-        x_range: inputs are uniform in this interval, in each dimension.
-        noise_std: standard deviation of the Gaussian noise on every target.
-    """
+    input_dim: int = 1  # D
+    x_range: tuple[float, float] = (-5.0, 5.0)  # inputs are uniform in this interval, in each dimension
+    noise_std: float = 0.0  # standard deviation of the Gaussian noise on every target
 
     published_on_defaults: ClassVar[Published] = {}  # published errors on the tasks of a family made without arguments
-
-    def __init__(self, input_dim: int = 1, x_range: tuple[float, float] = (-5.0, 5.0), noise_std: float = 0.0):
-        self.input_dim, self.x_range, self.noise_std = input_dim, x_range, noise_std
 
     @abstractmethod
     def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
@@ -194,6 +192,7 @@ class FunctionFamily(TaskGenerator):
         return known if known and vars(self) == vars(type(self)()) else {}
 
 
+@dataclass(eq=False)
 class SinusoidalTaskGenerator(FunctionFamily):
     """y = A sin(u.x - phase), A and phase uniform (Finn et al. 2017, section 5.1).
 
@@ -201,20 +200,12 @@ class SinusoidalTaskGenerator(FunctionFamily):
     The parameters are [T, 2 + D]: amplitude, phase (radians), u.
     """
 
-    name = "Sinusoidal"
-    param_names: tuple[str, ...] = ("amplitude", "phase (rad)")
-    published_on_defaults: ClassVar[Published] = {5: {1: 0.67, 5: 0.38, 10: 0.35}}  # Finn et al. 2017, appendix C.1
+    amplitude_range: tuple[float, float] = (0.1, 5.0)
+    phase_range: tuple[float, float] = (0.0, float(np.pi))
 
-    def __init__(
-        self,
-        input_dim: int = 1,
-        x_range: tuple[float, float] = (-5.0, 5.0),
-        noise_std: float = 0.0,
-        amplitude_range: tuple[float, float] = (0.1, 5.0),
-        phase_range: tuple[float, float] = (0.0, float(np.pi)),
-    ):
-        super().__init__(input_dim, x_range, noise_std)
-        self.amplitude_range, self.phase_range = amplitude_range, phase_range
+    name = "Sinusoidal"
+    param_names: ClassVar[tuple[str, ...]] = ("amplitude", "phase (rad)")
+    published_on_defaults: ClassVar[Published] = {5: {1: 0.67, 5: 0.38, 10: 0.35}}  # Finn et al. 2017, appendix C.1
 
     def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
         amplitude = rng.uniform(*self.amplitude_range, (num_tasks, 1))
@@ -230,6 +221,7 @@ class SinusoidalTaskGenerator(FunctionFamily):
         return amplitude * np.sin((x * direction).sum(-1, keepdims=True) - phase)
 
 
+@dataclass(eq=False)
 class SineLineTaskGenerator(SinusoidalTaskGenerator):
     """Half sinusoids, half lines y = slope (u.x) + intercept, all uniform (Rusu et al. 2019, section 4.1).
 
@@ -237,22 +229,13 @@ class SineLineTaskGenerator(SinusoidalTaskGenerator):
     the other family are drawn, too, and have no effect.
     """
 
-    name = "SineLine"
-    param_names = ("family (0 sinusoid, 1 line)",)
-    published_on_defaults: ClassVar[Published] = {}
+    noise_std: float = 0.3
+    slope_range: tuple[float, float] = (-3.0, 3.0)
+    intercept_range: tuple[float, float] = (-3.0, 3.0)
 
-    def __init__(
-        self,
-        input_dim: int = 1,
-        x_range: tuple[float, float] = (-5.0, 5.0),
-        noise_std: float = 0.3,
-        amplitude_range: tuple[float, float] = (0.1, 5.0),
-        phase_range: tuple[float, float] = (0.0, float(np.pi)),
-        slope_range: tuple[float, float] = (-3.0, 3.0),
-        intercept_range: tuple[float, float] = (-3.0, 3.0),
-    ):
-        super().__init__(input_dim, x_range, noise_std, amplitude_range, phase_range)
-        self.slope_range, self.intercept_range = slope_range, intercept_range
+    name = "SineLine"
+    param_names: ClassVar[tuple[str, ...]] = ("family (0 sinusoid, 1 line)",)
+    published_on_defaults: ClassVar[Published] = {}
 
     def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
         family = rng.integers(0, 2, (num_tasks, 1))
@@ -280,18 +263,15 @@ class TaskDataset:
         self.generator, self.meta_batch, self.shots, self.queries, self.seed = generator, meta_batch, shots, queries, seed
         self.params = generator.split("train", num_tasks, seed, shots)
         self.block = max(1, min(64, self.BLOCK_POINTS // (meta_batch * (shots + queries))))  # meta-batches a block
-        self._order: tuple[int, Array] = (-1, np.empty(0, np.int64))
+        count = len(self.params)
+        # by the epoch; the newest is kept, as many blocks belong to one
+        self._order = functools.lru_cache(1)(lambda epoch: stream(seed, "order", epoch).permutation(count))
 
     def draw_block(self, number: int) -> Task:
         """Meta-batches number * block to (number + 1) * block - 1: arrays [block, T, K or Q, ...]."""
         size, tasks = self.block * self.meta_batch, len(self.params)
         first, end = number * size, (number + 1) * size
         epochs = range(first // tasks, -(-end // tasks))
-        indices = np.concatenate([self._epoch_order(e)[max(0, first - e * tasks) : end - e * tasks] for e in epochs])
+        indices = np.concatenate([self._order(e)[max(0, first - e * tasks) : end - e * tasks] for e in epochs])
         params = self.params[indices].reshape(self.block, self.meta_batch, -1)
         return self.generator.tasks(params, self.shots, self.queries, stream(self.seed, "points", number))
-
-    def _epoch_order(self, epoch: int) -> Array:
-        if self._order[0] != epoch:
-            self._order = (epoch, stream(self.seed, "order", epoch).permutation(len(self.params)))
-        return self._order[1]

@@ -102,8 +102,7 @@ def sample(
     rows, outputs = len(x) * num_samples, []
     for first in range(0, rows, batch):
         task = np.arange(first, min(first + batch, rows)) // num_samples
-        noise = rng.standard_normal((len(task), learner.noise_dim), dtype=np.float32)
-        noise *= np.float32(temperature)
+        noise = np.float32(temperature) * rng.standard_normal((len(task), learner.noise_dim), dtype=np.float32)
         outputs.append(predict(learner, Points(support.x[task], support.y[task]), x[task], steps, noise)[0][:, -1])
     return np.concatenate(outputs).reshape(len(x), num_samples, x.shape[1])
 
@@ -121,10 +120,7 @@ def errors(learner: MetaLearner, task: Task, steps: int) -> np.ndarray:
             squares = np.square(predictions - query.y[:, None, :, 0], dtype=np.float64)  # [T, S+1, N]
             squares[np.isnan(predictions)] = np.inf
             counted = ~np.isnan(query.y[..., 0])
-            if counted.all():
-                results.append(squares.mean(-1))
-            else:
-                results.append(np.where(counted[:, None], squares, 0).sum(-1) / counted.sum(-1)[:, None])
+            results.append(np.where(counted[:, None], squares, 0).sum(-1) / counted.sum(-1)[:, None])
     return np.concatenate(results)
 
 

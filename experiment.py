@@ -54,12 +54,11 @@ class Experiment:
             generator.split(split, 2, 0, shots)  # raises where there are too few of them
         self.record = dict(generator.record())  # of the tasks
         seed = config.RANDOM_SEED
-        self.dataset = TaskDataset(
-            generator, config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES, seed
-        )
+        sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
+        dataset = TaskDataset(generator, *sizes, seed)
         self.trainer = Trainer(
             learner.from_config(config, stream(seed, "weights")),
-            self.dataset,
+            dataset,
             iterations=config.iterations,
             meta_lr=config.META_LEARNING_RATE,
             schedule=config.META_SCHEDULE,
@@ -191,11 +190,8 @@ class Experiment:
         self.end_validation()
         with self.trainer.step.averaged():
             learner, candidate = copy.deepcopy(self.learner), self.snapshot()
-
-        def measure() -> list[float]:
-            return list(held_out_errors(learner, tasks, self.config.EVAL_STEPS)[tasks.judged].mean(0).tolist())
-
-        self._validating = Validation(iteration, learner, candidate, self._aside(measure))
+        means = self._aside(lambda: held_out_errors(learner, tasks, self.config.EVAL_STEPS)[tasks.judged].mean(0).tolist())
+        self._validating = Validation(iteration, learner, candidate, means)
 
     def _aside(self, action: Callable[[], Any]) -> Future[Any]:
         """`action` in another thread while training goes on; at once with a device of its own or kernels on all cores."""
@@ -217,12 +213,10 @@ class Experiment:
             # at the first, second, fourth, eighth, ...: pictures take time
             show = functools.partial(self.show_progress, begun.learner, begun.iteration)
             self._picture = self._aside(lambda: self.manager.attempt("figures", show))
-        if better := means[-1] < self.best:
-            self.best = means[-1]
+        if means[-1] < self.best:
+            self.best, self.new_best = means[-1], begun.candidate
         for state in filter(None, (begun.candidate, begun.to_save)):  # as if they had been taken now
             state["best"], state["history"]["validation"] = self.best, list(self.manager.history["validation"])
-        if better:
-            self.new_best = begun.candidate
         if begun.to_save:
             self._write(begun.to_save)
 
@@ -245,11 +239,11 @@ class Experiment:
             arrays["grid_names"] = np.array([f"{subject} {name}".strip() if name.isdecimal() else name for name in names])
         if (measured := self.generator.measurements("test")) is not None:
             places = np.searchsorted(self.generator.split("test", 0, 0)[:, 0], params[:, 0])
-            found = [own(measured[place]) for place in places]
-            longest = max(len(points.x) for points in found)
-            for name, parts in zip("xy", zip(*found, strict=True), strict=True):  # [T, N], NaN behind the shorter ones
-                rows = [np.pad(part[:, 0], (0, longest - len(part)), constant_values=np.nan) for part in parts]
-                arrays[f"grid_points_{name}"] = np.stack(rows)
+            found = [np.hstack(own(measured[place])) for place in places]  # [N, 2]
+            known = np.full((len(found), max(map(len, found)), 2), np.nan)  # NaN behind the shorter ones
+            for row, points in zip(known, found, strict=True):
+                row[: len(points)] = points
+            arrays |= {"grid_points_x": known[..., 0], "grid_points_y": known[..., 1]}
         predictions = predict(learner, support, x, self.config.EVAL_STEPS)[0]
         arrays["grid_predictions"] = own(Points(grid[:, None], predictions)).y
         return arrays, support, x

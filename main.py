@@ -95,7 +95,7 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
             raise RunError("--seeds sets RANDOM_SEED (got another seed as well; expected one of them)")
         if "RANK" in os.environ:
             raise RunError("--seeds runs in one process (got several; expected one launch for each seed)")
-    args.seeds = None if args.seeds is None else seed_list(args.seeds)
+        args.seeds = seed_list(args.seeds)
     args.methods, args.method = args.method or [], (args.method or [None])[0]
     if len(args.methods) > 1 and (args.action != "train" or "RANK" in os.environ or len(set(args.methods)) < len(args.methods)):
         got = " ".join(args.methods)
@@ -140,13 +140,9 @@ def main(argv: list[str] | None = None) -> int:
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         got = " ".join(str(error).split())[:200] or type(error).__name__
         message, code = f"out of memory (got {got}; expected smaller settings)", 1
-    except processes.PeerLost as error:
-        message, code = str(error), 1
     except OSError as error:
-        message, code = (
-            f"{error.strerror or error} (got {error.filename or 'an output'}; expected a disk that can be written)",
-            1,
-        )
+        got = error.filename or "an output"
+        message, code = f"{error.strerror or error} (got {got}; expected a disk that can be written)", 1
     if not processes.rank():  # one line, however many processes
         print("error: " + printable(" ".join(message.split())), file=sys.stderr)
     return code

@@ -272,7 +272,7 @@ class FewShotRegressor:
         for (count, rows), places in groups.items():
             together = max(1, PAIRS_AT_ONCE // max(count**2, rows))
             for some in (places[first : first + together] for first in range(0, len(places), together)):
-                points = Points(*(aligned([getattr(support[place], part) for place in some]) for part in ("x", "y")))
+                points = Points(*map(aligned, zip(*(support[place] for place in some), strict=True)))
                 asked = aligned([padded(at[place]) for place in some])
                 with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge
                     outputs = predict_tasks(self.learner, points, asked, self.steps)[0]  # [T, S+1, N]

@@ -122,8 +122,7 @@ class ExperimentManager:
                 warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
                 from torch.utils.tensorboard import SummaryWriter
             threading.excepthook = _ignore_writer_errors
-            purge = first_step if first_step else None
-            return SummaryWriter(str(self.directory / "tensorboard"), purge_step=purge, flush_secs=10)
+            return SummaryWriter(str(self.directory / "tensorboard"), purge_step=first_step or None, flush_secs=10)
 
         self._writer = self.attempt("tensorboard", writer)
         layout = {"adaptation": {"validation error": ["Multiline", [r"validation/mse_after_.*"]]}}
@@ -185,20 +184,19 @@ class ExperimentManager:
     def save_json(self, name: str, value: Any) -> None:
         write_atomically(self.directory / name, json_bytes(value))
 
+    def _attempt_file(self, name: str, contents: Callable[[], bytes]) -> None:
+        self.attempt(name, lambda: write_atomically(self.directory / name, contents()))
+
     def save_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """The arrays behind the figures, plots/data.npz."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        self.attempt("plots/data.npz", lambda: write_atomically(self.directory / "plots" / "data.npz", buffer.getvalue()))
+        self._attempt_file("plots/data.npz", buffer.getvalue)
 
     def save_figure(self, name: str, figure: Any, iteration: int) -> None:
         """Save a matplotlib figure as PNG and PDF, and show it in TensorBoard."""
-
-        def save(suffix: str) -> None:
-            write_atomically(self.directory / "plots" / f"{name}.{suffix}", figure_bytes(figure, suffix))
-
         for suffix in ("png", "pdf"):
-            self.attempt(f"plots/{name}.{suffix}", functools.partial(save, suffix))
+            self._attempt_file(f"plots/{name}.{suffix}", functools.partial(figure_bytes, figure, suffix))
         self.log_figure(name, figure, iteration)
 
     def log_figure(self, name: str, figure: Any, iteration: int) -> None:
@@ -277,9 +275,9 @@ class Progress:
         self.bar.update(iteration - self.bar.n)
         if time.perf_counter() - self.last_line > 5 or iteration == self.total:
             self.last_line = time.perf_counter()
-            manager.log(f"step {iteration} of {self.total}: {status}")
+            manager.log(line := f"step {iteration} of {self.total}: {status}")
             if self.bar.disable:
-                print_once(f"step {iteration} of {self.total}: {status}")
+                print_once(line)
 
 
 def history_arrays(history: dict[str, list[Any]]) -> dict[str, np.ndarray]:

@@ -204,11 +204,10 @@ def compare_entries(found: Sequence[Entry], subjects: bool = False) -> Compariso
     rows = []
     for shots, groups in errors.items():
         results = {label: statistics(values, groups[labels[0]], subjects) for label, values in groups.items()}
+        results[labels[0]] |= dict.fromkeys(("difference", "difference_ci"), np.full(last + 1, math.nan))
         for gradients in range(last + 1):
             for label, values in groups.items():
                 numbers = {name: float(array[gradients]) for name, array in results[label].items()}
-                if label == labels[0]:
-                    numbers |= {"difference": math.nan, "difference_ci": math.nan}
                 rows.append(Row(label, shots, gradients, values.shape[0], values.shape[1], **numbers))
     return Comparison(errors, rows, taken, subjects=subjects)
 
@@ -218,9 +217,7 @@ def statistics(values: np.ndarray, first: np.ndarray, subjects: bool = False) ->
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
         own, seeds = mean_and_interval(values.mean(0), subjects), values.mean(1)  # seeds: [R, S+1]
         paired = mean_and_interval(values.mean(0) - first.mean(0), subjects)
-        over_seeds = np.full(values.shape[2], math.nan)
-        if len(seeds) > 1:
-            over_seeds = t_quantile(len(seeds) - 1) * seeds.std(0, ddof=1) / math.sqrt(len(seeds))
+        over_seeds = mean_and_interval(seeds, True)["ci95"] if len(seeds) > 1 else np.full(values.shape[2], math.nan)
     result = {"mean": own["mse"], "ci_tasks": own["ci95"], "ci_seeds": over_seeds}
     return result | {"difference": paired["mse"], "difference_ci": paired["ci95"]}
 
@@ -238,7 +235,7 @@ def t_quantile(degrees: int) -> float:
 def mean_and_interval(errors: np.ndarray, subjects: bool = False) -> dict[str, np.ndarray]:
     """Mean, 95% half-width and median over tasks: [T, S+1] -> [S+1] each.
 
-    The half-width is 1.96 standard errors (Finn et al. 2017); of a table's `subjects`, which may be few, Student's t of them.
+    The half-width is 1.96 standard errors (Finn et al. 2017); of a table's `subjects`, or of seeds, both few, Student's t.
     """
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged task makes its means infinite, which is the result
         quantile = t_quantile(len(errors) - 1) if subjects else 1.96

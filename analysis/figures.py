@@ -69,16 +69,15 @@ def error_against_gradients(results: Results, title: str, reference: Published |
         reference: shots -> gradients -> published mean of Finn et al. 2017, drawn as crosses.
     """
     figure, axes = figure_grid(1, len(results), max(4.6, 3.4 * len(results) + 0.4), 4.2, sharey=True)
-    curves = [np.asarray(values["mse"], float) for result in results.values() for values in result.values()]
-    lowest = _log_scale(axes[0, 0], curves)
+    lowest = _log_scale(axes[0, 0], [values["mse"] for result in results.values() for values in result.values()])
     for axis, (shots, result) in zip(axes[0], results.items(), strict=True):
         for place, (label, values) in enumerate(result.items()):
-            mean, half = np.asarray(values["mse"], float), np.asarray(values["ci95"], float)
+            mean, half = values["mse"], values["ci95"]
             steps = np.arange(len(mean))
             low = np.maximum(mean - half, lowest / 3)  # a band may reach below zero, where a log axis has no place
             colour = CYCLE[place % 6]
             axis.fill_between(steps, low, mean + half, where=np.isfinite(mean + half).tolist(), color=colour, alpha=0.2, lw=0)
-            seeds = np.asarray(values.get("seeds", mean[None]), float)
+            seeds = values.get("seeds", mean[None])
             for seed in seeds if len(seeds) > 1 else []:
                 axis.plot(steps, seed, color=colour, lw=0.6, alpha=0.7)
             axis.plot(steps, mean, ms=4, lw=1.5, label=label, **_line_style(place))
@@ -98,10 +97,10 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
     shots = sorted(results)
     labels = list(results[shots[0]])
     errors, intervals = (  # [labels, shots, gradients]
-        np.array([[np.asarray(results[count][label][name], float)[list(steps)] for count in shots] for label in labels])
+        np.array([[results[count][label][name][list(steps)] for count in shots] for label in labels])
         for name in ("mse", "ci95")
     )
-    lowest = _log_scale(axes[0, 0], list(errors.reshape(len(labels), -1)))
+    lowest = _log_scale(axes[0, 0], list(errors))
     for panel, (axis, step) in enumerate(zip(axes[0], steps, strict=True)):
         for place, label in enumerate(labels):
             mean, half = errors[place, :, panel], np.nan_to_num(intervals[place, :, panel]).clip(0)
@@ -168,8 +167,7 @@ def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, targ
     order = np.argsort(errors)  # NaN is last
     if len(order) > 40:
         order = order[np.linspace(0, len(order) - 1, 40).round().astype(int)]
-    figure, axes = figure_grid(1, 1, 5.6, 1.4 + 0.19 * max(4, len(order)))
-    axis = axes[0, 0]
+    figure, ((axis,),) = figure_grid(1, 1, 5.6, 1.4 + 0.19 * max(4, len(order)))
     axis.plot(errors[order], np.arange(len(order)), "o", color=BLUE, ms=4)
     if len(bad := np.flatnonzero(np.isnan(errors[order]))):
         axis.plot(1 + 0 * bad, bad, ">", color=VERMILION, transform=axis.get_yaxis_transform(), clip_on=False, label="diverged")
@@ -185,13 +183,12 @@ def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, targ
 
 def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
     """The first `most` example functions of the arrays grid_*, and the network before and after adapting to them."""
-    steps = shown_steps(arrays["grid_predictions"].shape[1] - 1)
-    truth = arrays["grid_truth"][:most] if "grid_truth" in arrays else None
-    support = arrays["grid_support_x"][:most], arrays["grid_support_y"][:most]
-    predictions = arrays["grid_predictions"][:most, steps]
-    points = (arrays["grid_points_x"][:most], arrays["grid_points_y"][:most]) if "grid_points_x" in arrays else None
-    axes, names = _axis_names(arrays), _grid_names(arrays)
-    return task_predictions(arrays["grid"], truth, *support, predictions, steps, title, axes, points, names)
+    few = {name: values[:most] for name, values in arrays.items() if name.startswith("grid_")}
+    steps = shown_steps(few["grid_predictions"].shape[1] - 1)
+    support, predictions = (few["grid_support_x"], few["grid_support_y"]), few["grid_predictions"][:, steps]
+    points = (few["grid_points_x"], few["grid_points_y"]) if "grid_points_x" in few else None
+    axes, names = _axis_names(arrays), _grid_names(few)
+    return task_predictions(arrays["grid"], few.get("grid_truth"), *support, predictions, steps, title, axes, points, names)
 
 
 def _grid_names(arrays: Arrays) -> list[str]:
@@ -205,12 +202,11 @@ def _axis_names(arrays: Arrays) -> tuple[str, str]:
 
 def _judged_errors(arrays: Arrays) -> dict[int, np.ndarray]:
     """Test errors [T, S+1] for each K, without tasks that were left out there."""
-    shots = [int(name.split("_")[2]) for name in arrays if name.startswith("test_errors_")]
-    errors = {count: arrays[f"test_errors_{count}_shot"] for count in shots}
-    return {
-        count: values[~arrays.get(f"test_left_out_{count}_shot", np.zeros(len(values), bool))]
-        for count, values in errors.items()
-    }
+    errors = {int(name.split("_")[2]): values for name, values in arrays.items() if name.startswith("test_errors_")}
+    for count in errors:
+        if (left_out := arrays.get(f"test_left_out_{count}_shot")) is not None:
+            errors[count] = errors[count][~left_out]
+    return errors
 
 
 def best_yardsticks(arrays: Arrays) -> dict[int, tuple[str, float]]:
@@ -258,7 +254,6 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
         curves = arrays["grid_samples"], about, arrays.get("grid_truth"), None, _grid_names(arrays), _axis_names(arrays)
         result["samples"] = sample_bundle(arrays["grid"], *support, *curves)  # type: ignore[arg-type]
     if "codes" in arrays:
-        result["latent_space"] = latent_space(
-            arrays["codes"], params, param_names, f"{title}: codes of test tasks, K = {shots}"
-        )
+        about = f"{title}: codes of test tasks, K = {shots}"
+        result["latent_space"] = latent_space(arrays["codes"], params, param_names, about)
     return result

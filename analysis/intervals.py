@@ -60,7 +60,7 @@ def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, own
         features: [B, N, F], at least 0; not finite where adapting diverged.
         clean: residuals [B, N] without the noise of the target, where it is known; NaN is padding.
         measured: residuals [B, N] of measurements: what an interval has to hold.
-        owners: which task a row belongs to, [B].
+        owners: which task a row belongs to, [B]; of two tasks or more.
     """
     weights = task_weights(measured, owners)
     fine = (weights > 0) & np.isfinite(features).all(-1) & (np.abs(clean) < LARGEST) & (np.abs(measured) < LARGEST)
@@ -68,18 +68,16 @@ def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, own
     noise = np.average(measured[fine] ** 2 - clean[fine] ** 2, weights=weights[fine]) if fine.any() else 0.0
     floor = 0.1 * np.median(features[fine], 0) + 1e-9 if fine.any() else np.ones(features.shape[-1])
     logs = np.log(np.where(np.isfinite(features), features, 1) + floor)
+    centre, spread = (logs[fine].mean(0), logs[fine].std(0) + 1e-6) if fine.any() else (floor, floor)
+    seen = (features[fine].min(0), features[fine].max(0)) if fine.any() else (floor, floor)
     entry: dict[str, Any] = {"tasks": len(tasks), "noise": max(0.0, float(noise)), "floor": floor.tolist()}
-    spread = logs[fine].std(0) + 1e-6 if fine.any() else floor
-    entry |= {"centre": (logs[fine].mean(0) if fine.any() else floor).tolist(), "spread": spread.tolist()}
-    ends = (features[fine].min(0), features[fine].max(0)) if fine.any() else (floor, floor)
-    entry["seen"] = np.stack(ends).tolist()
+    entry |= {"centre": centre.tolist(), "spread": spread.tolist(), "seen": np.stack(seen).tolist()}
     scales, folds = np.empty(clean.shape), min(FOLDS, len(tasks))
-    for fold in range(folds if folds > 1 else 0):  # each task is scaled by what was learned from others
+    for fold in range(folds):  # each task is scaled by what was learned from others
         here = rows % folds == fold
         learned = entry | {"coefficients": _regression(entry, features, clean, weights, fine & ~here[:, None])}
         scales[here] = scale(learned, features[here])
     entry["coefficients"] = _regression(entry, features, clean, weights, fine)
-    scales = scales if folds > 1 else scale(entry, features)
     size = np.abs(measured)
     for name, scores in (("quantiles", size / np.where(np.isfinite(scales), scales, 1)), ("constant", size)):
         scores = np.where(np.isfinite(scores) & np.isfinite(scales), scores, np.inf)
@@ -89,9 +87,8 @@ def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, own
 
 def task_weights(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """Weights [B, N] of points: the same sum, 1, for each task with points; NaN values, which are padding, weigh nothing."""
-    counts = np.zeros(owners.max() + 1)
     known = ~np.isnan(values)
-    np.add.at(counts, owners, known.sum(1))
+    counts = np.bincount(owners, known.sum(1))
     return known / np.maximum(counts, 1)[owners][:, None]
 
 
@@ -139,8 +136,8 @@ def _regression(entry: Entry, features: np.ndarray, clean: np.ndarray, weights: 
     size = np.abs(clean[fine])
     target = np.log(size + 0.01 * np.median(size) + 1e-9)
     penalty = np.diag([0.0] + [LINEAR] * count + [SQUARES] * count) / max(1.0, weights[fine].sum())
-    matrix = (terms * shares[:, None]).T @ terms + penalty
-    return np.linalg.solve(matrix, (terms * shares[:, None]).T @ target).tolist()
+    weighted = (terms * shares[:, None]).T
+    return np.linalg.solve(weighted @ terms + penalty, weighted @ target).tolist()
 
 
 def scale(entry: Entry, features: np.ndarray) -> np.ndarray:
@@ -195,11 +192,10 @@ def judge_intervals(
         result |= {f"{name}coverage": mean(held), f"{name}width": mean(2 * width), f"{name}score": mean(scores)}
     levels = LEVELS[9::10]
     shares = [mean(~(size > quantile(entry["quantiles"], level) * scales)) for level in levels]
-    tasks, rows = np.unique(owners, return_inverse=True)
-    widths, errors = np.zeros(len(tasks)), np.zeros(len(tasks))
-    np.add.at(widths, rows, (weights * np.where(known, 2 * half, 0)).sum(1))
+    rows = np.unique(owners, return_inverse=True)[1]
+    widths = np.bincount(rows, (weights * np.where(known, 2 * half, 0)).sum(1))
     with np.errstate(over="ignore"):
-        np.add.at(errors, rows, (weights * np.where(known, np.square(clean), 0)).sum(1))
+        errors = np.bincount(rows, (weights * np.where(known, np.square(clean), 0)).sum(1))
     result["rank_correlation"] = rank_correlation(widths, errors)
     return result, {"nominal": levels, "coverage": np.array(shares), "width": widths, "error": np.sqrt(errors)}
 
@@ -216,9 +212,8 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     fine = np.isfinite(first) & np.isfinite(second)
     ranks = []
     for values in (first[fine], second[fine]):
-        distinct, places = np.unique(values, return_inverse=True)
-        if len(distinct) < 2:
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        if len(counts) < 2:
             return np.nan
-        ends = np.bincount(places).cumsum()
-        ranks.append((ends - (np.bincount(places) - 1) / 2)[places])  # ties share their mean rank
+        ranks.append((counts.cumsum() - (counts - 1) / 2)[places])  # ties share their mean rank
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

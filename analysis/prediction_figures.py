@@ -51,9 +51,8 @@ def prediction_curves(
         least: a range of y that is worth a picture.
     """
     figure, axes = figure_grid(1, 1, 7.2, 4.6)
-    low, high = _draw(axes[0, 0], task, steps, x_range, least)
-    axes[0, 0].set(xlim=limits([task["grid"]], 0.02), ylim=(low, high))
-    axes[0, 0].set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
+    view = _draw(axes[0, 0], task, steps, x_range, least)
+    axes[0, 0].set(xlim=limits([task["grid"]], 0.02), ylim=view, xlabel=axis_names[0], ylabel=axis_names[1], title=title)
     shared_legend(figure, axes)
     return figure
 
@@ -73,7 +72,7 @@ def subject_curves(
     for axis, name in zip(axes.flat, tasks, strict=False):
         axis.set_title(name)
     grids = [task["grid"] for task in tasks.values()]
-    axes[0, 0].set(xlim=limits(grids, 0.02), ylim=(min(low for low, _ in ends), max(high for _, high in ends)))
+    axes[0, 0].set(xlim=limits(grids, 0.02), ylim=(np.min(ends), np.max(ends)))
     name_axes(axes, axis_names)
     shared_legend(figure, axes, title)
     return figure
@@ -121,9 +120,8 @@ def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure
         width, error = (arrays[f"interval_{name}_{count}_shot"] for name in ("width", "error"))
         fine = np.isfinite(width) & np.isfinite(error) & (width > 0) & (error > 0)
         many = fine.sum() >= 60  # fewer are worth seeing one by one, and have no medians
-        right.plot(
-            width[fine], error[fine], "." if many else marker, color=colour, ms=3 if many else 5, alpha=0.3 if many else 0.8
-        )
+        dots: Any = {"marker": ".", "ms": 3, "alpha": 0.3} if many else {"marker": marker, "ms": 5, "alpha": 0.8}
+        right.plot(width[fine], error[fine], ls="none", color=colour, **dots)
         if many:
             centres, medians = binned_median(np.log10(width[fine]), error[fine], 6)
             right.plot(10**centres, medians, mec="white", **style)

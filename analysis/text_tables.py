@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -23,21 +23,21 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
     Args:
         evaluation: the "evaluation" record of metrics.json.
     """
-    steps = _columns(list(evaluation["shots"].values()))
-    lines = [
-        f"mean squared error on {evaluation['num_tasks']} test tasks (95% interval), after this many gradients:",
-        "   K      " + "".join(f"{name:<22}" for name in steps.values()).rstrip(),
-    ]
-    for count, result in evaluation["shots"].items():
-        numbers = {name: [math.nan if v is None else v for v in result[name]] for name in ("mse", "ci95")}  # null in JSON
-        cells = [f"{numbers['mse'][step]:.4g} +- {numbers['ci95'][step]:.2g}" for step in steps]
-        lines.append(f"{count:>4}      " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+    shots = evaluation["shots"]
+    steps = _columns(list(shots.values()))
+
+    def line(head: str, cells: Iterable[str]) -> str:
+        return head + "".join(f"{cell:<22}" for cell in cells).rstrip()
+
+    title = f"mean squared error on {evaluation['num_tasks']} test tasks (95% interval), after this many gradients:"
+    lines = [title, line("   K      ", steps.values())]
+    for count, result in shots.items():
+        means, halves = ([math.nan if v is None else v for v in result[name]] for name in ("mse", "ci95"))  # null in JSON
+        lines.append(line(f"{count:>4}      ", (f"{means[step]:.4g} +- {halves[step]:.2g}" for step in steps)))
         if known := reference.get(int(count)):
-            cells = [f"{known[step]:.2f}" if step in known else "-" for step in steps]
-            lines.append(" Finn+17  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+            lines.append(line(" Finn+17  ", (f"{known[step]:.2f}" if step in known else "-" for step in steps)))
         if "rmse" in result:
-            cells = [f"{result['rmse'][step]:.4g}" for step in steps]
-            lines.append("    rmse  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+            lines.append(line("    rmse  ", (f"{result['rmse'][step]:.4g}" for step in steps)))
         if about := result.get("interval"):
             widths = f"mean width {_number(about['width'])} (constant: {_number(about['constant_width'])})"
             widths += f", calibrated on {about['calibrated_on']} subjects" if "rmse" in result else ""
@@ -46,10 +46,7 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
             error, half, rmse = (math.nan if (v := found[count].get(key)) is None else v for key in ("mse", "ci95", "rmse"))
             own_unit = f", rmse {rmse:.4g}" if "rmse" in found[count] else ""
             lines.append(f"          {error:.4g} +- {half:.2g}{own_unit}: {name}")
-    left_out = [
-        f"{result['left_out']} at K = {count}" for count, result in evaluation["shots"].items() if result.get("left_out")
-    ]
-    if left_out:
+    if left_out := [f"{result['left_out']} at K = {count}" for count, result in shots.items() if result.get("left_out")]:
         lines.append(f"left out, for want of points: {', '.join(left_out)}")
     if "rmse" in result:
         lines.append("errors are in standard deviations of the training subjects' target, squared; rmse is in its own unit")

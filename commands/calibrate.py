@@ -39,11 +39,9 @@ def add_intervals(
 
 def calibrate_run(experiment: Experiment) -> Calibration:
     """Calibrations for each K of EVAL_SHOTS and SUPPORT_SAMPLES that two validation tasks have points for."""
-    config, calibration = experiment.config, {}
-    for shots in sorted({*config.EVAL_SHOTS, config.SUPPORT_SAMPLES}):
-        if experiment.held_out("validation", shots).judged.sum() >= 2:
-            calibration[str(shots)] = calibrate(*residuals(experiment, "validation", shots))
-    return calibration
+    wanted = sorted({*experiment.config.EVAL_SHOTS, experiment.config.SUPPORT_SAMPLES})
+    enough = [shots for shots in wanted if experiment.held_out("validation", shots).judged.sum() >= 2]
+    return {str(shots): calibrate(*residuals(experiment, "validation", shots)) for shots in enough}
 
 
 def residuals(experiment: Experiment, split: str, shots: int) -> Residuals:

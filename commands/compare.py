@@ -129,9 +129,9 @@ def write(directory: Path, comparison: Comparison, title: str = "Comparison", re
     """
     directory.mkdir(parents=True, exist_ok=True)
     contents = {"comparison.md": markdown_table(comparison, title).encode(), "comparison.csv": csv_table(comparison).encode()}
-    for name, figure in draw(comparison, title, reference).items():
-        contents |= {f"{name}.{suffix}": figure_bytes(figure, suffix) for suffix in ("png", "pdf")}
-    pictures = {name.removesuffix(".png"): data for name, data in contents.items() if name.endswith(".png")}
+    figures = draw(comparison, title, reference)
+    contents |= {f"{name}.{suffix}": figure_bytes(figures[name], suffix) for name in figures for suffix in ("png", "pdf")}
+    pictures = {name: contents[f"{name}.png"] for name in figures}
     contents["report.html"] = comparison_page(comparison, title, pictures)
     for name, data in contents.items():
         write_atomically(directory / name, data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,10 @@ DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not fin
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate, draw and report a run's best checkpoint again."""
     experiment, _ = reopen(args, args.evaluate)
-    try:
+    with closing(experiment.manager):
         experiment.manager.open_tensorboard(0)
         finish(experiment)
-        return 0
-    finally:
-        experiment.manager.close()
+    return 0
 
 
 def finish(experiment: Experiment) -> None:

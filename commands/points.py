@@ -53,8 +53,8 @@ def read_request(path: Path, input_dim: int, columns: Sequence[str] = ()) -> Req
     subject = columns[0] if columns and sheet.places(columns[0]) else ""
     wanted = list(columns[1:-1]) or formula_columns(sheet, input_dim)
     found = [sheet.names[sheet.find(name)] for name in [subject] * bool(subject) + wanted]
-    usual = ["x"] if input_dim == 1 else [f"x{number + 1}" for number in range(input_dim)]
-    names = ("", *(found if columns else [*usual, "y"])) if not subject else tuple(found)
+    usual = ["x", "y"] if input_dim == 1 else wanted
+    names = tuple(found) if subject else ("", *(found if columns else usual))
     rows = sheet.read(found, MAX_ROWS if subject else MAX_POINTS, names[0])
     values = rows.numbers(found[bool(subject) :], found[-1:])
     if not len(values):
@@ -78,4 +78,4 @@ def formula_columns(sheet: Sheet, input_dim: int) -> list[str]:
     if not short and sheet.places(more := f"x{input_dim + 1}"):
         got = f"got a column {more}; expected {input_dim}, the run's INPUT_DIM"
         raise RunError(f"{sheet.path} has points of more dimensions ({got})")
-    return [*(["x"] if short else [f"x{number + 1}" for number in range(input_dim)]), "y"]
+    return ["x", "y"] if short else [*(f"x{number + 1}" for number in range(input_dim)), "y"]

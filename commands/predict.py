@@ -48,12 +48,9 @@ def predict(args: argparse.Namespace) -> int:
     pages = min(MOST_PAGES, -(-len(request.subjects) // PANELS)) if config.INPUT_DIM == 1 else 0
     files = output_files(args.output or args.points.parent, args.points, pages)
     model = FewShotRegressor.from_checkpoint(state, method, tasks, config)
-    subjects = range(len(request.subjects))
-    found = [predict_points(model, request.points(subject), request.asked(subject)) for subject in subjects]
-    lines = [warning] if warning else []
-    if not model.has_intervals:
-        lines.append(NO_INTERVALS.format(model.steps))
-    for line in [*lines, *warnings_about(found, request.names[1:])]:
+    found = [predict_points(model, request.points(place), request.asked(place)) for place in range(len(request.subjects))]
+    missing = "" if model.has_intervals else NO_INTERVALS.format(model.steps)
+    for line in filter(None, [warning, missing, *warnings_about(found, request.names[1:])]):
         print(f"warning: {printable(line)}", file=sys.stderr)
     write(files, found, request, f"{method.upper()} on {args.points.name}")
     print_once(printable(summary(found, request)))
@@ -95,10 +92,11 @@ def predict_points(model: FewShotRegressor, points: Points, asked: np.ndarray | 
     model.fit(*points)
     outside, x_range = model.extrapolates(points.x), model.x_range
     inputs = np.where(outside[:, None], points.x, np.clip(points.x, *x_range))  # an end may be off by a rounding error
-    questions, x = None if asked is None else len(asked), points.x
+    questions, asked = (None, points.x[:0]) if asked is None else (len(asked), asked)
+    x = points.x
     if model.input_dim == 1:
-        x = grid_over(inputs[:, 0], (x_range[0, 0], x_range[1, 0]), NOWHERE if asked is None else asked[:, 0])[:, None]
-    x = x if asked is None else np.concatenate([x, asked])
+        x = grid_over(inputs[:, 0], (x_range[0, 0], x_range[1, 0]), asked[:, 0])[:, None]
+    x = np.concatenate([x, asked])
     predicted = model.staged_predict(np.concatenate([x, points.x]))  # [S+1, N + K]
     outputs, at_points = np.split(predicted, [len(x)], axis=1)
     with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged, and between samples at float32's ends
@@ -138,11 +136,10 @@ def warnings_about(found: Sequence[Prediction], names: Sequence[str] = ("x", "y"
     lines = [line for what, part in parts if (line := _outside(what, part, found[0].x_range, names[:-1]))]
     targets, (low, high) = np.concatenate([one.points.y[:, 0] for one in found]), found[0].y_range
     if far := int(((targets < low) | (targets > high)).sum()):
-        where = (
+        lines.append(
             f"{far} of {len(targets)} points lie {FAR_OUT} standard deviations or more from the mean of training: another unit?"
+            f" (got {names[-1]} from {targets.min():.6g} to {targets.max():.6g}; expected {low:.6g} to {high:.6g})"
         )
-        got = f"{names[-1]} from {targets.min():.6g} to {targets.max():.6g}"
-        lines.append(f"{where} (got {got}; expected {low:.6g} to {high:.6g})")
     if merged := [one for one in found if one.merged]:
         different = sum(len(np.unique(one.points.x, axis=0)) for one in merged)
         left = different - sum(one.merged for one in merged)
@@ -189,9 +186,8 @@ def csv_table(found: Sequence[Prediction], request: Request) -> str:
     """
     dim, asked = found[0].x.shape[1], request.questions.any()
     members = np.repeat(np.arange(len(found)), [len(one.x[one.answers]) for one in found])
-    order = np.arange(len(members))
-    if asked:
-        order[np.argsort(request.members[request.questions], kind="stable")] = order.copy()
+    by_subject = np.argsort(request.members[request.questions], kind="stable")
+    order = np.argsort(by_subject) if asked else np.arange(len(members))
 
     def joined(parts: Sequence[Any]) -> np.ndarray:
         """[N, ...] of all tasks, in the order of the rows."""
@@ -227,12 +223,11 @@ def figures(found: Sequence[Prediction], request: Request, title: str) -> Iterat
         one, about = found[0], f"{title}: {len(found[0].points.x)} points"
         yield prediction_curves(curves(one, SAMPLES_SHOWN), steps, x_range, about, names, least)
         return
-    for page in range(min(MOST_PAGES, -(-len(found) // PANELS))):
-        some = range(page * PANELS, min((page + 1) * PANELS, len(found)))
+    for first in range(0, min(len(found), MOST_PAGES * PANELS), PANELS):
+        some = range(first, min(first + PANELS, len(found)))
         tasks = {request.subjects[place]: curves(found[place]) for place in some}
-        about = f"{title}: {len(found)} subject{'' if len(found) == 1 else 's'}" + f", {some[0] + 1} to {some[-1] + 1}" * (
-            len(found) > PANELS
-        )
+        about = f"{title}: {len(found)} subject{'' if len(found) == 1 else 's'}"
+        about += f", {some[0] + 1} to {some[-1] + 1}" * (len(found) > PANELS)
         yield subject_curves(tasks, steps, x_range, about, names, least)
 
 
@@ -264,6 +259,6 @@ def write(files: Sequence[Path], found: Sequence[Prediction], request: Request, 
     files[0].parent.mkdir(parents=True, exist_ok=True)
     write_atomically(files[0], csv_table(found, request).encode())
     if len(files) > 1:
-        for figure, png, pdf in zip(figures(found, request, title), files[1::2], files[2::2], strict=True):
-            for file in (png, pdf):
+        for figure, *pictures in zip(figures(found, request, title), files[1::2], files[2::2], strict=True):
+            for file in pictures:
                 write_atomically(file, figure_bytes(figure, file.suffix[1:]))

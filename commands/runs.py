@@ -30,16 +30,10 @@ def runs_folder(args: argparse.Namespace) -> Path:
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
     """The settings given on the command line: named flags, and --set, which wins. Raises `ConfigError`."""
-    named = {}
-    if args.seed is not None:
-        named["RANDOM_SEED"] = parse_assignment(f"RANDOM_SEED={args.seed}")[1]
-    if args.device is not None:
-        named["DEVICE"] = args.device
-    if args.data is not None:
-        named["DATA"] = os.path.abspath(args.data)
-    if args.columns is not None:
-        named["COLUMNS"] = args.columns
-    return named | dict(parse_assignment(text) for text in args.set)
+    named = {"DEVICE": args.device, "DATA": args.data and os.path.abspath(args.data), "COLUMNS": args.columns}
+    seed = [] if args.seed is None else [f"RANDOM_SEED={args.seed}"]
+    given = {key: value for key, value in named.items() if value is not None}
+    return given | dict(map(parse_assignment, [*seed, *args.set]))
 
 
 def check_effect(method: str, tasks: str, changes: dict[str, Any]) -> None:

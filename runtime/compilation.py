@@ -35,10 +35,9 @@ def compile_note(mode: str, iterations: int, device: torch.device) -> str:
         return "COMPILE=never"
     if mode == "auto" and iterations < COMPILE_FROM:
         return f"{iterations} iterations are too few to pay for compiling (from {COMPILE_FROM} on)"
-    lack = (
-        "" if has_compiler(device) else f", but no C++ compiler ({_compiler()}) was found: traced, without kernels of its own"
-    )
-    return f"{WILL_COMPILE}{iterations} iterations{lack}"
+    note = f"{WILL_COMPILE}{iterations} iterations"
+    lack = f", but no C++ compiler ({_compiler()}) was found: traced, without kernels of its own"
+    return note if has_compiler(device) else note + lack
 
 
 def has_compiler(device: torch.device) -> bool:
@@ -70,8 +69,7 @@ class Compiled:
         bound = types.MethodType(own, cast(Any, method).__self__)
         self.device = device
         self.first = torch.compile(bound, fullgraph=True, dynamic=False, backend=cast(Any, self._compile))
-        self.places: list[tuple[int, int]] = []  # input of the graph, and the argument that it is
-        self.ready = False
+        self.places: list[tuple[int, int]] | None = None  # input of the graph, and the argument that it is; None at first
 
     def _compile(self, module: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         backend = self._backend()
@@ -97,7 +95,7 @@ class Compiled:
 
     def __call__(self, *args: Any) -> Tensor:
         leaves = _leaves(args)
-        if self.ready:
+        if self.places is not None:
             inputs = self.inputs.copy()
             for place, leaf in self.places:
                 inputs[place] = leaves[leaf]
@@ -116,7 +114,6 @@ class Compiled:
         for place, _ in self.places:
             self.inputs[place] = None  # not to be kept alive
         del self.outputs
-        self.ready = True
         return result
 
 

@@ -64,15 +64,14 @@ def _writable_folder() -> str:
 @contextmanager
 def _variables(**values: str) -> Iterator[None]:
     """Set environment variables for a time; what torch sets is undone as well."""
-    before = {name: os.environ.get(name) for name in CHANGED}
+    before = {name: os.environ[name] for name in CHANGED if name in os.environ}
     os.environ.update({"LOGNAME": _user()} | values)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name in CHANGED:
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        os.environ.update(before)
 
 
 @functools.cache

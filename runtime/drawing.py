@@ -153,7 +153,7 @@ def drawable_text(text: str, families: Sequence[str] = ("sans-serif",)) -> tuple
     text = printable(unicodedata.normalize("NFC", text))
     missing, needed = {*text, ELLIPSIS}, []
     for family in [*families, *FALLBACK_FONTS]:
-        found = {char for char in missing if ord(char) in _letters(family)} if missing else set()
+        found = {char for char in missing if ord(char) in _letters(family)}
         if found or family in families:
             needed.append(family)
         missing -= found

@@ -15,8 +15,7 @@ from config import ConfigError
 
 def flushes_denormals() -> bool:
     """Whether this thread computes with zero in place of numbers below the smallest normal one."""
-    smallest = sys.float_info.min
-    return smallest / 2 == 0.0
+    return sys.float_info.min / 2 == 0.0
 
 
 def resolve_device(name: str) -> torch.device:

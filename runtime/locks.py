@@ -105,12 +105,10 @@ class Lock:
 
     def _create(self, path: Path, record: dict[str, Any]) -> bool:
         """Make the file `path`, unless it exists."""
-        try:
-            with open(path, "x") as file:
-                json.dump(record, file)
+        with contextlib.suppress(FileExistsError), open(path, "x") as file:
+            json.dump(record, file)
             return True
-        except FileExistsError:
-            return False
+        return False
 
     def _owner(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):

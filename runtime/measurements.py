@@ -12,16 +12,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from runtime.arrays import Array
 from runtime.csv_files import MAX_NUMBER, Rows, Sheet, open_sheet
 from runtime.errors import RunError
 from runtime.text import quoted
 
-Array = NDArray[Any]
 SPLITS = ("train", "validation", "test")
 Shares = tuple[float, float, float]
 FEWEST = 2  # subjects in each split: an interval over subjects needs two
@@ -101,7 +99,7 @@ def column_names(sheet: Sheet, columns: Sequence[str]) -> tuple[str, ...]:
     for name in (reserved := names if split else [*names, "split"]):
         if reserved.count(name) > 1:
             raise RunError(f"{sheet.path} needs a column for each role (got {quoted(name)} twice; expected different ones)")
-    return (*names, *([] if split else [""]))
+    return tuple(names if split else [*names, ""])
 
 
 def remarks(table: Table) -> list[str]:

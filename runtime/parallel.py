@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -63,17 +63,15 @@ def operations_of(function: Callable[[], Tensor]) -> tuple[int, bool]:
     return int(counter.get_total_flops()), check.seen
 
 
-def groups(total: int, size: int, numbers: range) -> list[tuple[slice, Tensor]]:
+def groups(total: int, size: int, numbers: range) -> Iterator[tuple[slice, Tensor]]:
     """Of `total` tasks in groups of `size`: the place of each group in `numbers`, and the share of its tasks in the mean.
 
     A group that would be short takes tasks of the one before, at share 0.
     """
-    found = []
     for number in numbers:
         first = min(number * size, total - size)
         shares = (torch.arange(first, first + size) >= number * size).float() / total
-        found.append((slice(first, first + size), shares))
-    return found
+        yield slice(first, first + size), shares
 
 
 def available_cores() -> int:

@@ -155,9 +155,8 @@ def connect() -> None:
         return
     for name in VARIABLES:
         if name not in given:
-            raise PeerLost(
-                f"{name} is not set (got {', '.join(given)}; expected all of {', '.join(VARIABLES)}, as torchrun does)"
-            )
+            got, expected = ", ".join(given), ", ".join(VARIABLES)
+            raise PeerLost(f"{name} is not set (got {got}; expected all of {expected}, as torchrun does)")
     texts = os.environ["RANK"], os.environ["WORLD_SIZE"]
     if not _valid_rank(*texts):
         raise PeerLost(f"RANK and WORLD_SIZE do not fit (got {' and '.join(texts)}; expected 0 <= RANK < WORLD_SIZE)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -33,20 +34,16 @@ def git_state() -> dict[str, Any]:
 
 def system_report() -> dict[str, Any]:
     """What the run ran on; of the environment variables only those on a short list."""
-    memory = psutil.virtual_memory()
-    gpus = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            gpus.append({"name": properties.name, "memory_gib": properties.total_memory / 2**30})
+    devices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    gpus = map(torch.cuda.get_device_properties, devices)
     return {
         "platform": platform.platform(),
         "os": collect_env.get_os(_run),
         "compiler": collect_env.get_gcc_version(_run),
         "python": platform.python_version(),
         "cpu": {"model": _cpu_model(), "logical_cores": psutil.cpu_count(), "physical_cores": psutil.cpu_count(logical=False)},
-        "memory": {"total_gib": memory.total / 2**30, "peak_process_gib": _peak_memory() / 2**30},
-        "gpu": gpus,
+        "memory": {"total_gib": psutil.virtual_memory().total / 2**30, "peak_process_gib": _peak_memory() / 2**30},
+        "gpu": [{"name": gpu.name, "memory_gib": gpu.total_memory / 2**30} for gpu in gpus],
         "cuda": torch.version.cuda,
         "threads": {"torch": torch.get_num_threads(), "interop": torch.get_num_interop_threads()},
         "libraries": {name: metadata.version(name) for name in LIBRARIES} | {"torch": str(torch.__version__)},  # with its build
@@ -55,12 +52,10 @@ def system_report() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    found = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1] if found else platform.processor()
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return found[1]
+    return platform.processor()
 
 
 def _peak_memory() -> int:
