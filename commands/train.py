@@ -130,7 +130,7 @@ def run(experiment: Experiment, signals: Signals) -> int:
             manager.warn(line)
     steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
     print_once(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.display_path}")
-    with collection_paused():
+    with collection_paused(signals.program):
         experiment.prepare()
     signals.raise_now = False
     try:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,29 @@ def test_garbage_is_collected_afterwards_where_it_was_before(enabled: bool) -> N
             raise KeyError
         assert gc.isenabled() == enabled
     finally:
+        gc.enable()
+
+
+class Cyclic:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_only_a_process_of_our_own_keeps_what_was_made_out_of_the_collection() -> None:
+    with collection_paused():
+        pass
+    assert not gc.get_freeze_count()
+    gc.disable()
+    gone = weakref.ref(Cyclic())
+    try:
+        with collection_paused(program=True):
+            pass
+        gc.collect()
+        assert gc.get_freeze_count() and gone() is not None
+        with collection_paused(program=True):  # the next run
+            assert gone() is None
+    finally:
+        gc.unfreeze()
         gc.enable()
 
 
