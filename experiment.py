@@ -109,6 +109,7 @@ class Experiment:
             self.save()
 
     def _write(self, state: dict[str, Any]) -> None:
+        self._end_picture()  # whoever resumes from here does not draw it again
         self.manager.save_checkpoint(state, best=self.new_best)
         self.new_best = None
 
@@ -181,8 +182,7 @@ class Experiment:
             raise
         finally:
             progress.bar.close()
-            if self._picture:
-                self._picture.result()
+            self._end_picture()
 
     def begin_validation(self, tasks: HeldOut, iteration: int) -> None:
         """Measure the validation error of a copy of the meta-parameters: of the averaged ones where an average is kept, and so
@@ -200,6 +200,10 @@ class Experiment:
         future: Future[Any] = Future()
         future.set_result(action())
         return future
+
+    def _end_picture(self) -> None:
+        if self._picture:
+            self._picture.result()
 
     def end_validation(self, wait: bool = True) -> None:
         """Log the validation that was begun, if any: sometimes as a picture, remembered if best; and save if that is due."""

@@ -30,7 +30,7 @@ MetaBatch = tuple[tuple[Task, Tensor], ...]  # tasks and noise of each group tha
 class Block(NamedTuple):
     """Meta-batches drawn together: tasks [B, T, K or Q, D or 1], noise [B, T, noise_dim], step sizes of Adam [B].
 
-    `meta_batches` has the same one by one; it is empty for a step that loops over them itself.
+    `meta_batches` has the same one by one; they are empty for a step that loops over them itself.
     """
 
     tasks: Task
@@ -218,7 +218,7 @@ class MetaStep:
         raises. A step that is large enough is cut in parts first, for the threads that there are cores for; a small one is
         compiled with the loop over a block around it, if it can be."""
         small = self._single and not self.chunk and self.one_thread and has_compiler(self.device)
-        simple = small and self._stays_whole(Task(*(Points(points.x[0], points.y[0]) for points in tasks)), noise[0])
+        simple = small and self._cut_in_parts(Task(*(Points(points.x[0], points.y[0]) for points in tasks)), noise[0])
         for loops in [True, False] if simple and can_loop(self.device) else [False]:
             self.loops = loops
             self.finite.fill_(False)  # such a step computes everything and changes nothing
@@ -257,15 +257,15 @@ class MetaStep:
         ]
         self._single = self.world == 1 and self._total_groups == 1  # one process, one group: one graph
 
-    def _stays_whole(self, task: Task, noise: Tensor) -> bool:
-        """Cut the step in as many parts as its operations are worth, counted on a few tasks; whether it can be looped over."""
+    def _cut_in_parts(self, task: Task, noise: Tensor) -> bool:
+        """Cut the step in as many parts as its operations, counted on a few tasks, are worth; whether it can be looped over."""
         count = min(self.meta_batch, FEWEST)
         few = Task(*(Points(points.x[:count], points.y[:count]) for points in task))
         operations, checked = operations_of(lambda: self._gradient(few, noise[:count], torch.ones(count, device=self.device)))
         parts = parts_of(operations * self.meta_batch // count)
         if 1 < parts <= self.meta_batch:
             self._cut(-(-self.meta_batch // parts))
-        return self._single and not checked
+        return parts == 1 and not checked
 
     def block(self, tasks: Task, noise: Tensor, rates: Sequence[float]) -> Block:
         """Tasks [B, T, K or Q, D or 1], noise [B, T, noise_dim], standard normal, and step sizes of B steps, ready for them."""

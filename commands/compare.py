@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,8 @@ def read_run(directory: Path) -> Run:
         raise RunError(f"{directory / 'full_report.json'}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{directory} has a damaged record (got {type(error).__name__}; expected that of a run)") from None
+    if report.get("status") == "unfinished":
+        print(f"warning: {printable(str(directory))} was judged before the end of its training", file=sys.stderr)
     params, errors, yardsticks = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
     return Run(directory, method, tasks, config, params, errors, data, validation, yardsticks, verdict)
 

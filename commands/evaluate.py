@@ -66,7 +66,10 @@ def finish(experiment: Experiment) -> None:
     print_once(table)
     for line in table.splitlines():
         manager.log(line)
-    experiment.report("complete", {"results": evaluation, "timing": metrics["performance"]})
+    if unfinished := done < config.iterations:
+        manager.warn(f"judged after {done} of {config.iterations} steps: --resume {manager.display_path} takes the others")
+    results = {"results": evaluation, "timing": metrics["performance"]}
+    experiment.report("unfinished" if unfinished else "complete", results)
     manager.attempt("report.html", lambda: write_page(experiment))
 
 

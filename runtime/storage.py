@@ -184,7 +184,7 @@ def find_run(text: str, output: Path) -> Path:
             raise RunError(f"there is no run yet (got latest in {output}; expected at least one run)")
         # where the clock of files is coarse, the time in the name decides
         return max(runs, key=lambda path: ((path / "config.json").stat().st_mtime_ns, path.name.split("_")[-1]))
-    for path in (Path(text), output / text, *([Path(text).parent.parent] if os.path.isfile(text) else [])):
+    for path in (Path(text), output / text, *([Path(os.path.abspath(text)).parent.parent] if os.path.isfile(text) else [])):
         if os.path.isfile(path / "config.json"):  # False for what is no name
             return path
     raise RunError(f"no such run (got {text}; expected a run directory with a config.json, a checkpoint in one, or latest)")

@@ -89,6 +89,17 @@ def test_other_ranges_are_honoured() -> None:
     assert_allclose(found, [1.0, 1.5, -1.0, -0.5, 2.0, 3.0], atol=0.01)
 
 
+class Faster(SinusoidalTaskGenerator):
+    def __init__(self, frequency: float):
+        super().__init__()
+        self.frequency = frequency
+
+
+def test_published_errors_are_of_the_tasks_they_were_measured_on_and_not_of_a_subclass() -> None:
+    assert SinusoidalTaskGenerator().published and not SinusoidalTaskGenerator(noise_std=0.1).published
+    assert not Faster(2.0).published
+
+
 # ---- golden values: what every published number of this code rests on
 
 

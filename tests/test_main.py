@@ -189,6 +189,23 @@ def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_
         assert torch.equal(tensor, ends[1]["meta_parameters"][name])
 
 
+def test_judging_a_run_before_its_end_says_so_and_does_not_complete_it(tmp_path, monkeypatch, capsys):
+    signals = Signals()
+    signals.stop = 15
+    monkeypatch.setattr(signals, "listen", lambda: None)
+    with monkeypatch.context() as patch:
+        patch.setattr("commands.train.Signals", lambda _: signals)
+        assert main.main(command(tmp_path)) == 143
+    directory = only_run(tmp_path)
+    assert main.main(["--evaluate", str(directory)]) == 0
+    report = json.loads((directory / "full_report.json").read_text())
+    assert report["status"] == "unfinished" and "judged after 1 of 15 steps" in report["warnings"][0]
+    assert main.main(["--output", str(tmp_path), "--compare", str(directory)]) == 0
+    assert "was judged before the end of its training" in capsys.readouterr().err
+    assert main.main(["--resume", str(directory)]) == 0
+    assert json.loads((directory / "full_report.json").read_text())["status"] == "complete"
+
+
 def test_a_finished_run_goes_on_with_more_epochs(tmp_path):
     assert main.main(command(tmp_path)) == 0
     assert main.main(["--output", str(tmp_path), "--resume", "latest", "--set", "EPOCHS=3"]) == 0

@@ -114,6 +114,12 @@ def test_a_number_of_threads_that_somebody_set_is_kept(monkeypatch, given, cores
     assert available_cores() == cores
 
 
+def test_a_large_step_of_a_single_task_is_not_looped_over_so_that_a_signal_need_not_wait(monkeypatch):
+    monkeypatch.setattr("meta_step.parts_of", lambda operations: 2)
+    trainer = make(tasks=1, iterations=2, compile_mode="always")
+    assert trainer.prepare().startswith("compiled") and not trainer.step.loops
+
+
 def test_a_step_cut_in_parts_has_the_same_bits_for_any_number_of_threads_and_rounds_as_the_whole(monkeypatch):
     monkeypatch.setattr("meta_step.parts_of", lambda operations: 2 if operations > 0 else math.nan)
     whole, alone, shared = (make(iterations=8, compile_mode=mode) for mode in ("never", "always", "always"))

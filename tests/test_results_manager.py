@@ -829,6 +829,8 @@ def test_a_run_is_found_by_a_checkpoint_in_it_but_not_by_one_that_is_missing(
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "last.pt").touch()
     assert find_run(str(run / "checkpoints" / "last.pt"), tmp_path) == run
+    monkeypatch.chdir(run / "checkpoints")
+    assert find_run("last.pt", tmp_path) == run
     monkeypatch.chdir(run)
     for text in (str(run / "checkpoints" / "lsat.pt"), "checkpoints/lsat.pt", "nowhere", "no/where"):
         with pytest.raises(RunError, match="no such run"):

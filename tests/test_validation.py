@@ -74,6 +74,15 @@ def test_validation_in_a_thread_records_and_saves_what_waiting_for_it_does(setti
     assert beside.pictures == waited.pictures == [20, 40]
 
 
+def test_a_picture_is_there_before_the_checkpoint_from_which_a_resumed_run_would_not_draw_it(monkeypatch):
+    made, written, early = begin(), threading.Event(), []
+    save = made.manager.save_checkpoint
+    monkeypatch.setattr(made.manager, "save_checkpoint", lambda *args, **kwargs: (written.set(), save(*args, **kwargs)))
+    monkeypatch.setattr(module.Experiment, "show_progress", lambda *_: early.append(not written.wait(0.1)))
+    train(made, wait=False)
+    assert early[0]
+
+
 def test_a_validation_is_of_the_step_it_was_begun_at_and_training_does_not_wait_for_it(monkeypatch):
     made, free, measure = begin(), threading.Event(), module.held_out_errors
 
