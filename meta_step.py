@@ -219,7 +219,7 @@ class MetaStep:
         compiled with the loop over a block around it, if it can be."""
         small = self._single and not self.chunk and self.one_thread and has_compiler(self.device)
         simple = small and self._cut_in_parts(Task(*(Points(points.x[0], points.y[0]) for points in tasks)), noise[0])
-        for loops in [True, False] if simple and can_loop(self.device) else [False]:
+        for loops in [True, False] if simple and can_loop() else [False]:
             self.loops = loops
             self.finite.fill_(False)  # such a step computes everything and changes nothing
             try:

@@ -45,9 +45,9 @@ def has_compiler(device: torch.device) -> bool:
     return device.type != "cpu" or shutil.which(_compiler()) is not None
 
 
-def can_loop(device: torch.device) -> bool:
-    """Whether the loop around steps can be compiled, and is worth it: on a GPU a step is one recorded graph."""
-    return device.type == "cpu" and has_compiler(device) and torch.__version__ >= LOOPS_FROM
+def can_loop() -> bool:
+    """Whether this torch's compiler takes a loop around steps."""
+    return torch.__version__ >= LOOPS_FROM
 
 
 def _compiler() -> str:

@@ -326,7 +326,7 @@ def placed_and_changed(trainer):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("runtime.compilation.Compiled._backend", backend)
-        patch.setattr("meta_step.can_loop", lambda device: False)  # as on a GPU: a step at a time
+        patch.setattr("meta_step.can_loop", lambda: False)  # as on a GPU: a step at a time
         assert trainer.prepare().startswith("compiled")
     names = {id(value): name for name, value in (vars(trainer.step) | trainer.step.averages).items()}
     inputs, tokens = [names.get(id(value)) for value in trainer.step._step.inputs], len(found[0].tokens)
