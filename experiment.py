@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from config import Config
+from config import Config, ConfigError
 from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
 from evaluation import held_out_errors, predict
 from learner import MetaLearner
@@ -64,11 +64,14 @@ class Experiment:
             schedule=config.META_SCHEDULE,
             clip=config.META_GRADIENT_CLIP,
             decay=config.META_AVERAGE,
+            muon=config.META_OPTIMISER == "muon",
             chunk=config.TASK_CHUNK,
             device=device,
             compile_mode=config.COMPILE,
         )
         self.learner = self.trainer.learner
+        if config.META_OPTIMISER == "muon" and not self.learner.hidden_matrices():
+            raise ConfigError(f"META_OPTIMISER=muon needs hidden matrices (got {method}; expected a method that names some)")
         self.manager: Any = NullManager()  # an ExperimentManager in the one process that writes
         self.complete = False  # trained to its end, evaluated and reported
         self.best = float("inf")  # lowest validation error after the last gradient

@@ -159,6 +159,11 @@ class MetaLearner(nn.Module, ABC):
         """`adapt`, where `torch.func.functional_call` looks for it."""
         return self.adapt(support, noise, steps)
 
+    def hidden_matrices(self) -> list[Tensor]:
+        """The matrices between hidden layers, as views of the meta-parameters: those that Muon is for."""
+        theta: Any = getattr(self, "theta", None)
+        return [] if theta is None else [matrix for matrix, _ in self.network.layers(theta)[1:-1]]
+
     def head_factor(self, features: Tensor) -> Tensor:
         """A factor L of the prior covariance L L' of the last layer's weights, relative to the noise's variance, for
         `evaluation.spread`: [H + 1, R], or the diagonal [H + 1] of a diagonal one.

@@ -137,6 +137,11 @@ class LEO(MetaLearner):
         mean, log_spread = code.split(self.latent_dim)
         return mean, log_spread.clamp(*LOG_SPREAD)
 
+    def hidden_matrices(self) -> list[Tensor]:
+        """All but those that take points or give weights."""
+        layers = self.encoder_network.layers(self.encoder)[1:] + self.relation_network.layers(self.relation)
+        return [matrix for matrix, _ in layers + self.decoder_network.layers(self.decoder)[:-1]]
+
     def decode(self, z: Tensor, noise: Tensor) -> Tensor:
         """The network's weights [P] for a code `z` [Z], sampled with `noise` [P]."""
         output = self.decoder_network(self.decoder, z[None])[0]  # [2P]

@@ -1,4 +1,4 @@
-"""One outer step of any `MetaLearner`: meta-loss, meta-gradient, clipping, Adam.
+"""One outer step of any `MetaLearner`: meta-loss, meta-gradient, clipping, Adam or Muon.
 
 All meta-parameters live in one flat vector, so that the step is a function of a few tensors and compiles into one graph, or
 two where it is cut in parts. Independent of any method by name, of where tasks come from, and of files, plots and logs.
@@ -18,9 +18,9 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from dataset import Points, Task
 from learner import MetaLearner, mse
-from runtime.adam import STATE, clipped_step, replace_numbers
 from runtime.compilation import Compiled, can_loop, has_compiler, repeat
 from runtime.compiler_cache import load_derivatives
+from runtime.optimiser import STATE, Optimiser, clipped_step, replace_numbers
 from runtime.parallel import FEWEST, SMALL_WORK, Helpers, available_cores, groups, operations_of, parts_of, tasks_at_once
 from runtime.processes import rows_of_all, sum_of_all, world
 
@@ -50,9 +50,7 @@ class MetaStep:
         meta_batch: T, tasks in a meta-batch.
         task_work: points x weights of one task, see `tasks_at_once`.
         device: where meta-parameters and tasks live.
-        clip: bound on the norm of the meta-gradient; 0 = none.
-        decay: of the running average of the meta-parameters (Polyak averaging with an exponential weight; a plain mean at
-            first); 0 = there is none.
+        optimiser: how the meta-gradient is used.
         chunk: tasks differentiated at a time; 0 = `tasks_at_once`. A chunk bounds memory, and makes the result
             independent of the number of processes.
     """
@@ -63,21 +61,22 @@ class MetaStep:
         meta_batch: int,
         task_work: int,
         device: torch.device,
-        *,
-        clip: float,
-        decay: float,
+        optimiser: Optimiser,
         chunk: int,
     ):
         load_derivatives()
-        self.learner, self.meta_batch, self.device, self.clip, self.decay = learner, meta_batch, device, clip, decay
+        self.learner, self.meta_batch, self.device = learner, meta_batch, device
         self.rank, self.world = world()
         at_once = tasks_at_once(chunk, share := -(-meta_batch // self.world), task_work, self.device)
         self.one_thread = self.device.type == "cpu" and (chunk > 0 or at_once < share or meta_batch * task_work < SMALL_WORK)
-        self._gather_meta_parameters()
+        self._gather_meta_parameters(averaged=optimiser.decay > 0)
+        matrices = learner.hidden_matrices() if optimiser.muon else []
+        self.places = [(matrix.storage_offset(), *matrix.shape) for matrix in matrices]  # in the flat vector
+        self._stepped = functools.partial(clipped_step, optimiser, sorted(self.places))
         self._cut(at_once if chunk or at_once < share else 0)
         self.use_eager()
 
-    def _gather_meta_parameters(self) -> None:
+    def _gather_meta_parameters(self, averaged: bool) -> None:
         """Move all meta-parameters into one flat vector; the learner's own become views of it."""
         parameters = dict(self.learner.named_parameters())
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
@@ -87,7 +86,7 @@ class MetaStep:
             parameter.data = view
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.adam_step = torch.zeros((), device=self.device)
-        self.averages = {"average": self.flat.clone()} if self.decay else {}  # one, or none
+        self.averages = {"average": self.flat.clone()} if averaged else {}  # one, or none
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # False from the first bad step on
         self.names = ["meta_loss", "query_mse", *self.learner.diagnostic_names(), "grad_norm"]
         self.metrics = torch.zeros(len(self.names), device=self.device)
@@ -182,8 +181,8 @@ class MetaStep:
         return torch.full((len(self.flat) + len(self.names) - 1,), math.nan, device=self.device)
 
     def _update(self, vector: Tensor) -> Tensor:
-        """Clip and take one Adam step, unless something is not finite: then nothing changes, now or later."""
-        return self._set(clipped_step(self._changing(), vector, self.lr, self.clip, self.decay))
+        """Clip and take one step of the optimiser, unless something is not finite: then nothing changes, now or later."""
+        return self._set(self._stepped(self._changing(), vector, self.lr))
 
     def _set(self, state: tuple[Tensor, ...]) -> Tensor:
         for tensor, new in zip(self._changing(), state, strict=True):
@@ -200,7 +199,7 @@ class MetaStep:
             *points, randomness, rate = row
             task = Task(Points(*points[:2]), Points(*points[2:]))
             gradient = self._gradient(task, randomness, self._groups[0][1], state[0])
-            return clipped_step(state, gradient, rate, self.clip, self.decay)
+            return self._stepped(state, gradient, rate)
 
         return self._set(repeat(step, self._changing(), (*tasks.support, *tasks.query, noise, rates), first, end))
 

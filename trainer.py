@@ -22,6 +22,7 @@ from learner import MetaLearner
 from meta_step import MetaStep
 from runtime.compilation import WILL_COMPILE, compile_note
 from runtime.compiler_cache import one_line, with_cache
+from runtime.optimiser import Optimiser
 
 
 class Diverged(RuntimeError):
@@ -33,13 +34,13 @@ class Diverged(RuntimeError):
 
 
 class Trainer:
-    """Trains `learner` on `dataset` by Adam on the meta-loss.
+    """Trains `learner` on `dataset` by Adam, or Adam and Muon, on the meta-loss.
 
     Args:
         iterations: outer steps of the whole run; the cosine schedule ends there.
-        meta_lr: step size of Adam at the start.
+        meta_lr: step size of the optimiser at the start.
         schedule: "cosine" to zero, or "constant".
-        clip, decay, chunk, device: as in `MetaStep`.
+        clip, decay, muon: as in `Optimiser`; chunk, device: as in `MetaStep`.
         compile_mode: "auto" (where it pays), "always" or "never".
     """
 
@@ -53,6 +54,7 @@ class Trainer:
         schedule: str = "cosine",
         clip: float = 0.0,
         decay: float = 0.0,
+        muon: bool = False,
         chunk: int = 0,
         device: torch.device | str = "cpu",
         compile_mode: str = "never",
@@ -60,9 +62,8 @@ class Trainer:
         self.learner, self.dataset, self.iterations = learner, dataset, iterations
         self.meta_lr, self.schedule = meta_lr, schedule
         self.task_work = (dataset.shots + dataset.queries) * learner.network.num_weights  # points x weights
-        self.step = MetaStep(
-            learner, dataset.meta_batch, self.task_work, torch.device(device), clip=clip, decay=decay, chunk=chunk
-        )
+        optimiser = Optimiser(clip, decay, muon)
+        self.step = MetaStep(learner, dataset.meta_batch, self.task_work, torch.device(device), optimiser, chunk)
         self.device = self.step.device
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0
@@ -90,7 +91,7 @@ class Trainer:
     # ---- training
 
     def learning_rate(self, iteration: int) -> float:
-        """Step size of Adam in outer step number `iteration`, counted from 0."""
+        """Step size of the optimiser in outer step number `iteration`, counted from 0."""
         if self.schedule == "constant":
             return self.meta_lr
         return self.meta_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.iterations)))

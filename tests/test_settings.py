@@ -27,6 +27,7 @@ Capture = pytest.CaptureFixture[str]
 PAIRS = [(method, tasks) for method in registry.METHODS for tasks in ("sinusoid", "sine-line", "table")]
 TINY: dict[str, Any] = {
     "EPOCHS": 1,
+    "META_OPTIMISER": "adam",
     "NUM_TASKS": 8,
     "META_BATCH_SIZE": 4,
     "SUPPORT_SAMPLES": 3,
@@ -146,6 +147,7 @@ SPECIAL: dict[str, Any] = {
     "TEST_SHARE": 60.0,
     "SUPPORT_FROM": "first",
     "META_SCHEDULE": "constant",
+    "META_OPTIMISER": "muon",
     "META_AVERAGE": 0.5,
     "FIRST_ORDER": True,
     "COMPILE": "never",

@@ -25,6 +25,7 @@ def make(method="maml", iterations=12, tasks=5, dataset=None, settings=None, **o
     config = Config.resolve(registry.METHODS[method].defaults, TINY, settings or {})
     learner = registry.METHODS[method].from_config(config, stream(0, "weights"))
     dataset = dataset or TaskDataset(SinusoidalTaskGenerator(), 40, tasks, 6, 7, 0)
+    options = {"muon": method == "leo"} | options
     return Trainer(learner, dataset, iterations=iterations, meta_lr=1e-3, clip=1.0, decay=0.8, **options)
 
 

@@ -21,6 +21,7 @@ from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.work import Implementation, Work
 from config import Config
 from leo import LOG_SPREAD
+from runtime.optimiser import MATRIX_STEP, MOMENTUM, NEWTON_SCHULZ
 
 jax.config.update("jax_default_matmul_precision", "float32")  # no TF32 on a GPU: torch computes in float32, too
 
@@ -33,7 +34,7 @@ class State(NamedTuple):
     """All that a meta-step changes."""
 
     params: Any
-    mean: Any  # Adam's first moment
+    mean: Any  # Adam's first moment, or Muon's momentum
     square: Any  # and second
     step: Array
     key: Array
@@ -153,16 +154,45 @@ def draw(key: Array, config: Config, batches: int) -> Tasks:
     return x[:, :, :shots], y[:, :, :shots], x[:, :, shots:], y[:, :, shots:]
 
 
-def adam(state: State, gradient: Any, *, lr: float, clip: float) -> State:
-    """Clip `gradient` to the norm `clip`, and take a step of Adam."""
+def orthogonal(matrix: Array) -> Array:
+    """Newton and Schulz's iteration, as in runtime/optimiser.py."""
+    (a, b, c), iterations = NEWTON_SCHULZ
+    matrix = matrix / (jnp.linalg.norm(matrix) + 1e-7)
+    for _ in range(iterations):
+        gram = matrix @ matrix.T
+        matrix = a * matrix + (b * gram + c * gram @ gram) @ matrix
+    return matrix
+
+
+def optimise(state: State, gradient: Any, hidden: Any, *, lr: float, clip: float) -> State:
+    """Clip `gradient` to the norm `clip`, and take a step of Muon in the leaves that are `hidden`, of Adam in the others."""
     norm = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
     gradient = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / (norm + 1e-6)), gradient)
     step = state.step + 1
-    mean = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, state.mean, gradient)
+    decay = jax.tree.map(lambda muon: MOMENTUM if muon else 0.9, hidden)
+    mean = jax.tree.map(lambda d, m, g: d * m + (1 - d) * g, decay, state.mean, gradient)
     square = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, state.square, gradient)
     size, root = lr / (1 - 0.9**step), jnp.sqrt(1 - 0.999**step)
-    params = jax.tree.map(lambda p, m, v: p - size * m / (jnp.sqrt(v) / root + 1e-8), state.params, mean, square)
+
+    def moved(muon: bool, p: Array, m: Array, v: Array, g: Array) -> Array:
+        if muon:
+            direction = orthogonal(MOMENTUM * m + (1 - MOMENTUM) * g)
+            return p - lr * MATRIX_STEP * max(p.shape) ** 0.5 * direction
+        return p - size * m / (jnp.sqrt(v) / root + 1e-8)
+
+    params = jax.tree.map(moved, hidden, state.params, mean, square, gradient)
     return State(params, mean, square, step, state.key)
+
+
+def hidden_of(work: Work, params: Any) -> Any:
+    """Which of the arrays of `params` take steps of Muon."""
+    hidden = jax.tree.map(lambda _: False, params)
+    if work.config.META_OPTIMISER == "muon":
+        chosen = {matrix.data_ptr() for matrix in work.learner.hidden_matrices()}
+        for name in ("encoder", "relation", "decoder"):
+            layers = getattr(work.learner, f"{name}_network").layers(getattr(work.learner, name))
+            hidden[name] = [(matrix.data_ptr() in chosen, False) for matrix, _ in layers]
+    return hidden
 
 
 def start_of(work: Work) -> tuple[Any, Callable[..., Array]]:
@@ -189,14 +219,14 @@ class JaxPeer(Implementation):
         self.work, self.unit = work, STEPS_PER_SCAN if scanned else 1
         params, loss = start_of(work)
         zeros = partial(jax.tree.map, jnp.zeros_like)
-        self.gradient = jax.value_and_grad(loss)
+        self.gradient, hidden = jax.value_and_grad(loss), hidden_of(work, params)
         self.state = State(params, zeros(params), zeros(params), jnp.zeros(()), jax.random.key(0))
 
         def step(state: State, tasks: Tasks) -> tuple[State, Array]:
             key, here = jax.random.split(state.key)
             noise = jax.random.normal(here, (config.META_BATCH_SIZE, noise_dim), dtype=jnp.float32)
             value, gradient = self.gradient(state.params, tasks, noise)
-            state = adam(state, gradient, lr=config.META_LEARNING_RATE, clip=config.META_GRADIENT_CLIP)
+            state = optimise(state, gradient, hidden, lr=config.META_LEARNING_RATE, clip=config.META_GRADIENT_CLIP)
             return state._replace(key=key), value
 
         def call(state: State) -> tuple[State, Array]:

@@ -17,6 +17,7 @@ from learner import MetaLearner
 from leo import LEO
 from maml import MAML
 from registry import METHODS, TASKS, defaults
+from runtime.optimiser import MOMENTUM
 from trainer import Trainer
 
 FOREVER = 10**9  # iterations of a run: none comes to its end, and the schedule stays at its start
@@ -48,6 +49,7 @@ def build_trainer(method: type[MetaLearner], config: Config, device: str, compil
         meta_lr=config.META_LEARNING_RATE,
         schedule=config.META_SCHEDULE,
         clip=config.META_GRADIENT_CLIP,
+        muon=config.META_OPTIMISER == "muon",
         device=device,
         compile_mode=compile_mode,
     )
@@ -111,7 +113,7 @@ class ThisProject(Implementation):
     """This project's `Trainer`."""
 
     def __init__(self, work: Work, compile_mode: str):
-        self.trainer = work.trainer(compile_mode)
+        self.trainer, self.clip = work.trainer(compile_mode), work.config.META_GRADIENT_CLIP
         self.every = [1]  # steps after whose multiples training is interrupted
 
     def meta_gradient(self) -> np.ndarray:
@@ -120,10 +122,12 @@ class ThisProject(Implementation):
         self.threads = max(torch.get_num_threads(), trainer.step.helpers.count + 1)  # the trainer's own decision
         self.steps = trainer.train(self.every)
         _, metrics = next(self.steps)
-        # Read off a real step: Adam's first moment starts at zero, so it is now a tenth of the clipped gradient.
+        # Read off a real step: first moments start at zero, so Adam's is a tenth of the clipped gradient, Muon's a twentieth.
         norm = float(metrics[trainer.step.names.index("grad_norm")])
         clipped = trainer.step.exp_avg.cpu().numpy() / (1 - 0.9)
-        return clipped * max(1.0, (norm + 1e-6) / trainer.step.clip)
+        for start, rows, columns in trainer.step.places:
+            clipped[start : start + rows * columns] *= (1 - 0.9) / (1 - MOMENTUM)
+        return clipped * max(1.0, (norm + 1e-6) / self.clip)
 
     def run(self, iterations: int) -> float:
         self.every[0] = end = self.trainer.iteration + iterations
