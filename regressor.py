@@ -145,7 +145,7 @@ class FewShotRegressor:
 
     def predict(self, x: Any, return_std: bool = False) -> Any:
         """Predictions [N] for the task of `fit` at x [N, D]; with `return_std` also the samples' standard deviation [N]."""
-        after = self.staged_predict(x)[-1]
+        after = self._last([x])[0]
         return (after, finite_curves(self.sample(x)).std(0)) if return_std else after
 
     def staged_predict(self, x: Any) -> Array:
@@ -154,7 +154,7 @@ class FewShotRegressor:
 
     def predict_many(self, xs: Sequence[Any]) -> list[Array]:
         """Predictions [N_t] for each task of `fit_many` at its own x [N_t, D]; as one by one, to rounding."""
-        return [outputs[-1] for outputs in self._outputs(each(xs, "xs"))]
+        return self._last(each(xs, "xs"))
 
     def sample(self, x: Any, num_samples: int = 100, seed: int | None = None) -> Array:
         """Curves [M, N] of a method with randomness; equal seeds give equal ones. One that diverges has no finite values."""
@@ -262,6 +262,14 @@ class FewShotRegressor:
         """Predictions [S + 1, N_t] of each task in own units."""
         self._fitted(len(xs))
         return [self._own_targets(path) for path in self._paths([self._inputs(x) for x in xs])]
+
+    def _last(self, xs: Sequence[Any]) -> list[Array]:
+        """Predictions [N_t] after the last gradient; warns of tasks where these are not finite."""
+        last = [outputs[-1] for outputs in self._outputs(xs)]
+        if diverged := sum(not np.isfinite(one).all() for one in last):
+            got = f"predictions that are not finite in {diverged} of {len(last)} tasks"
+            warnings.warn(f"adapting diverged (got {got}; expected finite ones)", RuntimeWarning, stacklevel=3)
+        return last
 
     def _paths(self, at: Sequence[Array]) -> list[Array]:
         """As the network sees them: predictions [S + 1, N_t] of each task; tasks of equal sizes are adapted together."""

@@ -275,6 +275,8 @@ class Progress:
         self.bar.update(iteration - self.bar.n)
         if time.perf_counter() - self.last_line > 5 or iteration == self.total:
             self.last_line = time.perf_counter()
+            if left := (self.total - iteration) * self.seconds() / (iteration - self.first):
+                status += f", {left:.0f} s left" if left < 100 else f", {left / 60:.0f} min left"
             manager.log(line := f"step {iteration} of {self.total}: {status}")
             if self.bar.disable:
                 print_once(line)

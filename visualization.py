@@ -243,7 +243,7 @@ def adaptive_learning(
     Args:
         results: shots -> {"mse": [S+1], "ci95": [S+1]}.
         reference: shots -> gradients -> published mean, drawn as crosses.
-        yardsticks: shots -> name and mean error of the best one, drawn as a dashed line.
+        yardsticks: shots -> name and mean error of the best one, drawn as a dashed line (one where all are alike).
         own_unit: the target's name and what 1 is in its unit: the roots of the errors are shown in that.
     """
     figure, ((axis,),) = figure_grid(1, 1, 5.6, 4.6)
@@ -252,19 +252,19 @@ def adaptive_learning(
         return errors if own_unit is None else own_unit[1] * np.sqrt(errors)
 
     lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
+    at_all_alike = len(set((yardsticks or {}).values())) == 1  # as a function that adapts to nothing
     for place, (count, result) in enumerate(results.items()):
         mean, half = np.asarray(result["mse"], float), np.asarray(result["ci95"], float)
         steps = np.arange(len(mean))
         colour, marker = CYCLE[place % 6], MARKERS[place % 6]
-        ends = shown(np.maximum(mean - half, lowest / 3)), shown(mean + half)
-        axis.fill_between(steps, *ends, color=colour, alpha=0.2, lw=0)
+        axis.fill_between(steps, shown(np.maximum(mean - half, lowest / 3)), shown(mean + half), color=colour, alpha=0.2, lw=0)
         axis.plot(steps, shown(mean), color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
         if known := reference.get(count):
-            label = f"Finn et al. 2017, K = {count}"
-            axis.plot(list(known), list(known.values()), "x", color=colour, ms=9, mew=2, label=label)
-        if yardsticks and count in yardsticks:
+            axis.plot(*zip(*known.items(), strict=True), "x", color=colour, ms=9, mew=2, label=f"Finn et al. 2017, K = {count}")
+        if yardsticks and count in yardsticks and (not at_all_alike or count == next(iter(yardsticks))):
             name, error = yardsticks[count]
-            axis.axhline(shown(error), color=colour, ls=(0, (4, 2)), lw=1.2, label=f"{name}, K = {count}")
+            colour, name = ("0.35", name) if at_all_alike else (colour, f"{name}, K = {count}")
+            axis.axhline(shown(error), color=colour, ls=(0, (4, 2)), lw=1.2, label=name)
     what = "mean squared error on query points" if own_unit is None else f"{own_unit[0]}: root mean squared error"
     axis.set(xlabel="gradients taken on the support set", ylabel=what, title=title)
     log_scale(axis)

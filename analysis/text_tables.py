@@ -39,7 +39,7 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
         if "rmse" in result:
             lines.append(line("    rmse  ", (f"{result['rmse'][step]:.4g}" for step in steps)))
         if about := result.get("interval"):
-            widths = f"mean width {_number(about['width'])} (constant: {_number(about['constant_width'])})"
+            widths = f"mean width {_number(about['width'])} ({_number(about['constant_width'])} if all had one width)"
             widths += f", calibrated on {about['calibrated_on']} subjects" if "rmse" in result else ""
             lines.append(f"    {about['level']:.0%}   intervals hold {about['coverage']:.1%} of measurements, {widths}")
         for name, found in evaluation.get("yardsticks", {}).items():

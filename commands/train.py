@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -144,6 +145,7 @@ def run(experiment: Experiment, signals: Signals) -> int:
     processes.disconnect()
     if signals.stop:
         experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
+        print_once(f"to go on: python main.py --resume {shlex.quote(str(manager.display_path))}")
         return 128 + signals.stop
     signals.listen()
     if not processes.rank():

@@ -168,7 +168,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_path, monkeypatch):
+def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_path, monkeypatch, capsys):
     assert main.main(command(tmp_path / "whole", "--method", method)) == 0
     signals = Signals()
     signals.stop = 15  # SIGTERM, as if it had come before the first step
@@ -177,6 +177,7 @@ def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_
     assert main.main(command(tmp_path / "parts", "--method", method)) == 143
     directory = only_run(tmp_path / "parts")
     assert json.loads((directory / "full_report.json").read_text())["status"] == "interrupted"
+    assert capsys.readouterr().out.endswith(f"to go on: python main.py --resume {directory}\n")
     for _ in range(5):  # one step at a time, then to the end
         assert main.main(["--output", str(tmp_path / "parts"), "--resume", "latest"]) == 143
     signals.stop = 0

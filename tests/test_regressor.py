@@ -147,6 +147,17 @@ WRONG: dict[str, tuple[Callable[[FewShotRegressor], Any], str]] = {
 }
 
 
+def test_predictions_that_are_not_finite_are_warned_about() -> None:
+    model = model_of().fit_many([X, X], [Y, Y])
+    assert len(model.predict_many([AT, AT])) == 2  # without a warning, which would be an error here
+    with torch.no_grad():
+        model.learner.theta.fill_(1e30)
+    with pytest.warns(RuntimeWarning, match=r"adapting diverged \(got .* not finite in 2 of 2 tasks; expected finite ones\)"):
+        model.predict_many([AT, AT])
+    with pytest.warns(RuntimeWarning, match="in 1 of 1 tasks"):
+        assert not np.isfinite(model.fit(X, Y).predict(AT)).any()
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_what_can_not_be_used_is_a_value_error_of_one_line(name: str) -> None:
     ask, says = WRONG[name]

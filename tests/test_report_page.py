@@ -62,6 +62,11 @@ def test_foreign_text_is_shown_as_text(record: dict[str, Any]) -> None:
     assert page.text.count("<script>alert(1)</script>&amp;") >= 4 and "\x1b" not in page.text
 
 
+def test_a_run_with_all_defaults_says_that_no_setting_differs() -> None:
+    assert "<td>none</td>" in run_page(report(), "run", {}, {}, {}).decode()
+    assert "<td>none</td>" not in run_page(report(), "run", {}, {"EPOCHS": (7, 70)}, {}).decode()
+
+
 def test_nothing_is_fetched_from_anywhere() -> None:
     page = Page(run_page(report(), "run", {}, {}, {"a": PNG}))
     assert {attributes[name][:22] for _, attributes in page.tags for name in ("src", "href") if name in attributes} == {

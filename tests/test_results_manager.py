@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from matplotlib.figure import Figure
 
 import results_manager
-from results_manager import ExperimentManager
+from results_manager import ExperimentManager, Progress
 from runtime.errors import RunError
 from runtime.storage import SCHEMA_VERSION, checkpoint_bytes, find_run, json_bytes, plain, read_checkpoint, write_atomically
 from runtime.system import git_state, system_report
@@ -842,3 +843,20 @@ def test_a_run_that_does_not_exist_is_refused(tmp_path: Path, text: str) -> None
     with pytest.raises(RunError) as caught:
         find_run(text, tmp_path)
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(("steps", "ending"), [(100, "s/s, 90 s left"), (10, "s/s, 16 min left"), (1000, "tasks/s")])
+def test_a_line_of_progress_says_how_long_it_still_takes(
+    steps: int, ending: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 5.0
+    monkeypatch.setattr(results_manager, "time", SimpleNamespace(perf_counter=lambda: now))
+    step = SimpleNamespace(names=["meta_loss"])
+    trainer = SimpleNamespace(iteration=0, step=step, learning_rate=lambda iteration: 0.1)
+    config = SimpleNamespace(META_BATCH_SIZE=4, NUM_TASKS=8)
+    manager = SimpleNamespace(log=lambda line: None, log_training=lambda *record: None)
+    run = SimpleNamespace(trainer=trainer, config=config, manager=manager, validation_error=None)
+    progress = Progress(run, 1000)
+    now += 10.0
+    progress.log(steps, [0.5])
+    assert capsys.readouterr().out.rstrip().endswith(ending)

@@ -320,6 +320,14 @@ def test_a_diverged_subject_stands_below_all_others_as_an_arrow() -> None:
     assert len(errors_by_subject(list("ab"), np.array([3.0, 1.0]), 5, "weight", "a title").axes[0].lines) == 1
 
 
+@pytest.mark.parametrize(("second", "labels"), [(3.0, ["mean curve"]), (2.0, ["mean curve, K = 5", "mean curve, K = 10"])])
+def test_a_yardstick_that_is_alike_at_every_k_is_one_line(second: float, labels: list[str]) -> None:
+    results = {count: {"mse": numbers(11), "ci95": numbers(11) / 10} for count in (5, 10)}
+    figure = adaptive_learning(results, {}, "a title", {5: ("mean curve", 3.0), 10: ("mean curve", second)})
+    drawn(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts() if "mean" in text.get_text()] == labels
+
+
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("where", [slice(6, None), slice(None)], ids=["late steps", "every step"])
 @pytest.mark.parametrize("key", ["mse", "ci95"])
