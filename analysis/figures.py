@@ -147,7 +147,7 @@ def sample_bundle(
         if truth is not None:
             axis.plot(grid, truth[task], color=BLACK, lw=1.6, ls=(0, (4, 2)), label="true function")
         axis.plot(support_x[task], support_y[task], "o", color=BLACK, ms=6, mec="white", mew=1, label="support points")
-        axis.set(title=panel_titles[task] if panel_titles else "", xlim=limits([grid], 0.0))
+        axis.set(title=panel_titles[task] if panel_titles else "", xlim=limits([grid], 0.03))
     low, high = limits(known, 0.0)
     reach = 0.6 * max(high - low, 0.5)
     axes[0, 0].set_ylim(limits([*known, curves], 0.06, low - reach, high + reach))
