@@ -22,6 +22,7 @@ GROWING = (2, 9)  # hints in proportion to which widths grow beyond what was see
 SURE = 100  # so many tasks hold the levels up to 0.99 with the guarantee; fewer take the plain quantiles of their points
 LARGEST = 1e100  # of a residual: one beyond it counts as diverged
 LOG_MEAN = 0.53  # exp(E log |e|) of a standard normal e
+PIECE = 512  # rows of a product
 Entry = Mapping[str, Any]  # what `calibrate` found for one K; plain numbers and lists
 Calibration = Mapping[str, Entry]  # K -> its entry
 
@@ -136,15 +137,18 @@ def _regression(entry: Entry, features: np.ndarray, clean: np.ndarray, weights: 
     size = np.abs(clean[fine])
     target = np.log(size + 0.01 * np.median(size) + 1e-9)
     penalty = np.diag([0.0] + [LINEAR] * count + [SQUARES] * count) / max(1.0, weights[fine].sum())
-    weighted = (terms * shares[:, None]).T
-    return np.linalg.solve(weighted @ terms + penalty, weighted @ target).tolist()
+    weighted, right = terms * shares[:, None], np.column_stack([terms, target])
+    # in pieces for which the linear algebra starts no threads: where the cores are taken these wait for each other for seconds
+    products = sum(weighted[at : at + PIECE].T @ right[at : at + PIECE] for at in range(0, len(right), PIECE))
+    return np.linalg.solve(products[:, :-1] + penalty, products[:, -1]).tolist()
 
 
 def scale(entry: Entry, features: np.ndarray) -> np.ndarray:
     """The expected size of a measurement's residual at points with `features` [..., F]; infinite where adapting diverged."""
     fine = np.isfinite(features).all(-1)
     known = np.where(fine[..., None], features, 1)
-    sizes = np.exp((_terms(entry, known) @ np.array(entry["coefficients"])).clip(-50, 50)) / LOG_MEAN * _growth(entry, known)
+    logs = np.einsum("...f,f->...", _terms(entry, known), entry["coefficients"])  # by no threads, either
+    sizes = np.exp(logs.clip(-50, 50)) / LOG_MEAN * _growth(entry, known)
     return np.where(fine, np.sqrt(sizes**2 + entry["noise"]), np.inf)
 
 
