@@ -16,7 +16,7 @@ from torch.func import vmap
 from dataset import HeldOut, Points, Task
 from learner import MetaLearner
 from runtime.compiler_cache import load_derivatives
-from runtime.parallel import EVAL_CHUNK
+from runtime.parallel import EVAL_CHUNK, threads_for
 
 
 def predict(learner: MetaLearner, support: Points, x: Any, steps: int, noise: Any = None) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +71,8 @@ def _each_task(one: Callable[..., tuple[Tensor, ...]], learner: MetaLearner, sup
     device, results = next(learner.parameters()).device, []
     if noise is None:
         noise = np.zeros((len(x), learner.noise_dim), np.float32)
-    with torch.no_grad():
+    rows = min(len(x), EVAL_CHUNK) * (support.x.shape[1] + x.shape[1])
+    with torch.no_grad(), threads_for(rows * learner.network.num_weights):
         for first in range(0, len(x), EVAL_CHUNK):
             here = slice(first, first + EVAL_CHUNK)
             arrays = Points(support.x[here], support.y[here]), x[here], noise[here]

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psutil
@@ -36,6 +37,19 @@ def tasks_at_once(chunk: int, share: int, work: int, device: torch.device) -> in
     if device.type != "cpu" or not FEWEST <= cached < share:
         return share
     return -(-share // -(-share // cached))  # pieces of one size: a short last one is computed as a whole
+
+
+@contextmanager
+def threads_for(work: int) -> Iterator[None]:
+    """A context in which kernels of this thread start no others where `work`, points x weights, is little: several would mostly
+    wait for each other, for seconds where other processes take the cores."""
+    before = torch.get_num_threads()
+    if work < SMALL_WORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def parts_of(operations: int) -> int:

@@ -9,7 +9,7 @@ import torch
 from test_trainer import assert_same_bits, make, run
 
 from runtime.host import flushes_denormals
-from runtime.parallel import PAYS_FROM, Helpers, available_cores, groups, parts_of
+from runtime.parallel import PAYS_FROM, SMALL_WORK, Helpers, available_cores, groups, parts_of, threads_for
 
 
 @pytest.fixture
@@ -131,3 +131,17 @@ def test_a_step_cut_in_parts_has_the_same_bits_for_any_number_of_threads_and_rou
     assert_same_bits(alone.state(), shared.state())
     run(whole)
     torch.testing.assert_close(whole.step.flat, shared.step.flat, rtol=1e-4, atol=1e-5)
+
+
+def test_little_work_is_done_on_one_thread_and_the_callers_number_is_put_back():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ZeroDivisionError), threads_for(SMALL_WORK - 1):
+            assert torch.get_num_threads() == 1
+            raise ZeroDivisionError
+        assert torch.get_num_threads() == 2
+        with threads_for(SMALL_WORK):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

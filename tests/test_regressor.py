@@ -25,6 +25,7 @@ from commands.points import read_request
 from commands.predict import csv_table, predict_points, warnings_about
 from config import Config
 from dataset import Points, stream
+from maml import MAML
 from regressor import FewShotRegressor
 from runtime.arrays import NotFittedError
 from runtime.errors import RunError
@@ -145,6 +146,20 @@ WRONG: dict[str, tuple[Callable[[FewShotRegressor], Any], str]] = {
     "no number of steps": (lambda m: m.set_params(steps=True), "got True"),
     "steps below zero": (lambda m: m.set_params(steps=-1), "got -1"),
 }
+
+
+def test_predictions_have_the_same_bits_for_any_number_of_threads() -> None:
+    at, before = np.linspace(0, 30, 250), torch.get_num_threads()
+    model = FewShotRegressor(
+        MAML.from_config(Config(), stream(0, "weights")), 10, 1, (-1, 1), scale=([15.0, 50.0], [15.0, 8.0])
+    )
+    expected = model.fit(X, Y).staged_predict(at)
+    try:
+        torch.set_num_threads(2)
+        assert_array_equal(model.staged_predict(at), expected)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_predictions_that_are_not_finite_are_warned_about() -> None:
