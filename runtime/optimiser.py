@@ -18,7 +18,7 @@ FIXED: dict[str, Any] = {
 }  # fmt: skip
 Place = tuple[int, int, int]  # of a matrix in the vector: start, rows, columns
 MOMENTUM = 0.95  # of Muon
-MATRIX_STEP = 0.8  # step of a matrix's entry, root mean square, relative to that of a vector's entry under Adam
+MATRIX_STEP = 0.8  # root mean square of the steps of a matrix's entries, relative to the step size
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315), 5  # coefficients that raise small singular values fast, and iterations
 
 
@@ -71,7 +71,7 @@ def _with_muon(before: list[Tensor], gradient: Tensor, lr: Tensor, matrices: Seq
     """Parameters and momentum [M] after a step from `before`: Muon's in the places of `matrices`, `adams` elsewhere.
 
     Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"): the gradients' average, Nesterov's
-    way, made orthogonal. Steps are scaled to those of Adam as in Liu et al. 2025 (arXiv 2502.16982, section 2.2).
+    way, made orthogonal. Its entries are scaled to one size for all shapes (Liu et al. 2025, arXiv 2502.16982, section 2.2).
     """
     pieces: list[tuple[Tensor, ...]] = []
     end = 0
