@@ -252,11 +252,11 @@ def adaptive_learning(
         return errors if own_unit is None else own_unit[1] * np.sqrt(errors)
 
     lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
-    at_all_alike = len(set((yardsticks or {}).values())) == 1  # as a function that adapts to nothing
+    best = list((yardsticks or {}).values())
+    at_all_alike = len(best) > len(set(best)) == 1  # as a function that adapts to nothing
     for place, (count, result) in enumerate(results.items()):
         mean, half = np.asarray(result["mse"], float), np.asarray(result["ci95"], float)
-        steps = np.arange(len(mean))
-        colour, marker = CYCLE[place % 6], MARKERS[place % 6]
+        steps, colour, marker = np.arange(len(mean)), CYCLE[place % 6], MARKERS[place % 6]
         axis.fill_between(steps, shown(np.maximum(mean - half, lowest / 3)), shown(mean + half), color=colour, alpha=0.2, lw=0)
         axis.plot(steps, shown(mean), color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
         if known := reference.get(count):
