@@ -49,7 +49,7 @@ class Config:
     NUM_TASKS: int = _key(25_000, "training functions; EPOCHS=1 makes every task a fresh one", 1, 10**8)
     META_BATCH_SIZE: int = _key(25, "T: tasks in a meta-batch, one outer step", 1, 10**7)
     META_LEARNING_RATE: float = _key(0.001, "step size of the outer optimiser", 0.0, 10.0, above=True)
-    META_OPTIMISER: str = _choice("adam", "Adam; or Muon for matrices between hidden layers, Adam for the rest", "adam", "muon")
+    META_OPTIMISER: str = _choice("adam", "Adam; or Muon for hidden matrices, Adam for the rest", "adam", "muon")
     META_SCHEDULE: str = _choice("cosine", "outer step size over the run: to zero, or kept", "cosine", "constant")
     META_GRADIENT_CLIP: float = _key(1.0, "bound on the norm of the meta-gradient; 0 = none", 0.0, 1e9)
     META_AVERAGE: float = _key(

@@ -160,7 +160,7 @@ class MetaLearner(nn.Module, ABC):
         return self.adapt(support, noise, steps)
 
     def hidden_matrices(self) -> list[Tensor]:
-        """The matrices between hidden layers, as views of the meta-parameters: those that Muon is for."""
+        """The matrices that Muon is for, as views of the meta-parameters: here those between the hidden layers of `theta`."""
         theta: Any = getattr(self, "theta", None)
         return [] if theta is None else [matrix for matrix, _ in self.network.layers(theta)[1:-1]]
 

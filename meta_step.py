@@ -28,7 +28,7 @@ MetaBatch = tuple[tuple[Task, Tensor], ...]  # tasks and noise of each group tha
 
 
 class Block(NamedTuple):
-    """Meta-batches drawn together: tasks [B, T, K or Q, D or 1], noise [B, T, noise_dim], step sizes of Adam [B].
+    """Meta-batches drawn together: tasks [B, T, K or Q, D or 1], noise [B, T, noise_dim], step sizes [B].
 
     `meta_batches` has the same one by one; they are empty for a step that loops over them itself.
     """
@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
 
 class MetaStep:
-    """The meta-parameters of `learner`, Adam's state, and the step that changes them.
+    """The meta-parameters of `learner`, the optimiser's state, and the step that changes them.
 
     The meta-loss is the mean over tasks of query error plus penalty. With several processes (`torch.distributed`
     initialised) each takes a share of every meta-batch.
@@ -71,8 +71,8 @@ class MetaStep:
         self.one_thread = self.device.type == "cpu" and (chunk > 0 or at_once < share or meta_batch * task_work < SMALL_WORK)
         self._gather_meta_parameters(averaged=optimiser.decay > 0)
         matrices = learner.hidden_matrices() if optimiser.muon else []
-        self.places = [(matrix.storage_offset(), *matrix.shape) for matrix in matrices]  # in the flat vector
-        self._stepped = functools.partial(clipped_step, optimiser, sorted(self.places))
+        self.places = sorted((matrix.storage_offset(), *matrix.shape) for matrix in matrices)  # in the flat vector
+        self._stepped = functools.partial(clipped_step, optimiser, self.places)
         self._cut(at_once if chunk or at_once < share else 0)
         self.use_eager()
 

@@ -69,7 +69,7 @@ PAIR_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("anil", "table"): {"INNER_STEPS": 5, "EVAL_STEPS": 5},
     ("cavia", "table"): {"INNER_STEPS": 5, "EVAL_STEPS": 5},
     # more query points, which cost LEO little, and less weight of the KL term: a tenth less error, about what seeds differ by;
-    # with Muon a third of the steps leave as little error as with Adam (not so on lines and on tables, or for other methods)
+    # with Muon half the steps leave as little error as with Adam, after one gradient half of it (no gain on tables and lines)
     ("leo", "sinusoid"): {"QUERY_SAMPLES": 40, "LEO_KL_WEIGHT": 1e-5, "META_OPTIMISER": "muon", "EPOCHS": 24},
     # Noise of variance 0.09 weighs the error of Q points against the KL term with 2 * 0.09 / Q; 0.01 errs less than 0.02. All
     # gradients are taken in z: five noisy points say too little about 1761 weights, and samples lose what tells them apart.

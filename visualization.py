@@ -253,7 +253,7 @@ def adaptive_learning(
 
     lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
     best = list((yardsticks or {}).values())
-    at_all_alike = len(best) > len(set(best)) == 1  # as a function that adapts to nothing
+    at_all_alike = len(best) > len(set(best)) == 1  # as those of what ignores the support points
     for place, (count, result) in enumerate(results.items()):
         mean, half = np.asarray(result["mse"], float), np.asarray(result["ci95"], float)
         steps, colour, marker = np.arange(len(mean)), CYCLE[place % 6], MARKERS[place % 6]

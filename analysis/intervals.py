@@ -22,7 +22,7 @@ GROWING = (2, 9)  # hints in proportion to which widths grow beyond what was see
 SURE = 100  # so many tasks hold the levels up to 0.99 with the guarantee; fewer take the plain quantiles of their points
 LARGEST = 1e100  # of a residual: one beyond it counts as diverged
 LOG_MEAN = 0.53  # exp(E log |e|) of a standard normal e
-PIECE = 512  # rows of a product
+PIECE = 512  # rows of a product that starts no threads
 Entry = Mapping[str, Any]  # what `calibrate` found for one K; plain numbers and lists
 Calibration = Mapping[str, Entry]  # K -> its entry
 
@@ -147,7 +147,7 @@ def scale(entry: Entry, features: np.ndarray) -> np.ndarray:
     """The expected size of a measurement's residual at points with `features` [..., F]; infinite where adapting diverged."""
     fine = np.isfinite(features).all(-1)
     known = np.where(fine[..., None], features, 1)
-    logs = np.einsum("...f,f->...", _terms(entry, known), entry["coefficients"])  # by no threads, either
+    logs = np.einsum("...f,f->...", _terms(entry, known), entry["coefficients"])  # without threads, as above
     sizes = np.exp(logs.clip(-50, 50)) / LOG_MEAN * _growth(entry, known)
     return np.where(fine, np.sqrt(sizes**2 + entry["noise"]), np.inf)
 

@@ -66,7 +66,7 @@ def _table(rows: Sequence[Sequence[Any]], kind: str = "wide") -> str:
     return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
-NONE = {"none": ("", "")}
+NOTHING = {"none": ("", "")}  # the row of a table of no settings
 CAPTIONS = {  # of a figure, by its file's name, in the order of a page
     "task_predictions": "Test tasks: the support points, and the curve before and after adapting to them.",
     "subjects": "The error of each test subject.",
@@ -133,7 +133,7 @@ def run_page(
         f"<pre>{_text(shlex.join(['python', *report['command']]))}</pre>",
         _paragraph(_circumstances(report["git"], report["environment"])),
         "<h2>Settings that differ from the defaults</h2>",
-        _table([("setting", "value", "default"), *((key, *both) for key, both in (changed or NONE).items())], "names"),
+        _table([("setting", "value", "default"), *((key, *both) for key, both in (changed or NOTHING).items())], "names"),
         *(_paragraph(f"Warning: {warning}") for warning in report["warnings"]),
     ]
     return page(f"{method}: {where}", parts)

@@ -145,7 +145,8 @@ def run(experiment: Experiment, signals: Signals) -> int:
     processes.disconnect()
     if signals.stop:
         experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
-        print_once(f"to go on: python main.py --resume {shlex.quote(str(manager.display_path))}")
+        launcher = "python main.py " * (experiment.trainer.step.world == 1)
+        print_once(f"to go on: {launcher}--resume {shlex.quote(str(manager.display_path))}")
         return 128 + signals.stop
     signals.listen()
     if not processes.rank():

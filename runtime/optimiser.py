@@ -18,7 +18,7 @@ FIXED: dict[str, Any] = {
 }  # fmt: skip
 Place = tuple[int, int, int]  # of a matrix in the vector: start, rows, columns
 MOMENTUM = 0.95  # of Muon
-MATRIX_STEP = 0.8  # root mean square of the steps of a matrix's entries, relative to the step size
+MATRIX_STEP = 0.8  # root mean square of the steps of a matrix's entries, about, relative to the step size
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315), 5  # coefficients that raise small singular values fast, and iterations
 
 
@@ -29,7 +29,7 @@ class Optimiser(NamedTuple):
         clip: bound on its norm; 0 = none.
         decay: of a running average of the parameters (Polyak averaging with an exponential weight; a plain mean at first);
             0 = there is none.
-        muon: matrices between hidden layers take steps of Muon, all else of Adam.
+        muon: hidden matrices take steps of Muon, all else of Adam.
     """
 
     clip: float = 0.0
@@ -59,7 +59,7 @@ def clipped_step(
     capturable = torch.compiler.is_compiling() or flat.is_cuda
     adam([flat], [gradient], [exp_avg], [exp_avg_sq], [], [step], capturable=capturable, lr=lr, **FIXED)
     if matrices:
-        after[:2] = flat, exp_avg = _with_muon(before, gradient, lr, matrices, flat, exp_avg)
+        flat, _ = after[:2] = _with_muon(before, gradient, lr, matrices, flat, exp_avg)
     for average in averages:
         average.lerp_(flat, step.reciprocal().clamp(min=1 - optimiser.decay))
     kept = [torch.where(still_finite, tensor, old) for tensor, old in zip(after, before, strict=True)]

@@ -44,8 +44,10 @@ def threads_for(work: int) -> Iterator[None]:
     """A context in which kernels of this thread start no others where `work`, points x weights, is little: several would mostly
     wait for each other, for seconds where other processes take the cores."""
     before = torch.get_num_threads()
-    if work < SMALL_WORK:
-        torch.set_num_threads(1)
+    if work >= SMALL_WORK or before == 1:  # 1 may be another thread's, which puts its number back: a new thread begins with it
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:

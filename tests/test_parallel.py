@@ -133,6 +133,31 @@ def test_a_step_cut_in_parts_has_the_same_bits_for_any_number_of_threads_and_rou
     torch.testing.assert_close(whole.step.flat, shared.step.flat, rtol=1e-4, atol=1e-5)
 
 
+def test_threads_that_compute_at_the_same_time_put_the_number_of_threads_back():
+    before, inside, first_left = torch.get_num_threads(), threading.Event(), threading.Event()
+
+    def late():  # begins while the caller is inside, and is there when it leaves
+        with threads_for(1):
+            inside.set()
+            first_left.wait(10)
+
+    try:
+        torch.set_num_threads(2)
+        with threads_for(1):
+            other = threading.Thread(target=late)
+            other.start()
+            inside.wait(10)
+        first_left.set()
+        other.join()
+        counts = []
+        later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert (torch.get_num_threads(), counts) == (2, [2])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_little_work_is_done_on_one_thread_and_the_callers_number_is_put_back():
     before = torch.get_num_threads()
     try:

@@ -1,6 +1,6 @@
 """The MAML paper's table and curves, LEO's figure, and the checks on all of them: one command.
 
-    python benchmarks/paper/paper.py            # trains what is missing (about 80 minutes on two cores), writes PAPER.md
+    python benchmarks/paper/paper.py            # trains what is missing (about 40 minutes on two cores), writes PAPER.md
     python benchmarks/paper/paper.py --quick    # a tiny version of everything, about a minute, under benchmarks/runs/quick
 
 Runs are in benchmarks/runs/: a complete one is not trained again, an interrupted one is resumed.

@@ -35,7 +35,7 @@ class State(NamedTuple):
 
     params: Any
     mean: Any  # Adam's first moment, or Muon's momentum
-    square: Any  # and second
+    square: Any  # Adam's second moment
     step: Array
     key: Array
 

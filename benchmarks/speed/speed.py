@@ -4,7 +4,7 @@
     python benchmarks/speed/speed.py --cases maml-1 --implementations compiled jax-scan --rounds 15
     python benchmarks/speed/speed.py --quick
 
-The work is a meta-iteration with the default settings: tasks drawn, second-order meta-gradient, clipping, Adam. Before
+The work is a meta-iteration with the default settings: tasks drawn, second-order meta-gradient, clipping, optimiser. Before
 anything is timed, every implementation has to compute the same meta-gradient on the same batch and weights; one that does
 not is left out. All are then timed in rounds, one after another, so that other load on the machine affects all of them, and
 ratios are taken within a round. Prints tables; writes speed.json and speed.png.
