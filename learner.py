@@ -161,8 +161,8 @@ class MetaLearner(nn.Module, ABC):
 
     def hidden_matrices(self) -> list[Tensor]:
         """The matrices that Muon is for, as views of the meta-parameters: here those between the hidden layers of `theta`."""
-        theta: Any = getattr(self, "theta", None)
-        return [] if theta is None else [matrix for matrix, _ in self.network.layers(theta)[1:-1]]
+        theta = dict(self.named_parameters()).get("theta", torch.empty(0))
+        return [matrix for matrix, _ in self.network.layers(theta)[1:-1]] if len(theta) == self.network.num_weights else []
 
     def head_factor(self, features: Tensor) -> Tensor:
         """A factor L of the prior covariance L L' of the last layer's weights, relative to the noise's variance, for

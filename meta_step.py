@@ -20,7 +20,7 @@ from dataset import Points, Task
 from learner import MetaLearner, mse
 from runtime.compilation import Compiled, can_loop, has_compiler, repeat
 from runtime.compiler_cache import load_derivatives
-from runtime.optimiser import STATE, Optimiser, clipped_step, replace_numbers
+from runtime.optimiser import STATE, Optimiser, clipped_step, places_of, replace_numbers
 from runtime.parallel import FEWEST, SMALL_WORK, Helpers, available_cores, groups, operations_of, parts_of, tasks_at_once
 from runtime.processes import rows_of_all, sum_of_all, world
 
@@ -70,8 +70,7 @@ class MetaStep:
         at_once = tasks_at_once(chunk, share := -(-meta_batch // self.world), task_work, self.device)
         self.one_thread = self.device.type == "cpu" and (chunk > 0 or at_once < share or meta_batch * task_work < SMALL_WORK)
         self._gather_meta_parameters(averaged=optimiser.decay > 0)
-        matrices = learner.hidden_matrices() if optimiser.muon else []
-        self.places = sorted((matrix.storage_offset(), *matrix.shape) for matrix in matrices)  # in the flat vector
+        self.places = places_of(learner.hidden_matrices(), self.flat) if optimiser.muon else []
         self._stepped = functools.partial(clipped_step, optimiser, self.places)
         self._cut(at_once if chunk or at_once < share else 0)
         self.use_eager()

@@ -5,7 +5,8 @@
     model.predict(x_new)
 
 Numbers are in the units of the person who has them; here alone they become the network's. Nothing outside of the object is
-changed: no file, thread count, random state or flag of torch. It knows no command line.
+changed: no file, random state or flag of torch, and no thread count but of threads that begin while it computes. It knows no
+command line.
 """
 
 from __future__ import annotations

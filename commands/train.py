@@ -96,9 +96,7 @@ def train_run(args: argparse.Namespace) -> tuple[int, Path | None]:
                 experiment = open_experiment(args)
             return run(experiment, signals), experiment.manager.directory
         except Interrupted as stop:
-            if experiment:
-                experiment.stop_early("interrupted", signal.Signals(stop.number).name)
-            return 128 + stop.number, None
+            return interrupted(experiment, stop.number) if experiment else 128 + stop.number, None
         except PeerLost as error:
             if experiment:
                 with suppress(Diverged):
@@ -144,14 +142,21 @@ def run(experiment: Experiment, signals: Signals) -> int:
         torch.set_flush_denormal(False)  # libraries that draw warn about it
     processes.disconnect()
     if signals.stop:
-        experiment.stop_early("interrupted", signal.Signals(signals.stop).name)
-        launcher = "python main.py " * (experiment.trainer.step.world == 1)
-        print_once(f"to go on: {launcher}--resume {shlex.quote(str(manager.display_path))}")
-        return 128 + signals.stop
+        return interrupted(experiment, signals.stop)
     signals.listen()
     if not processes.rank():
         finish(experiment)
     return 0
+
+
+def interrupted(experiment: Experiment, number: int) -> int:
+    """Say that a signal ended the run, and how it goes on if it left a checkpoint; the exit code."""
+    manager = experiment.manager
+    experiment.stop_early("interrupted", signal.Signals(number).name)
+    if isinstance(manager, ExperimentManager) and (manager.directory / "checkpoints" / "last.pt").exists():
+        launcher = "python main.py " * (experiment.trainer.step.world == 1)
+        print_once(f"to go on: {launcher}{shlex.quote(f'--resume={manager.display_path}')}")
+    return 128 + number
 
 
 def train_several(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,17 @@ class Optimiser(NamedTuple):
     clip: float = 0.0
     decay: float = 0.0
     muon: bool = False
+
+
+def places_of(matrices: Sequence[Tensor], vector: Tensor) -> list[Place]:
+    """Where matrices that are views of `vector` lie in it, in order; raises ValueError where they are not, or overlap."""
+    storage = vector.untyped_storage().data_ptr()
+    if not all(one.ndim == 2 and one.is_contiguous() and one.untyped_storage().data_ptr() == storage for one in matrices):
+        raise ValueError("hidden matrices have to be two-dimensional, contiguous views of the meta-parameters")
+    places = sorted((one.storage_offset(), *one.shape) for one in matrices)
+    if any(start + rows * columns > following[0] for (start, rows, columns), following in pairwise(places)):
+        raise ValueError("hidden matrices must not overlap")
+    return places
 
 
 def clipped_step(

@@ -17,7 +17,7 @@ import main
 import registry
 from config import Config
 from results_manager import ExperimentManager
-from runtime.processes import Signals
+from runtime.processes import Interrupted, Signals
 from runtime.storage import read_checkpoint
 
 ROOT = Path(main.__file__).parent
@@ -167,6 +167,19 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     assert (directory / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("stage", ["experiment.Experiment.prepare", "commands.train.finish"])
+def test_an_interrupt_outside_of_training_says_how_to_go_on(stage, tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise Interrupted(15)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, stopped)
+        assert main.main(command(tmp_path, "--method", "maml")) == 143
+    directory = only_run(tmp_path)
+    assert capsys.readouterr().out.endswith(f"interrupted: {directory}\nto go on: python main.py --resume={directory}\n")
+    assert main.main([f"--resume={directory}"]) == 0
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_path, monkeypatch, capsys):
     assert main.main(command(tmp_path / "whole", "--method", method)) == 0
@@ -177,7 +190,7 @@ def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_
     assert main.main(command(tmp_path / "parts", "--method", method)) == 143
     directory = only_run(tmp_path / "parts")
     assert json.loads((directory / "full_report.json").read_text())["status"] == "interrupted"
-    assert capsys.readouterr().out.endswith(f"to go on: python main.py --resume {directory}\n")
+    assert capsys.readouterr().out.endswith(f"to go on: python main.py --resume={directory}\n")
     for _ in range(5):  # one step at a time, then to the end
         assert main.main(["--output", str(tmp_path / "parts"), "--resume", "latest"]) == 143
     signals.stop = 0

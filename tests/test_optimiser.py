@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from dataset import SinusoidalTaskGenerator, TaskDataset, stream
 from experiment import Experiment
 from leo import LEO
 from maml import MAML
-from runtime.optimiser import MATRIX_STEP, Optimiser, clipped_step, orthogonal
+from runtime.optimiser import MATRIX_STEP, Optimiser, clipped_step, orthogonal, places_of
 from trainer import Trainer
 
 PLACES = [(3, 4, 6), (30, 5, 2)]  # in a vector of 42
@@ -97,6 +98,28 @@ def test_the_places_of_hidden_matrices_in_the_flat_vector_hold_their_numbers(met
     assert len(matrices) == len(trainer.step.places) > 0
     for matrix, (at, rows, columns) in zip(matrices, trainer.step.places, strict=True):
         assert torch.equal(matrix, trainer.step.flat[at : at + rows * columns].view(rows, columns))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    {
+        "copies": (lambda vector: [vector[:4].view(2, 2).clone()], "views"),
+        "a bias": (lambda vector: [vector[:4]], "two-dimensional"),
+        "a transpose": (lambda vector: [vector[:6].view(2, 3).T], "contiguous"),
+        "one of them twice": (lambda vector: [vector[:4].view(2, 2)] * 2, "overlap"),
+    }.values(),
+)
+def test_matrices_that_are_no_part_of_the_meta_parameters_are_refused(wrong: Any, reason: str) -> None:
+    vector = torch.zeros(9)
+    with pytest.raises(ValueError, match=reason):
+        places_of(wrong(vector), vector)
+
+
+def test_a_theta_that_is_no_network_names_no_matrices() -> None:
+    learner = MAML.from_config(Config(HIDDEN_DIM=8), stream(0, "weights"))
+    assert len(learner.hidden_matrices()) == 1
+    learner.theta = torch.nn.Parameter(learner.theta.detach()[:-9])
+    assert learner.hidden_matrices() == []
 
 
 def test_leo_leaves_the_layers_that_take_points_or_give_weights_to_adam() -> None:
