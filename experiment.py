@@ -267,7 +267,7 @@ class Experiment:
 
     def close(self) -> None:
         """End all threads, and give the run directory back."""
-        self._validator.shutdown(wait=False, cancel_futures=True)
+        self._validator.shutdown(cancel_futures=True)
         self.trainer.close()
         self.manager.close()
 

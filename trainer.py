@@ -104,7 +104,7 @@ class Trainer:
     def close(self) -> None:
         """End the threads that draw tasks and compute parts of a step."""
         self.step.helpers.close()
-        self._drawing.shutdown(wait=False, cancel_futures=True)
+        self._drawing.shutdown(cancel_futures=True)
 
     def prepare(self) -> str:
         """Compile the step if that was decided, and say in one line what will run; changes no state of the run.

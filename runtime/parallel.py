@@ -146,7 +146,7 @@ class Helpers:
     def close(self) -> None:
         """End the threads."""
         if self._pool:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(cancel_futures=True)
 
 
 def compute_as_the_caller() -> None:

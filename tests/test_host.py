@@ -22,10 +22,13 @@ import torch
 from chaos_tools import command, only_run, report_of, result_of, same
 
 from analysis.figures import run_figures
+from config import Config
 from experiment import Experiment
 from main import main
 from meta_step import MetaStep
+from registry import METHODS, TASKS
 from runtime.host import collection_paused, flushes_denormals
+from runtime.parallel import Helpers
 from runtime.processes import SAVING, STOPPING
 
 NUMBERS = [getattr(signal, name) for name in (*STOPPING, *SAVING) if hasattr(signal, name)]
@@ -86,6 +89,20 @@ def test_a_normal_end_leaves_the_host_as_it_was(tmp_path: Path) -> None:
     before = host_state()
     assert main(command(tmp_path / "second", "--method", "leo")) == 0
     assert host_state() == before
+
+
+def test_a_run_is_closed_when_its_threads_have_ended() -> None:
+    config = Config(NUM_TASKS=8, META_BATCH_SIZE=4)
+    experiment = Experiment("maml", METHODS["maml"], "sinusoid", TASKS["sinusoid"](config), config)
+    experiment.trainer.step.helpers = Helpers(1)
+    before, gate = set(threading.enumerate()), threading.Event()
+    for pool in (experiment._validator, experiment.trainer._drawing, experiment.trainer.step.helpers._pool):
+        assert pool is not None and pool.submit(gate.wait, 10)
+    timer = threading.Timer(0.05, gate.set)  # they end while it waits for them
+    timer.start()
+    experiment.close()
+    timer.join()
+    assert set(threading.enumerate()) == before
 
 
 def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_figures: None) -> None:
