@@ -79,7 +79,9 @@ def clipped_step(
     return *kept, still_finite, torch.where(finite, torch.cat([values, norm[None]]), logged)
 
 
-def _with_muon(before: list[Tensor], gradient: Tensor, lr: Tensor, matrices: Sequence[Place], *adams: Tensor) -> Any:
+def _with_muon(
+    before: list[Tensor], gradient: Tensor, lr: Tensor, matrices: Sequence[Place], *adams: Tensor
+) -> tuple[Tensor, ...]:
     """Parameters and momentum [M] after a step from `before`: Muon's in the places of `matrices`, `adams` elsewhere.
 
     Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"): the gradients' average, Nesterov's
