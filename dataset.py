@@ -56,7 +56,7 @@ class HeldOut(NamedTuple):
     owners: Array | None = None
 
     @property
-    def judged(self) -> Array:
+    def evaluable(self) -> Array:
         """Which tasks have points to be judged on, [T] booleans."""
         everyone = np.arange(len(self.params))
         return np.isin(everyone, everyone if self.owners is None else self.owners)
@@ -111,7 +111,7 @@ class TaskGenerator(ABC):
         """The targets `y` of `held_out` as somebody would measure them: with noise, where these have none."""
         return y
 
-    def facts(self) -> dict[str, Any]:
+    def implied_settings(self) -> dict[str, Any]:
         """Settings that follow from the tasks; raises `RunError` where it is not known where these come from."""
         return {}
 
@@ -127,7 +127,7 @@ class TaskGenerator(ABC):
         """What reports and checkpoints say of them: where they come from, their scale and digests."""
         return {}
 
-    def own_units(self, points: Points) -> Points:
+    def unscale(self, points: Points) -> Points:
         """The points as a person knows them: x [..., D], y of any shape."""
         return points
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network, descend
+from learner import Adaptation, MetaLearner, Network, gradient_descent
 
 SPREAD_START = -5.0  # initial log standard deviation of the weights: much noise at the start drowns the signal
 LOG_SPREAD = (-10.0, 2.0)  # bounds on log standard deviations: exp of an unbounded output overflows early on
@@ -106,7 +106,7 @@ class LEO(MetaLearner):
         )
 
     @classmethod
-    def numbers_per_weight(cls, config: Config) -> int:
+    def meta_parameters_per_weight(cls, config: Config) -> int:
         return 2 * (config.LEO_DECODER_DIM + 1)
 
     @classmethod
@@ -155,10 +155,14 @@ class LEO(MetaLearner):
         loss = self.support_loss(support)
         mean, log_spread = self.encode(support)
         start = mean + log_spread.exp() * z_noise
-        how: dict[str, Any] = {"first_order": self.first_order, "clip": self.clip}
-        codes = descend(lambda z: loss(self.decode(z, weight_noise)), start, self.log_latent_lr.exp(), latent_steps, **how)
+        inner: dict[str, Any] = {"first_order": self.first_order, "clip": self.clip}
+
+        def latent_loss(z: Tensor) -> Tensor:
+            return loss(self.decode(z, weight_noise))
+
+        codes = gradient_descent(latent_loss, start, self.log_latent_lr.exp(), latent_steps, **inner)
         path = [self.decode(z, weight_noise) for z in codes]
-        path += descend(loss, path[-1], self.log_weight_lr.exp(), steps - latent_steps, **how)[1:]
+        path += gradient_descent(loss, path[-1], self.log_weight_lr.exp(), steps - latent_steps, **inner)[1:]
         kl = 0.5 * (mean.square() + (2 * log_spread).exp() - 1 - 2 * log_spread).sum()  # analytic, in nats
         encoder_penalty = (codes[-1].detach() - start).square().sum()
         penalty = self.kl_weight * kl + self.encoder_penalty * encoder_penalty + self._generator_penalty()

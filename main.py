@@ -24,10 +24,10 @@ from commands.predict import predict
 from commands.train import train
 from config import ConfigError
 from registry import METHODS, TASKS
-from runtime import processes
-from runtime.errors import RunError
-from runtime.host import state_put_back
-from runtime.text import printable
+from system.errors import RunError
+from system.host import restore_process_state
+from system.text import printable
+from training import processes
 
 MOST_SEEDS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = parse_arguments(build_parser(), sys.argv[1:] if argv is None else argv)
         args.program, args.command = argv is None, sys.argv if argv is None else ["main.py", *argv]
-        with state_put_back():
+        with restore_process_state():
             return ACTIONS[args.action](args)
     except KeyboardInterrupt:  # where nothing is being trained, there is nothing to save
         return 128 + signal.SIGINT

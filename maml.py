@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network, descend
+from learner import Adaptation, MetaLearner, Network, gradient_descent
 
 
 class MAML(MetaLearner):
@@ -53,7 +53,7 @@ class MAML(MetaLearner):
         )
 
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
-        path = descend(
+        path = gradient_descent(
             self.support_loss(support),
             self.theta,
             self.inner_lr,

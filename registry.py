@@ -19,9 +19,9 @@ from methods.anil import ANIL
 from methods.cavia import CAVIA
 from methods.meta_sgd import MetaSGD
 from methods.r2d2 import R2D2
-from runtime.errors import RunError
-from runtime.measurements import read_table
-from tables import TableTaskGenerator
+from system.errors import RunError
+from tables.table import read_table
+from tables.tasks import TableTaskGenerator
 
 Range = tuple[float, float]
 
@@ -90,10 +90,10 @@ SIZES = {"table": {"EVAL_TASKS", "EVAL_QUERY_SAMPLES", "VALIDATION_TASKS"}}  # o
 def defaults(method: str, tasks: str, generator: TaskGenerator | None = None) -> dict[str, Any]:
     """Settings that suit a method on a task family better than the shared defaults, and on these tasks of it."""
     found = METHODS[method].defaults | TASK_DEFAULTS.get(tasks, {}) | PAIR_DEFAULTS.get((method, tasks), {})
-    return found | (generator.defaults() | generator.facts() if generator else {})
+    return found | (generator.defaults() | generator.implied_settings() if generator else {})
 
 
-def of_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, dict[str, Any]]:
+def parse_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, dict[str, Any]]:
     """The method, tasks and settings that a checkpoint names; raises `RunError` where they are unknown."""
     method, tasks, settings = (state.get(name) for name in ("method", "tasks", "config"))
     if method not in list(METHODS) or tasks not in list(TASKS) or not isinstance(settings, dict):

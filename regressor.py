@@ -25,15 +25,15 @@ import numpy as np
 import psutil
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from analysis.intervals import entry_for, half_widths, hints
 from config import Config
 from dataset import Points, stream
-from evaluation import predict as predict_tasks
-from evaluation import sample as sample_tasks
-from evaluation import spread
-from learner import MetaLearner
-from registry import METHODS, TASKS, of_checkpoint
-from runtime.arrays import (
+from evaluation.intervals import difficulty_features, entry_for, half_widths
+from learner import MetaLearner, posterior_std, predict_tasks, sample_tasks
+from registry import METHODS, TASKS, parse_checkpoint
+from results_manager import EXPERIMENTS, load_run
+from system.errors import checkpoint_errors
+from system.host import resolve_device
+from tables.arrays import (
     Array,
     InputError,
     NotFittedError,
@@ -45,9 +45,6 @@ from runtime.arrays import (
     is_whole,
     padded,
 )
-from runtime.errors import own_checkpoint
-from runtime.host import resolve_device
-from runtime.storage import EXPERIMENTS, load_run
 
 MOST = 1e18  # of an input or target, as the network sees it: its square is finite in float32
 NO_INTERVALS = (
@@ -100,14 +97,14 @@ class FewShotRegressor:
         directory, state, warning = load_run(str(run), Path(folder), best=True)
         if warning:
             warnings.warn(warning, stacklevel=2)
-        method, tasks, settings = of_checkpoint(state, directory)
+        method, tasks, settings = parse_checkpoint(state, directory)
         return cls.from_checkpoint(state, method, tasks, Config.resolve(settings, {"DEVICE": device}))
 
     @classmethod
     def from_checkpoint(cls, state: Mapping[str, Any], method: str, tasks: str, config: Config) -> FewShotRegressor:
         """The learner of a checkpoint that was read, with the settings of its run."""
         learner = METHODS[method].from_config(config, stream(0, "weights"))
-        with own_checkpoint():
+        with checkpoint_errors():
             learner.load_state_dict(state["meta_parameters"])
             if not all(parameter.isfinite().all() for parameter in learner.parameters()):
                 raise ValueError("numbers that are not finite")
@@ -187,8 +184,8 @@ class FewShotRegressor:
         path, at_support = np.split(paths, [len(at)], axis=1)
         with np.errstate(over="ignore", invalid="ignore"):
             points = Points(aligned([support.x]), aligned([support.y]))
-            uncertain = spread(self.learner, points, aligned([padded(at)]), self.steps)[:, : len(at)]
-            known = hints(path[None], at_support[None], points, at[None], uncertain)[0]
+            uncertain = posterior_std(self.learner, points, aligned([padded(at)]), self.steps)[:, : len(at)]
+            known = difficulty_features(path[None], at_support[None], points, at[None], uncertain)[0]
         half = half_widths(entry_for(self.calibration[str(self.steps)], len(support.x)), known, float(coverage)) * self.unit[-1]
         centre = np.where(np.isfinite(half), self._own_targets(path[-1]), 0).astype(float)
         return centre - half, centre + half

@@ -5,6 +5,7 @@ Independent of any method, learners and training: it is handed numbers, tensors 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -22,22 +23,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from runtime.locks import Lock
-from runtime.processes import print_once
-from runtime.storage import (
-    SCHEMA_VERSION,
-    checkpoint_bytes,
-    figure_bytes,
-    is_sound,
-    json_bytes,
-    new_directory,
-    plain,
-    write_atomically,
-)
-from runtime.system import git_state, system_report
-from runtime.text import printable
+from system.checkpoints import SCHEMA_VERSION, checkpoint_bytes, is_sound, read_checkpoint
+from system.errors import RunError
+from system.files import figure_bytes, json_bytes, to_json, write_atomically
+from system.locks import Lock
+from system.machine import git_state, system_report
+from system.terminal import print_once
+from system.text import printable
 
 WRITTEN_LATER = {"full_report.json", "report.html", "train.log"}  # than the digests of the files
+EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 LOGGED_DPI = 70  # of pictures in TensorBoard, a third of the size of those on the disk
 
 
@@ -159,7 +154,7 @@ class ExperimentManager:
 
         def data(one: dict[str, Any]) -> bytes:
             whole = {"schema_version": SCHEMA_VERSION, "method": self.method, "history": self.history} | one
-            return checkpoint_bytes(whole | {"history": plain(whole["history"])})
+            return checkpoint_bytes(whole | {"history": to_json(whole["history"])})
 
         self._lock.check()
         if best is not None:
@@ -296,3 +291,69 @@ def _ignore_writer_errors(failure: Any) -> None:
     """Keep quiet about errors of TensorBoard's thread: they are raised again at the next entry, and become a warning."""
     if not type(failure.thread).__module__.startswith("tensorboard"):
         threading.__excepthook__(failure)
+
+
+# ---- run directories
+
+
+def new_directory(output: Path, stem: str, name: str | None = None) -> Path:
+    """Make the directory STEM_NAME or STEM_TIMESTAMP under `output`, never an existing one. Raises `RunError`."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    names = [stamp, *(f"{stamp}-{number}" for number in range(2, 1001))] if name is None else [name]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for directory in (output / f"{stem}_{each}" for each in names):
+            with contextlib.suppress(FileExistsError):  # mkdir either makes the directory or tells that another run has it
+                directory.mkdir()
+                return directory
+    except OSError as error:
+        got = f"got {error.strerror}; expected a writable folder"
+        raise RunError(f"the run directory can't be made in {output} ({got})", 1) from None
+    if name is not None:
+        raise RunError(f"{directory} exists (got --name {name}; expected a new name)")
+    raise RunError(f"no free name for the run (got {stamp}; expected fewer than 1000 starts a second)", 1)
+
+
+def find_run(text: str, output: Path) -> Path:
+    """The directory of RUN: a path, one of its checkpoints, a name under `output`, or `latest`. Raises `RunError`."""
+    if text == "latest":
+        runs = [path for path in output.glob("*") if (path / "config.json").is_file()]
+        if not runs:
+            raise RunError(f"there is no run yet (got latest in {output}; expected at least one run)")
+        # where the clock of files is coarse, the time in the name decides
+        return max(runs, key=lambda path: ((path / "config.json").stat().st_mtime_ns, path.name.split("_")[-1]))
+    for path in (Path(text), output / text, *([Path(os.path.abspath(text)).parent.parent] if os.path.isfile(text) else [])):
+        if os.path.isfile(path / "config.json"):  # False for what is no name
+            return path
+    raise RunError(f"no such run (got {text}; expected a run directory with a config.json, a checkpoint in one, or latest)")
+
+
+def find_launched(output: Path, same: Callable[[Any], bool]) -> Path | None:
+    """The newest run under `output` whose launch record is the `same`, if there is one."""
+    for path in sorted(output.glob("*/.launch"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not one of ours
+            if same(json.loads(path.read_text())):
+                return path.parent
+    return None
+
+
+def read_newest(directory: Path) -> tuple[dict[str, Any], str]:
+    """A run's last checkpoint, or the one before where it is damaged; and then a warning that says so."""
+    folder = directory / "checkpoints"
+    try:
+        return read_checkpoint(folder / "last.pt"), ""
+    except RunError as error:
+        if not (folder / "previous.pt").exists():
+            raise
+        state = read_checkpoint(folder / "previous.pt")
+        return state, f"{error}; going on from the one before it, previous.pt"
+
+
+def load_run(text: str, output: Path, best: bool = False) -> tuple[Path, dict[str, Any], str]:
+    """The directory of RUN, its last (or `best`) checkpoint, and a warning where that was damaged; a file is itself."""
+    directory = find_run(text, output)
+    if Path(text).is_file():
+        return directory, read_checkpoint(Path(text)), ""
+    if best and (directory / "checkpoints" / "best.pt").exists():
+        return directory, read_checkpoint(directory / "checkpoints" / "best.pt"), ""
+    return directory, *read_newest(directory)

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dataset import Published
-from runtime.drawing import drawable_text, figure_function, limits, log_scale
-from runtime.text import columns as text_columns
+from system.drawing import drawable_text, figure_function, limits, log_scale
+from system.text import columns as text_columns
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in this order also by lightness
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -235,7 +235,7 @@ def adaptive_learning(
     results: Mapping[int, Mapping[str, np.ndarray]],
     reference: Published,
     title: str,
-    yardsticks: Mapping[int, tuple[str, float]] | None = None,
+    baselines: Mapping[int, tuple[str, float]] | None = None,
     own_unit: tuple[str, float] | None = None,
 ) -> Figure:
     """Mean error against support gradients, with 95% intervals over tasks, for each K.
@@ -243,7 +243,7 @@ def adaptive_learning(
     Args:
         results: shots -> {"mse": [S+1], "ci95": [S+1]}.
         reference: shots -> gradients -> published mean, drawn as crosses.
-        yardsticks: shots -> name and mean error of the best one, drawn as a dashed line (one where all are alike).
+        baselines: shots -> name and mean error of the best one, drawn as a dashed line (one where all are alike).
         own_unit: the target's name and what 1 is in its unit: the roots of the errors are shown in that.
     """
     figure, ((axis,),) = figure_grid(1, 1, 5.6, 4.6)
@@ -252,7 +252,7 @@ def adaptive_learning(
         return errors if own_unit is None else own_unit[1] * np.sqrt(errors)
 
     lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
-    best = list((yardsticks or {}).values())
+    best = list((baselines or {}).values())
     at_all_alike = len(best) > len(set(best)) == 1  # as those of what ignores the support points
     for place, (count, result) in enumerate(results.items()):
         mean, half = np.asarray(result["mse"], float), np.asarray(result["ci95"], float)
@@ -261,8 +261,8 @@ def adaptive_learning(
         axis.plot(steps, shown(mean), color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
         if known := reference.get(count):
             axis.plot(*zip(*known.items(), strict=True), "x", color=colour, ms=9, mew=2, label=f"Finn et al. 2017, K = {count}")
-        if yardsticks and count in yardsticks and (not at_all_alike or count == next(iter(yardsticks))):
-            name, error = yardsticks[count]
+        if baselines and count in baselines and (not at_all_alike or count == next(iter(baselines))):
+            name, error = baselines[count]
             colour, name = ("0.35", name) if at_all_alike else (colour, f"{name}, K = {count}")
             axis.axhline(shown(error), color=colour, ls=(0, (4, 2)), lw=1.2, label=name)
     what = "mean squared error on query points" if own_unit is None else f"{own_unit[0]}: root mean squared error"

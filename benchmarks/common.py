@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from runtime.storage import json_bytes
-from runtime.system import git_state, system_report
+from system.files import json_bytes
+from system.machine import git_state, system_report
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "numpy", "jax", "jaxlib", "torchopt", "higher")  # whose versions are recorded

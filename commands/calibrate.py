@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.intervals import Calibration, calibrate, entry_for, hints, judge_intervals
 from dataset import HELD_OUT_SEED, Points, stream
-from evaluation import predict, spread
-from experiment import Experiment
+from evaluation.intervals import Calibration, calibrate, difficulty_features, entry_for, judge_intervals
+from learner import posterior_std, predict_tasks
+from training.experiment import Experiment
 
 TASKS = 500  # most from a formula that intervals are calibrated or judged on: the level is sure to about a hundredth
 POINTS = 20  # most of each task from a formula; tasks from a table have all their points
@@ -40,7 +40,7 @@ def add_intervals(
 def calibrate_run(experiment: Experiment) -> Calibration:
     """Calibrations for each K of EVAL_SHOTS and SUPPORT_SAMPLES that two validation tasks have points for."""
     wanted = sorted({*experiment.config.EVAL_SHOTS, experiment.config.SUPPORT_SAMPLES})
-    enough = [shots for shots in wanted if experiment.held_out("validation", shots).judged.sum() >= 2]
+    enough = [shots for shots in wanted if experiment.held_out("validation", shots).evaluable.sum() >= 2]
     return {str(shots): calibrate(*residuals(experiment, "validation", shots)) for shots in enough}
 
 
@@ -56,14 +56,14 @@ def residuals(experiment: Experiment, split: str, shots: int) -> Residuals:
         )
         owners = np.arange(len(query.x))
     everywhere = np.concatenate([query.x, support.x], axis=1)
-    path = predict(experiment.learner, support, everywhere, config.EVAL_STEPS)[0]
+    path = predict_tasks(experiment.learner, support, everywhere, config.EVAL_STEPS)[0]
     path, at_support = np.split(path, [query.x.shape[1]], axis=2)
     y, last = query.y[..., 0], path[:, -1].astype(float)
     last[np.isnan(last)] = np.inf  # a diverged task is one of those that are judged, unlike padding
     measured = generator.measured(y, stream(HELD_OUT_SEED, "measured", 2 * shots + (split == "test")))
     with np.errstate(over="ignore", invalid="ignore"):  # a diverged task is a result, not a warning
-        uncertain = spread(experiment.learner, support, query.x, config.EVAL_STEPS)
-        return hints(path, at_support, support, query.x, uncertain), y - last, measured - last, owners
+        uncertain = posterior_std(experiment.learner, support, query.x, config.EVAL_STEPS)
+        return difficulty_features(path, at_support, support, query.x, uncertain), y - last, measured - last, owners
 
 
 def judged_intervals(

@@ -14,17 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from analysis.comparison import Comparison, Errors, Run, choice, compare_entries, entries, mean_and_interval, yardstick_entries
-from analysis.report_page import comparison_page
-from analysis.text_tables import csv_table, markdown_table, text_table
 from commands.runs import runs_folder, tasks_of_run
 from config import Config, ConfigError
 from dataset import Published
+from evaluation.comparison import Comparison, Errors, Run, baseline_entries, choice, compare_entries, entries
+from evaluation.statistics import mean_and_interval
 from registry import TASKS
-from runtime.errors import RunError
-from runtime.processes import print_once
-from runtime.storage import figure_bytes, find_run, new_directory, write_atomically
-from runtime.text import printable
+from report.page import comparison_page
+from report.text import csv_table, markdown_table, text_table
+from results_manager import find_run, new_directory
+from system.errors import RunError
+from system.files import figure_bytes, write_atomically
+from system.terminal import print_once
+from system.text import printable
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def compare(args: argparse.Namespace) -> int:
 def compare_runs(directories: Sequence[Path], output: Path) -> None:
     """Print the comparison of finished runs, and write it into a new directory under `output`."""
     runs = [read_run(directory) for directory in directories]
-    found = [*entries(runs), *yardstick_entries(runs)]
+    found = [*entries(runs), *baseline_entries(runs)]
     comparison = compare_entries(found, bool(runs[0].data))._replace(choice=choice(runs))
     generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
     print_once(text_table(comparison))
@@ -71,8 +73,8 @@ def read_run(directory: Path) -> Run:
         raise RunError(f"{directory} has a damaged record (got {type(error).__name__}; expected that of a run)") from None
     if report.get("status") == "unfinished":
         print(f"warning: {printable(str(directory))} was judged before the end of its training", file=sys.stderr)
-    params, errors, yardsticks = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
-    return Run(directory, method, tasks, config, params, errors, data, validation, yardsticks, verdict)
+    params, errors, baselines = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
+    return Run(directory, method, tasks, config, params, errors, data, validation, baselines, verdict)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -85,14 +87,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple[np.ndarray, Errors, dict[str, Errors]]:
-    """Parameters [T, F], test errors, shots -> [T, S+1], where `wanted` says S+1 for each number of shots, and yardsticks'."""
+    """Parameters [T, F], test errors, shots -> [T, S+1], where `wanted` says S+1 for each number of shots, and baselines'."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             params = stored["test_params"]
             errors = {shots: stored[f"test_errors_{shots}_shot"] for shots in wanted}
             left_out = {shots: stored[name] for shots in wanted if (name := f"test_left_out_{shots}_shot") in stored}
-            names = stored["yardsticks"].tolist() if "yardsticks" in stored else []
-            others = {shots: stored[f"yardstick_errors_{shots}_shot"] for shots in wanted if names}
+            names = stored["baselines"].tolist() if "baselines" in stored else []
+            others = {shots: stored[f"baseline_errors_{shots}_shot"] for shots in wanted if names}
     except Exception as error:  # a damaged archive can raise anything, and none of it matters to the user
         got = getattr(error, "strerror", None) or type(error).__name__
         raise RunError(f"{path} can't be used (got {got}; expected the arrays of a finished run)") from None
@@ -110,7 +112,7 @@ def _read_arrays(path: Path, num_tasks: int, wanted: Mapping[int, int]) -> tuple
 
 def draw(comparison: Comparison, title: str, reference: Published | None = None) -> dict[str, Any]:
     """The two figures, by file name; `reference` holds published means to mark."""
-    from analysis.figures import error_against_gradients, error_against_shots  # takes half a second: for those who draw
+    from report.figures import error_against_gradients, error_against_shots  # takes half a second: for those who draw
 
     interval = partial(mean_and_interval, subjects=comparison.subjects)
     with np.errstate(over="ignore", invalid="ignore"):

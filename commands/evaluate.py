@@ -9,21 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from analysis.comparison import geometric_mean, mean_and_interval
-from analysis.report_page import CAPTIONS, run_page
-from analysis.text_tables import results_table, verdict
-from analysis.yardsticks import yardstick_errors, yardsticks
 from commands.calibrate import add_intervals
-from commands.runs import reopen
+from commands.runs import load_experiment
 from config import Config
 from dataset import Points, stream
-from evaluation import held_out_errors, predict, sample
-from experiment import Experiment
+from evaluation.baselines import baseline_errors, baselines
+from evaluation.errors import held_out_errors
+from evaluation.statistics import geometric_mean, mean_and_interval
+from learner import predict_tasks, sample_tasks
 from registry import defaults
+from report.page import CAPTIONS, run_page
+from report.text import results_table, verdict
 from results_manager import history_arrays
-from runtime.errors import RunError, own_checkpoint
-from runtime.processes import print_once
-from runtime.storage import read_checkpoint, write_atomically
+from system.checkpoints import read_checkpoint
+from system.errors import RunError, checkpoint_errors
+from system.files import write_atomically
+from system.terminal import print_once
+from training.experiment import Experiment
 
 SAMPLES = 100  # of a stochastic method, for each task of a figure
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
@@ -31,7 +33,7 @@ DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not fin
 
 def evaluate(args: argparse.Namespace) -> int:
     """Evaluate, draw and report a run's best checkpoint again."""
-    experiment, _ = reopen(args, args.evaluate)
+    experiment, _ = load_experiment(args, args.evaluate)
     with closing(experiment.manager):
         experiment.manager.open_tensorboard(0)
         finish(experiment)
@@ -46,7 +48,7 @@ def finish(experiment: Experiment) -> None:
     state = None
     if best.exists():
         try:
-            with own_checkpoint():
+            with checkpoint_errors():
                 experiment.check_own(found := read_checkpoint(best))
                 experiment.trainer.load(found)
             state = found
@@ -55,7 +57,7 @@ def finish(experiment: Experiment) -> None:
     evaluation, arrays = judge(experiment)
     add_intervals(experiment, state, evaluation, arrays)
     shots = config.SUPPORT_SAMPLES if config.SUPPORT_SAMPLES in config.EVAL_SHOTS else config.EVAL_SHOTS[0]
-    add_yardsticks(experiment, shots, evaluation, arrays)
+    add_baselines(experiment, shots, evaluation, arrays)
     arrays |= figure_arrays(experiment, shots)
     manager.attempt("plots", lambda: draw(experiment, arrays, shots, done))
     manager.save_arrays(arrays)
@@ -95,7 +97,7 @@ def judge(experiment: Experiment) -> tuple[dict[str, Any], dict[str, np.ndarray]
     y_scale = experiment.generator.y_scale
     for count in config.EVAL_SHOTS:
         held_out = experiment.held_out("test", count)
-        found, judged = held_out_errors(experiment.learner, held_out, config.EVAL_STEPS), held_out.judged
+        found, judged = held_out_errors(experiment.learner, held_out, config.EVAL_STEPS), held_out.evaluable
         arrays |= {"test_params": held_out.params, f"test_errors_{count}_shot": found}
         result: dict[str, Any] = dict(mean_and_interval(found[judged], held_out.owners is not None))
         shots[str(count)] = result
@@ -118,36 +120,36 @@ def validation_error(experiment: Experiment, shots: int) -> float | None:
     It is the mean over tasks, and over a table's subjects the geometric mean: one hard subject among ten would decide a mean.
     """
     held_out = experiment.held_out("validation", shots)
-    errors = held_out_errors(experiment.learner, held_out, experiment.config.EVAL_STEPS)[held_out.judged, -1]
+    errors = held_out_errors(experiment.learner, held_out, experiment.config.EVAL_STEPS)[held_out.evaluable, -1]
     if not len(errors):
         return None
     with np.errstate(over="ignore"):  # a diverged task is a result
         return geometric_mean(errors) if held_out.owners is not None else float(errors.mean())
 
 
-def add_yardsticks(experiment: Experiment, shots: int, evaluation: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Add the yardsticks' errors on the same draws to the records of `judge`, and the verdict at K = `shots`.
+def add_baselines(experiment: Experiment, shots: int, evaluation: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """Add the baselines' errors on the same draws to the records of `judge`, and the verdict at K = `shots`.
 
-    A yardstick that fails is a warning: it must not cost a run its results.
+    A baseline that fails is a warning: it must not cost a run its results.
     """
     generator, counts = experiment.generator, experiment.config.EVAL_SHOTS
     scale = 1.0 if generator.y_scale is None else generator.y_scale
     try:
-        fitted, held_out = yardsticks(generator), {count: experiment.held_out("test", count) for count in counts}
-        errors = {name: {count: yardstick_errors(one, held_out[count]) for count in counts} for name, one in fitted.items()}
+        fitted, held_out = baselines(generator), {count: experiment.held_out("test", count) for count in counts}
+        errors = {name: {count: baseline_errors(one, held_out[count]) for count in counts} for name, one in fitted.items()}
     except Exception as error:
-        return experiment.manager.warn(f"there are no yardsticks ({type(error).__name__}: {error})")
-    evaluation["yardsticks"] = {name: {} for name in errors}
+        return experiment.manager.warn(f"there are no baselines ({type(error).__name__}: {error})")
+    evaluation["baselines"] = {name: {} for name in errors}
     for count in counts:
-        judged = held_out[count].judged
+        judged = held_out[count].evaluable
         for name, found in errors.items():
             summary = mean_and_interval(found[count][judged, None], held_out[count].owners is not None)
             result = {key: value.item() for key, value in summary.items()}
             rmse = {} if generator.y_scale is None else {"rmse": scale * np.sqrt(result["mse"])}
-            evaluation["yardsticks"][name][str(count)] = result | rmse
-        arrays[f"yardstick_errors_{count}_shot"] = np.stack([found[count] for found in errors.values()])
-    arrays["yardsticks"] = np.array(list(errors))
-    judged = held_out[shots].judged
+            evaluation["baselines"][name][str(count)] = result | rmse
+        arrays[f"baseline_errors_{count}_shot"] = np.stack([found[count] for found in errors.values()])
+    arrays["baselines"] = np.array(list(errors))
+    judged = held_out[shots].evaluable
     others = {name: found[shots][judged] for name, found in errors.items()}
     own = arrays[f"test_errors_{shots}_shot"][judged, -1]
     evaluation["verdict"] = verdict(experiment.method.upper(), own, others, scale, generator.axis_names[1], shots)
@@ -164,12 +166,12 @@ def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:
         arrays |= examples
         if learner.noise_dim:
             rng = stream(config.RANDOM_SEED, "samples")
-            samples = sample(learner, support, x, config.EVAL_STEPS, rng, SAMPLES)
-            arrays["grid_samples"] = generator.own_units(Points(x[0], samples)).y
+            samples = sample_tasks(learner, support, x, config.EVAL_STEPS, rng, SAMPLES)
+            arrays["grid_samples"] = generator.unscale(Points(x[0], samples)).y
     held_out = experiment.held_out("test", shots)
     if names := generator.task_names(held_out.params):
         arrays["test_names"] = np.array(names)
-    codes = predict(learner, held_out.tasks.support, held_out.tasks.query.x[:, :1], 0)[1]
+    codes = predict_tasks(learner, held_out.tasks.support, held_out.tasks.query.x[:, :1], 0)[1]
     if codes.shape[1] >= 2:
         owners = np.arange(len(codes)) if held_out.owners is None else held_out.owners
         arrays["codes"] = np.full((len(held_out.params), codes.shape[1]), np.nan, codes.dtype)
@@ -179,7 +181,7 @@ def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:
 
 def draw(experiment: Experiment, arrays: dict[str, np.ndarray], shots: int, done: int) -> None:
     """The figures of a run of `done` steps, from the arrays behind them."""
-    from analysis.figures import run_figures  # takes half a second: for those who draw
+    from report.figures import run_figures  # takes half a second: for those who draw
 
     generator = experiment.generator
     title = f"{experiment.method.upper()}, {generator.name}"

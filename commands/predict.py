@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from commands.points import Request, read_request
 from commands.runs import EXPERIMENTS, runs_folder, settings_of_run
 from dataset import Points
 from regressor import NO_INTERVALS, FewShotRegressor
-from runtime.arrays import finite_curves
-from runtime.errors import RunError
-from runtime.processes import print_once
-from runtime.storage import figure_bytes, find_run, load_run, write_atomically
-from runtime.text import printable
+from results_manager import find_run, load_run
+from system.errors import RunError
+from system.files import figure_bytes, write_atomically
+from system.terminal import print_once
+from system.text import printable
+from tables.arrays import finite_curves
+from tables.points import Request, read_request
 
 GRID_POINTS = 201
 FAR_OUT = 10  # standard deviations
@@ -214,7 +215,7 @@ def csv_table(found: Sequence[Prediction], request: Request) -> str:
 
 def figures(found: Sequence[Prediction], request: Request, title: str) -> Iterator[Any]:
     """A figure of one task, or pages of several, for D = 1."""
-    from analysis.prediction_figures import prediction_curves, subject_curves  # takes half a second: for those who draw
+    from report.prediction_figures import prediction_curves, subject_curves  # takes half a second: for those who draw
 
     x_range, steps = (float(found[0].x_range[0, 0]), float(found[0].x_range[1, 0])), len(found[0].errors) - 1
     names = (request.names[1], request.names[-1]) if request.of_table else ("input x", "output y")

@@ -10,11 +10,10 @@ from typing import Any
 
 from config import Config, ConfigError, parse_assignment
 from dataset import TaskGenerator
-from experiment import Experiment
-from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, defaults, keys_read, of_checkpoint, unused
-from results_manager import ExperimentManager
-from runtime.errors import RunError
-from runtime.storage import EXPERIMENTS, load_run
+from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, defaults, keys_read, parse_checkpoint, unused
+from results_manager import EXPERIMENTS, ExperimentManager, load_run
+from system.errors import RunError
+from training.experiment import Experiment
 
 # what has an effect on an action that does not train
 MAY_CHANGE = {
@@ -45,7 +44,7 @@ def check_effect(method: str, tasks: str, changes: dict[str, Any]) -> None:
         )
 
 
-def settle(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, Config, TaskGenerator]:
+def resolve_settings(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, Config, TaskGenerator]:
     """Method, tasks and settings of a new run, with `given` those of a file, and where its tasks come from.
 
     Raises `ConfigError` for settings that contradict the tasks.
@@ -63,7 +62,7 @@ def settle(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, C
     generator = TASKS[tasks](config)
     for key in changes.keys() & generator.unused:
         raise ConfigError(f"{key} has no effect on these tasks (got {changes[key]}; expected {generator.unused[key]})")
-    for key, value in generator.facts().items():
+    for key, value in generator.implied_settings().items():
         if (asked := (given | changes).get(key, value)) != value:
             raise ConfigError(f"{key} follows from the tasks (got {asked}; expected {value}, or no setting)")
     return method, tasks, Config.resolve(defaults(method, tasks, generator), given, changes), generator
@@ -80,7 +79,7 @@ def build(method: str, tasks: str, config: Config, generator: TaskGenerator | No
 
 def settings_of_run(args: argparse.Namespace, directory: Path, state: dict[str, Any]) -> tuple[str, str, Config]:
     """The method, tasks and settings of a checkpoint, with the changes that the command line may make to them."""
-    method, tasks, settings = of_checkpoint(state, directory)
+    method, tasks, settings = parse_checkpoint(state, directory)
     if (args.method or method) != method or (args.tasks or tasks) != tasks:
         raise RunError(f"{directory} is another kind of run (got --method or --tasks; expected {method}, {tasks})")
     changes = overrides(args)
@@ -92,7 +91,7 @@ def settings_of_run(args: argparse.Namespace, directory: Path, state: dict[str, 
     return method, tasks, Config.resolve(settings, changes)
 
 
-def reopen(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, Any]]:
+def load_experiment(args: argparse.Namespace, text: str) -> tuple[Experiment, dict[str, Any]]:
     """The experiment of --resume or --evaluate, as its last checkpoint left it, and that checkpoint."""
     directory, state, warning = load_run(text, runs_folder(args))
     method, tasks, config = settings_of_run(args, directory, state)

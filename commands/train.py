@@ -13,17 +13,18 @@ import torch
 
 from commands.compare import compare_runs
 from commands.evaluate import finish
-from commands.runs import build, reopen, runs_folder, settle
+from commands.runs import build, load_experiment, resolve_settings, runs_folder
 from config import Config, ConfigError, load_settings
-from experiment import Experiment
 from registry import defaults, unused
-from results_manager import ExperimentManager
-from runtime import processes
-from runtime.errors import RunError
-from runtime.host import collection_paused
-from runtime.processes import Interrupted, PeerLost, Signals, print_once
-from runtime.storage import find_launched, write_atomically
-from trainer import Diverged
+from results_manager import ExperimentManager, find_launched
+from system.errors import RunError
+from system.files import write_atomically
+from system.host import collection_paused
+from system.terminal import print_once
+from training import processes
+from training.experiment import Experiment
+from training.loop import Diverged
+from training.processes import Interrupted, PeerLost, Signals
 
 
 def train(args: argparse.Namespace) -> int:
@@ -39,8 +40,8 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
     launch = processes.launch_id()
     earlier = launch and find_launched(runs_folder(args), lambda other: processes.same_launch(launch, other))
     if earlier and (earlier / "checkpoints" / "last.pt").exists():
-        return reopen(args, str(earlier))
-    method, tasks, config, generator = settle(args, load_settings(args.config) if args.config else {})
+        return load_experiment(args, str(earlier))
+    method, tasks, config, generator = resolve_settings(args, load_settings(args.config) if args.config else {})
     experiment = build(method, tasks, config, generator)
     if earlier:
         manager = ExperimentManager(earlier, method, args.command)
@@ -73,7 +74,7 @@ def open_experiment(args: argparse.Namespace) -> Experiment:
         experiment.complete = complete
         return experiment
     try:
-        experiment, state = new_experiment(args) if args.resume is None else reopen(args, args.resume)
+        experiment, state = new_experiment(args) if args.resume is None else load_experiment(args, args.resume)
     except BaseException as error:
         processes.broadcast(error.code if isinstance(error, RunError) else 2 if isinstance(error, ConfigError) else 1)
         raise
@@ -168,7 +169,7 @@ def train_several(args: argparse.Namespace) -> int:
             changed = {"method": method, "seed": seed if seed is None else str(seed), "name": args.name and args.name + suffix}
             plans.append(argparse.Namespace(**vars(args) | changed))
             if seed == (args.seeds or [args.seed])[0]:  # settings of each method are found good before the first run
-                name, _, config, generator = settle(plans[-1], load_settings(args.config) if args.config else {})
+                name, _, config, generator = resolve_settings(plans[-1], load_settings(args.config) if args.config else {})
             directory = output / f"{name.upper()}_{generator.name}_{plans[-1].name}"
             if args.name and directory.exists():
                 raise RunError(f"{directory} exists (got --name {args.name}; expected a new name)")

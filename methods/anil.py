@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network, descend
+from learner import Adaptation, MetaLearner, Network, gradient_descent
 
 
 class ANIL(MetaLearner):
@@ -48,7 +48,7 @@ class ANIL(MetaLearner):
         head_size = sum(self.network.splits[-2:])
         body, head = self.theta.split([self.network.num_weights - head_size, head_size])
         loss = self.support_loss(support)
-        heads = descend(
+        heads = gradient_descent(
             lambda head: loss(torch.cat([body, head])), head, self.inner_lr, steps, first_order=self.first_order, clip=self.clip
         )
         path = [torch.cat([body, head]) for head in heads]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network, descend
+from learner import Adaptation, MetaLearner, Network, gradient_descent
 
 
 class CAVIA(MetaLearner):
@@ -68,7 +68,7 @@ class CAVIA(MetaLearner):
         steps = self.steps if steps is None else steps
         loss = self.support_loss(support)
         start = self.theta.new_zeros(len(self.matrix))
-        contexts = descend(
+        contexts = gradient_descent(
             lambda context: loss(self.weights(context)),
             start,
             self.inner_lr,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network, descend
+from learner import Adaptation, MetaLearner, Network, gradient_descent
 
 
 class MetaSGD(MetaLearner):
@@ -47,5 +47,5 @@ class MetaSGD(MetaLearner):
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
         steps = self.steps if steps is None else steps
         loss = self.support_loss(support)
-        path = descend(loss, self.theta, self.lr, steps, first_order=self.first_order, clip=self.clip)
+        path = gradient_descent(loss, self.theta, self.lr, steps, first_order=self.first_order, clip=self.clip)
         return Adaptation(path, penalty=self.theta.new_zeros(()), diagnostics={}, code=self.theta[:0])

@@ -11,8 +11,8 @@ import torch
 
 from commands import compare, evaluate
 from dataset import SinusoidalTaskGenerator
-from experiment import Experiment
-from runtime.processes import SAVING, STOPPING
+from training.experiment import Experiment
+from training.processes import SAVING, STOPPING
 
 torch.set_num_threads(1)  # the networks are small: threads would only wait for each other
 

@@ -1,4 +1,4 @@
-"""The network and `descend`, against definitions written out by hand."""
+"""The network and `gradient_descent`, against definitions written out by hand."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.func import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dataset import stream
-from learner import Network, descend, mse
+from learner import Network, gradient_descent, mse
 
 
 def test_network_equals_explicit_layers():
@@ -44,13 +44,13 @@ def test_mse_refuses_shapes_that_broadcast():
 def test_descend_on_a_quadratic_follows_the_closed_form():
     start = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
     curvature = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
-    path = descend(lambda p: 0.5 * (curvature * p * p).sum(), start, 0.1, 4)
+    path = gradient_descent(lambda p: 0.5 * (curvature * p * p).sum(), start, 0.1, 4)
     for step, point in enumerate(path):
         torch.testing.assert_close(point, start * (1 - 0.1 * curvature) ** step)
 
 
 def test_descend_takes_a_step_size_per_coordinate():
-    path = descend(lambda p: p.sum(), torch.zeros(3), torch.tensor([0.1, 0.2, 0.0]), 1)
+    path = gradient_descent(lambda p: p.sum(), torch.zeros(3), torch.tensor([0.1, 0.2, 0.0]), 1)
     torch.testing.assert_close(path[1], torch.tensor([-0.1, -0.2, 0.0]))
 
 
@@ -58,18 +58,18 @@ def test_clipping_bounds_the_step_and_leaves_short_gradients_alone():
     def loss(p):
         return (torch.tensor([30.0, 40.0]) * p).sum()
 
-    torch.testing.assert_close(descend(loss, torch.zeros(2), 1.0, 1, clip=5.0)[1], torch.tensor([-3.0, -4.0]))
-    torch.testing.assert_close(descend(loss, torch.zeros(2), 1.0, 1, clip=60.0)[1], torch.tensor([-30.0, -40.0]))
+    torch.testing.assert_close(gradient_descent(loss, torch.zeros(2), 1.0, 1, clip=5.0)[1], torch.tensor([-3.0, -4.0]))
+    torch.testing.assert_close(gradient_descent(loss, torch.zeros(2), 1.0, 1, clip=60.0)[1], torch.tensor([-30.0, -40.0]))
 
 
 def test_clipping_is_differentiable_at_a_zero_gradient():
-    derivative = grad(lambda p: descend(lambda q: (q * q).sum(), p, 0.1, 1, clip=1.0)[-1].sum())(torch.zeros(3))
+    derivative = grad(lambda p: gradient_descent(lambda q: (q * q).sum(), p, 0.1, 1, clip=1.0)[-1].sum())(torch.zeros(3))
     torch.testing.assert_close(derivative, torch.full((3,), 0.8))
 
 
 def test_first_order_drops_the_second_derivative_only():
     def outer(point, first_order):
-        return descend(lambda p: (p**3).sum(), point, 0.1, 1, first_order=first_order)[-1].sum()
+        return gradient_descent(lambda p: (p**3).sum(), point, 0.1, 1, first_order=first_order)[-1].sum()
 
     point = torch.tensor([2.0])
     torch.testing.assert_close(outer(point, True), outer(point, False))

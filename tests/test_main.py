@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,45 +16,11 @@ import main
 import registry
 from config import Config
 from results_manager import ExperimentManager
-from runtime.processes import Interrupted, Signals
-from runtime.storage import read_checkpoint
+from system.checkpoints import read_checkpoint
+from tests.tools.runs import ROOT, TINY, command, only_run
+from training.processes import Interrupted, Signals
 
-ROOT = Path(main.__file__).parent
 METHODS = sorted(registry.METHODS)
-TINY = {
-    "EPOCHS": 2,
-    "NUM_TASKS": 30,
-    "META_BATCH_SIZE": 4,
-    "SUPPORT_SAMPLES": 5,
-    "QUERY_SAMPLES": 5,
-    "INNER_STEPS": 2,
-    "HIDDEN_DIM": 6,
-    "LEO_LATENT_DIM": 3,
-    "LEO_LATENT_STEPS": 1,
-    "LEO_ENCODER_DIM": 4,
-    "LEO_RELATION_DIM": 4,
-    "LEO_DECODER_DIM": 4,
-    "EVAL_TASKS": 12,
-    "EVAL_QUERY_SAMPLES": 8,
-    "EVAL_STEPS": 6,
-    "EVAL_SHOTS": [5, 10],
-    "VALIDATION_TASKS": 4,
-    "LOG_INTERVAL": 2,
-    "VALIDATION_INTERVAL": 5,
-    "CHECKPOINT_INTERVAL": 4,
-}
-
-
-def command(output, *arguments, without=(), **settings):
-    method = arguments[arguments.index("--method") + 1] if "--method" in arguments else "maml"
-    without = {*without, *registry.unused(method, "sine-line")}
-    chosen = [f"{key}={json.dumps(value)}" for key, value in (TINY | settings).items() if key not in without]
-    return ["--output", str(output), *arguments, *(word for item in chosen for word in ("--set", item))]
-
-
-def only_run(output):
-    (directory,) = output.iterdir()
-    return directory
 
 
 DRAWN = ("leo",)  # with codes and samples: the most figures
@@ -167,7 +132,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     assert (directory / "metrics.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("stage", ["experiment.Experiment.prepare", "commands.train.finish"])
+@pytest.mark.parametrize("stage", ["training.experiment.Experiment.prepare", "commands.train.finish"])
 def test_an_interrupt_outside_of_training_says_how_to_go_on(stage, tmp_path, monkeypatch, capsys):
     def stopped(*_):
         raise Interrupted(15)

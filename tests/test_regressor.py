@@ -21,16 +21,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import main
 import registry
-from commands.points import read_request
 from commands.predict import csv_table, predict_points, warnings_about
 from config import Config
 from dataset import Points, stream
 from maml import MAML
 from regressor import FewShotRegressor
-from runtime.arrays import NotFittedError
-from runtime.errors import RunError
-from runtime.host import flushes_denormals
-from tests.test_tables import toy_rows, write
+from system.errors import RunError
+from system.host import flushes_denormals
+from tables.arrays import NotFittedError
+from tables.points import read_request
+from tests.tools.tables import toy_rows, write
 
 X, Y = [2.0, 5.0, 9.0, 14.0, 20.0], [52.0, 55.0, 61.0, 48.0, 44.0]
 AT = [0.0, 3.0, 7.0, 30.0]

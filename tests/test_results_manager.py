@@ -25,12 +25,13 @@ import torch
 from matplotlib.figure import Figure
 
 import results_manager
-from results_manager import ExperimentManager, Progress
-from runtime.errors import RunError
-from runtime.storage import SCHEMA_VERSION, checkpoint_bytes, find_run, json_bytes, plain, read_checkpoint, write_atomically
-from runtime.system import git_state, system_report
+from results_manager import ExperimentManager, Progress, find_run
+from system.checkpoints import SCHEMA_VERSION, checkpoint_bytes, read_checkpoint
+from system.errors import RunError
+from system.files import json_bytes, to_json, write_atomically
+from system.machine import git_state, system_report
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextlib.contextmanager
@@ -185,7 +186,7 @@ def test_a_number_that_is_not_finite_is_written_as_null(value: float) -> None:
     ids=repr,
 )
 def test_plain_values_are_strict_json(value: Any, expected: Any) -> None:
-    assert strict(json_bytes(value)) == expected == plain(value)
+    assert strict(json_bytes(value)) == expected == to_json(value)
 
 
 def test_a_saved_json_file_is_strict(manager: ExperimentManager) -> None:
@@ -404,7 +405,7 @@ def frozen_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         def now(cls, tz: Any = None) -> Frozen:
             return cls(2026, 11, 23, 20, 15, 0)
 
-    monkeypatch.setattr("runtime.storage.datetime", Frozen)
+    monkeypatch.setattr("results_manager.datetime", Frozen)
 
 
 @pytest.mark.usefixtures("frozen_clock")
@@ -784,9 +785,9 @@ def test_the_report_keeps_the_warnings(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_report_holds_no_environment_variable_that_is_not_on_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_SECRET_TOKEN", "do-not-record-me")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.setattr("runtime.system._run", lambda command: (1, "", ""))
+    monkeypatch.setattr("system.machine._run", lambda command: (1, "", ""))
     found = system_report()
-    assert found["variables"]["OMP_NUM_THREADS"] == "3" and "do-not-record-me" not in json.dumps(plain(found))
+    assert found["variables"]["OMP_NUM_THREADS"] == "3" and "do-not-record-me" not in json.dumps(to_json(found))
 
 
 def test_a_command_that_hangs_or_is_missing_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:

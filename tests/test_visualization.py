@@ -19,14 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from numpy.testing import assert_allclose
 
-from analysis import figures
-from analysis.comparison import mean_and_interval, shown_steps
-from analysis.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
-from analysis.prediction_figures import interval_quality, prediction_curves, subject_curves
-from analysis.text_tables import results_table
 from dataset import Published
-from runtime.drawing import limits
-from runtime.storage import figure_bytes
+from evaluation.statistics import mean_and_interval, shown_steps
+from report import figures
+from report.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
+from report.prediction_figures import interval_quality, prediction_curves, subject_curves
+from report.text import results_table
+from system.drawing import limits
+from system.files import figure_bytes
 from visualization import (
     adaptive_learning,
     binned_median,
@@ -37,7 +37,7 @@ from visualization import (
     training_curves,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("amplitude", "phase (rad)")
 PUBLISHED = {5: {1: 0.67, 5: 0.38, 10: 0.35}}
 GRID = np.linspace(-5, 5, 21)
@@ -213,7 +213,7 @@ def test_a_figure_changes_no_setting_of_matplotlib(name: str) -> None:
 
 def test_drawing_does_not_import_pyplot() -> None:
     program = (
-        "import io, sys, numpy as np, visualization as v, analysis.figures as c\n"
+        "import io, sys, numpy as np, visualization as v, report.figures as c\n"
         "x = np.ones(3)\n"
         "v.adaptive_learning({5: {'mse': x, 'ci95': x / 9}}, {}, 't').savefig(io.BytesIO(), format='pdf')\n"
         "c.sample_bundle(x.cumsum(), x[None], x[None], np.ones((1, 2, 3)), 't')\n"
@@ -321,7 +321,7 @@ def test_a_diverged_subject_stands_below_all_others_as_an_arrow() -> None:
 
 
 @pytest.mark.parametrize(("second", "labels"), [(3.0, ["mean curve"]), (2.0, ["mean curve, K = 5", "mean curve, K = 10"])])
-def test_a_yardstick_that_is_alike_at_every_k_is_one_line(second: float, labels: list[str]) -> None:
+def test_a_baseline_that_is_alike_at_every_k_is_one_line(second: float, labels: list[str]) -> None:
     results = {count: {"mse": numbers(11), "ci95": numbers(11) / 10} for count in (5, 10)}
     figure = adaptive_learning(results, {}, "a title", {5: ("mean curve", 3.0), 10: ("mean curve", second)})
     drawn(figure)

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import registry
-from analysis.comparison import Entry
 from commands.runs import build
 from config import Config
 from dataset import Array, FunctionFamily, Points, SinusoidalTaskGenerator
-from evaluation import errors, predict
-from experiment import Experiment
-from runtime.storage import read_checkpoint
+from evaluation.comparison import Entry
+from evaluation.errors import errors
+from learner import predict_tasks
+from system.checkpoints import read_checkpoint
+from training.experiment import Experiment
 
 # Wide enough that the best one is never at an end: from 0.02 on some tasks diverge.
 STEP_SIZES = (0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02)
@@ -145,7 +146,7 @@ def oracle(directory: Path, config: Config) -> Entry:
     for shots in config.EVAL_SHOTS:
         params, tasks, _ = sinusoids.held_out("test", config.EVAL_TASKS, shots, config.EVAL_QUERY_SAMPLES)
         support = Points(np.zeros((len(params), 1, 3), np.float32), np.zeros((len(params), 1, 1), np.float32))  # not used
-        predictions, _ = predict(experiment.learner, support, family.inputs(params, tasks.query.x), 0)  # [T, 1, Q]
+        predictions, _ = predict_tasks(experiment.learner, support, family.inputs(params, tasks.query.x), 0)  # [T, 1, Q]
         error = np.square(predictions[:, 0] - tasks.query.y[..., 0], dtype=np.float64).mean(1)
         test_errors[shots] = np.repeat(error[:, None], config.EVAL_STEPS + 1, axis=1)  # [T, S+1]
     return Entry("oracle", test_errors)

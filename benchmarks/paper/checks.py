@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.comparison import mean_and_interval, statistics
+from evaluation.comparison import statistics
+from evaluation.statistics import mean_and_interval
 
 
 class Check(NamedTuple):

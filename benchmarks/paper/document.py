@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from analysis.comparison import Comparison, Row
 from benchmarks.common import machine, machine_line, table
 from benchmarks.paper.baselines import STEP_SIZES, FineTuned
 from benchmarks.paper.checks import Check, PairedComparison, verdict
 from benchmarks.paper.runs import Job, commits, seconds
+from evaluation.comparison import Comparison, Row
 
 GRADIENTS = (1, 5, 10)  # the columns of the paper's table
 

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.comparison import Comparison, mean_and_interval
 from dataset import Published
+from evaluation.comparison import Comparison
+from evaluation.statistics import mean_and_interval
 from visualization import (
     BLACK,
     BLUE,

@@ -20,8 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, whe
 
 import numpy as np
 
-from analysis.comparison import Comparison, Entry, compare_entries, entries
-from analysis.text_tables import csv_table
 from benchmarks.common import ROOT, available_threads, progress
 from benchmarks.paper import sine_line
 from benchmarks.paper.baselines import FineTuned, load_best, oracle, pretrained, random_start
@@ -37,14 +35,17 @@ from benchmarks.paper.document import BASELINES, GRADIENTS, PROTOCOLS, document,
 from benchmarks.paper.figures import adaptation_animation, error_against_gradients, error_against_shots
 from benchmarks.paper.runs import KINDS, QUICK, Job, job, seconds, train
 from commands.compare import read_run
-from commands.points import read_request
 from commands.predict import predict_points
 from config import ConfigError, parse_assignment
 from dataset import Points, SinusoidalTaskGenerator
-from evaluation import errors, predict
+from evaluation.comparison import Comparison, Entry, compare_entries, entries
+from evaluation.errors import errors
+from learner import predict_tasks
 from regressor import FewShotRegressor
-from runtime.errors import RunError
-from runtime.storage import figure_bytes, write_atomically
+from report.text import csv_table
+from system.errors import RunError
+from system.files import figure_bytes, write_atomically
+from tables.points import read_request
 
 FINN = SinusoidalTaskGenerator().published  # the MAML paper's own row
 POINTS = ROOT / "docs" / "points.csv"  # of 2.5 sin(x - 1), without noise
@@ -124,7 +125,7 @@ def animation(maml_job: Job, leo_job: Job) -> bytes:
     support = Points(*(part[place : place + 1] for part in tasks.support))
     grid = np.linspace(*generator.x_range, 201, dtype=np.float32)
     x = grid[None, :, None]
-    paths = {label: predict(one.learner, support, x, steps)[0][0] for label, one in {"MAML": maml, "LEO": leo}.items()}
+    paths = {label: predict_tasks(one.learner, support, x, steps)[0][0] for label, one in {"MAML": maml, "LEO": leo}.items()}
     truth = generator.truth(params[place : place + 1], x)
     assert truth is not None  # a sinusoid is known everywhere
     title = "5 points of a new sinusoid"

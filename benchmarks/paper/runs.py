@@ -24,8 +24,8 @@ import registry
 from benchmarks.common import ROOT, progress
 from benchmarks.paper import baselines  # noqa: F401  registers the oracle's task family
 from config import Config
-from experiment import Experiment
-from runtime.errors import RunError
+from system.errors import RunError
+from training.experiment import Experiment
 
 
 class Kind(NamedTuple):

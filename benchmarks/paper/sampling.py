@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from dataset import FunctionFamily, Points, SineLineTaskGenerator
-from evaluation import predict
-from learner import MetaLearner
+from learner import MetaLearner, predict_tasks
 
 Array = NDArray[np.floating]
 Flags = NDArray[np.bool_]
@@ -51,7 +50,7 @@ def mean_over_tasks(values: Array) -> Estimate:
 
 def single_curves(learner: MetaLearner, support: Points, x: Array, steps: int) -> Array:
     """The prediction without randomness after `steps` gradients, [T, 1, N], for support [T, K, ...] and x [T, N, D]."""
-    return predict(learner, support, x, steps)[0][:, -1:]
+    return predict_tasks(learner, support, x, steps)[0][:, -1:]
 
 
 def posterior_curves(

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.figures import sample_bundle
 from benchmarks.common import progress, table
 from benchmarks.paper import sampling
 from benchmarks.paper.baselines import load_best
@@ -21,8 +20,9 @@ from benchmarks.paper.sampling import Estimate, SampleMetrics
 from benchmarks.paper.worst_tasks import WorstTasks, worst_table, worst_tasks
 from commands.compare import read_run
 from dataset import Points, SineLineTaskGenerator, stream
-from evaluation import sample
-from experiment import Experiment
+from learner import sample_tasks
+from report.figures import sample_bundle
+from training.experiment import Experiment
 
 SHOTS = 5
 SAMPLED_TASKS = 200  # test tasks for which curves are sampled: 100 curves for each take their time
@@ -122,7 +122,7 @@ def sample_rows(maml: Experiment, leo: Experiment, tasks: HeldOut, samples: int)
     }
     for label, factor in {"LEO, sampled": 1.0, f"LEO, sampled, noise x {WIDER:g}": WIDER}.items():
         rng = stream(seed, "samples")
-        curves[label] = sample(leo.learner, tasks.support, tasks.x, steps, rng, samples, temperature=factor)
+        curves[label] = sample_tasks(leo.learner, tasks.support, tasks.x, steps, rng, samples, temperature=factor)
     return [SampleRow(label, seed, metrics(values, tasks, leo)) for label, values in curves.items()]
 
 
@@ -163,7 +163,7 @@ def repeated(grid: np.ndarray, count: int) -> np.ndarray:
 
 def sampled_on_grid(leo: Experiment, support: Points, grid: np.ndarray, rng: np.random.Generator, samples: int) -> np.ndarray:
     """LEO's curves [T, M, N] on `grid` [N] for the support sets x, y [T, K, 1]."""
-    return sample(leo.learner, support, repeated(grid, len(support.x)), leo.config.EVAL_STEPS, rng, samples)
+    return sample_tasks(leo.learner, support, repeated(grid, len(support.x)), leo.config.EVAL_STEPS, rng, samples)
 
 
 def has_both_families(grid: np.ndarray, curves: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 from benchmarks.common import table
 from benchmarks.paper.sampling import posterior_curves
 from dataset import Points, SineLineTaskGenerator, stream
-from evaluation import errors
-from experiment import Experiment
+from evaluation.errors import errors
+from training.experiment import Experiment
 
 MOST = 20
 

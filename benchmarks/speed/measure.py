@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.work import Case, ThisProject, Work, prepare
-from runtime import processes
+from training import processes
 
 REPEATS = 5  # how often something is timed; the median counts
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}

@@ -21,7 +21,7 @@ from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.work import Implementation, Work
 from config import Config
 from leo import LOG_SPREAD
-from runtime.optimiser import MATRIX_STEP, MOMENTUM, NEWTON_SCHULZ
+from training.optimiser import MATRIX_STEP, MOMENTUM, NEWTON_SCHULZ
 
 jax.config.update("jax_default_matmul_precision", "float32")  # no TF32 on a GPU: torch computes in float32, too
 
@@ -82,7 +82,7 @@ def maml_loss(params: Layers, tasks: Tasks, noise: Array, *, inner_lr: float, st
     return jax.vmap(one)(*tasks).mean()
 
 
-def descend(loss: Callable[[Array], Array], point: Array, lr: Array, steps: int, clip: float) -> Array:
+def gradient_descent(loss: Callable[[Array], Array], point: Array, lr: Array, steps: int, clip: float) -> Array:
     """`steps` of gradient descent from `point` [N], each gradient at most `clip` long."""
     for _ in range(steps):
         gradient = jax.grad(loss)(point)
@@ -107,9 +107,9 @@ def leo_loss(params: dict[str, Any], tasks: Tasks, noise: Array, *, config: Conf
             return mse(network(unflatten(weights, sizes), support_x), support_y)
 
         latent_loss = lambda z: loss(decode(z, task_noise[size:]))  # noqa: E731
-        code = descend(latent_loss, start, jnp.exp(params["log_latent_lr"]), latent_steps, clip)
+        code = gradient_descent(latent_loss, start, jnp.exp(params["log_latent_lr"]), latent_steps, clip)
         weights = decode(code, task_noise[size:])
-        weights = descend(loss, weights, jnp.exp(params["log_weight_lr"]), weight_steps, clip)
+        weights = gradient_descent(loss, weights, jnp.exp(params["log_weight_lr"]), weight_steps, clip)
         kl = 0.5 * (jnp.square(mean) + jnp.exp(2 * log_spread) - 1 - 2 * log_spread).sum()
         encoder_penalty = jnp.square(lax.stop_gradient(code) - start).sum()
         error = mse(network(unflatten(weights, sizes), query_x), query_y)
@@ -155,7 +155,7 @@ def draw(key: Array, config: Config, batches: int) -> Tasks:
 
 
 def orthogonal(matrix: Array) -> Array:
-    """Newton and Schulz's iteration, as in runtime/optimiser.py."""
+    """Newton and Schulz's iteration, as in training/optimiser.py."""
     (a, b, c), iterations = NEWTON_SCHULZ
     matrix = matrix / (jnp.linalg.norm(matrix) + 1e-7)
     for _ in range(iterations):

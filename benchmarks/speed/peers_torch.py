@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from benchmarks.speed.work import Implementation, Work
 from dataset import Task
-from evaluation import on_device
+from learner import on_device
 
 Backward = Callable[[nn.Sequential, Task, float, int], Tensor]
 

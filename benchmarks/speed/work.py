@@ -12,13 +12,12 @@ import torch
 from benchmarks.speed.child import MeasurementError
 from config import Config
 from dataset import Points, Task, TaskDataset, stream
-from evaluation import on_device
-from learner import MetaLearner
+from learner import MetaLearner, on_device
 from leo import LEO
 from maml import MAML
 from registry import METHODS, TASKS, defaults
-from runtime.optimiser import MOMENTUM
-from trainer import Trainer
+from training.loop import Trainer
+from training.optimiser import MOMENTUM
 
 FOREVER = 10**9  # iterations of a run: none comes to its end, and the schedule stays at its start
 

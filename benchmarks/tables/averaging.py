@@ -25,9 +25,9 @@ from benchmarks.common import ROOT, progress, table
 from benchmarks.tables.methods import QUICK, TABLES, Source
 from commands.runs import build
 from config import Config, parse_assignment
-from evaluation import held_out_errors
+from evaluation.errors import held_out_errors
 from registry import METHODS, TASKS, defaults
-from runtime.errors import RunError
+from system.errors import RunError
 
 DECAYS = (0.0, 0.9, 0.98, 0.99, 0.995, 0.998)
 HALVINGS = 200
@@ -55,7 +55,7 @@ def validation_errors(source: Source, method: str, split: int, settings: Sequenc
             now, errors = flat.clone(), []
             for average in averages:
                 flat.copy_(average)
-                errors.append(held_out_errors(experiment.learner, tasks, config.EVAL_STEPS)[tasks.judged, -1])
+                errors.append(held_out_errors(experiment.learner, tasks, config.EVAL_STEPS)[tasks.evaluable, -1])
             flat.copy_(now)
             found.append(errors)
     trainer.close()

@@ -19,15 +19,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, wherever the script is called from
 
-from analysis.comparison import geometric_mean
 from benchmarks.common import ROOT, progress, table
 from benchmarks.tables.methods import TABLES
 from commands.runs import build, tasks_of_run
 from config import Config
-from evaluation import held_out_errors
+from evaluation.errors import held_out_errors
+from evaluation.statistics import geometric_mean
 from registry import METHODS
-from runtime.errors import RunError
-from runtime.storage import read_checkpoint
+from system.checkpoints import read_checkpoint
+from system.errors import RunError
 
 Errors = Mapping[int, np.ndarray]  # K -> errors of methods and validation subjects [M, V], NaN where points are too few
 Rule = Callable[[Errors, int], np.ndarray]  # of errors, and the K that methods are chosen for: scores of methods [M]

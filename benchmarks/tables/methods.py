@@ -1,4 +1,4 @@
-"""Every method and yardstick on every table: one command makes TABLES.md and its figure.
+"""Every method and baseline on every table: one command makes TABLES.md and its figure.
 
     python benchmarks/tables/methods.py                                  # the tables of examples/, all methods, 3 splits
     python benchmarks/tables/methods.py --table mine.csv task=Patient x=Hours y=Level
@@ -27,14 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, whe
 
 from matplotlib.figure import Figure
 
-from analysis.comparison import geometric_mean
 from benchmarks.common import ROOT, machine, machine_line, progress, table
+from evaluation.statistics import geometric_mean
 from registry import METHODS
-from runtime.errors import RunError
+from system.errors import RunError
 from visualization import CYCLE, MARKERS, figure_grid, shared_legend
 
 TABLES = {"chicks": ("task=Chick", "x=Time", "y=weight"), "spruce": ()}  # in examples/
-FARTHEST = 50  # times the best yardstick's error: the end of the figure's axis
+FARTHEST = 50  # times the best baseline's error: the end of the figure's axis
 QUICK = ("EPOCHS=2", "HIDDEN_DIM=8", "COMPILE=never", "VALIDATION_INTERVAL=1")
 
 
@@ -54,7 +54,7 @@ class Source(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one run says: errors at its own K, and of the yardsticks on the same draws."""
+    """What one run says: errors at its own K, and of the baselines on the same draws."""
 
     metrics: dict[str, Any]
     shots: str
@@ -62,10 +62,10 @@ class Result(NamedTuple):
     seconds: float
 
     def errors(self) -> dict[str, float]:
-        """Mean squared errors in standardised units: the method's (under its own name) and the yardsticks'."""
+        """Mean squared errors in standardised units: the method's (under its own name) and the baselines'."""
         evaluation = self.metrics["evaluation"]
         found = {self.metrics["method"].upper(): finite(evaluation["shots"][self.shots]["mse"][-1])}
-        return found | {name: one[self.shots]["mse"] for name, one in evaluation.get("yardsticks", {}).items()}
+        return found | {name: one[self.shots]["mse"] for name, one in evaluation.get("baselines", {}).items()}
 
 
 def result(source: Source, method: str, split: int, forecast: bool, args: argparse.Namespace) -> Result:
@@ -126,7 +126,7 @@ def geometric_means(means: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def figure(means: dict[str, dict[str, float]]) -> Figure:
-    """Each entry's error relative to the best yardstick of the table, a panel for each table, the best one overall on top."""
+    """Each entry's error relative to the best baseline of the table, a panel for each table, the best one overall on top."""
     columns = len(means) if len(means) <= 4 else -(-len(means) // 2)
     rows = -(-len(means) // columns)
     made, axes = figure_grid(rows, columns, 3.6 * columns, 4.2 * rows, sharey=True)
@@ -140,8 +140,8 @@ def figure(means: dict[str, dict[str, float]]) -> Figure:
             ratio = one[name] / best
             marker = ">" if ratio > FARTHEST else MARKERS[place % 6]
             axis.plot([min(ratio, FARTHEST)], [place], marker, color=CYCLE[place % 6], ms=7)
-        axis.axvline(1, color="0.6", lw=1, label="best yardstick")
-        axis.set(title=title, xlabel="error, relative to the best yardstick", xscale="log")
+        axis.axvline(1, color="0.6", lw=1, label="best baseline")
+        axis.set(title=title, xlabel="error, relative to the best baseline", xscale="log")
         low, high = axis.get_xlim()
         ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -172,15 +172,15 @@ def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
     order = sorted(overall["random support points"].items(), key=lambda item: item[1])
     rows = [[name, *(number(one[name]) for one in overall.values())] for name, _ in order]
     head = [
-        "# Tables: methods and yardsticks on the same draws",
+        "# Tables: methods and baselines on the same draws",
         "",
-        "![Errors relative to the best yardstick](results/tables.png)",
+        "![Errors relative to the best baseline](results/tables.png)",
         "",
         f"Made by `{command(args)}`: {len(args.splits)} splits over subjects,",
         "default settings. Errors are mean squared errors on all remaining points of the test subjects, in squared standard",
         "deviations of the training subjects' target. Chosen by validation: of each split, the method with the lowest",
         "validation error (geometric mean over subjects and over the run's EVAL_SHOTS). In the figure an arrow stands for more",
-        "than 50 times the error of the best yardstick.",
+        "than 50 times the error of the best baseline.",
         *(["Forecast: the support points are the first of each subject."] if args.forecast else []),
         "",
         f"Machine: {machine_line(machine('cpu'))}.",

@@ -24,9 +24,9 @@ from benchmarks.common import machine, machine_line, progress, table
 from commands.runs import build
 from config import Config
 from registry import TASKS, defaults
-from runtime.measurements import read_table
-from runtime.system import system_report
-from trainer import Trainer
+from system.machine import system_report
+from tables.table import read_table
+from training.loop import Trainer
 
 INPUTS = 3
 BLOCKS = 20  # of meta-batches, for a time

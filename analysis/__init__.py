@@ -1,1 +1,0 @@
-"""Numbers, tables and figures from arrays: what runs are compared by. Knows neither torch nor the disk."""

@@ -1,0 +1,1 @@
+"""Evaluate a learner: errors, intervals, baselines, comparisons. Arrays in, plain numbers out."""

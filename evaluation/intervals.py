@@ -1,0 +1,225 @@
+"""Prediction intervals from residuals on validation tasks: calibrate, apply, judge. Arrays in, arrays and plain lists out.
+
+The half-width at a point is a scale times a quantile. The scale follows how hard the point is (`difficulty_features`, by
+ridge regression of the log residual), whatever the method. The quantile is that of residual / scale over validation tasks,
+all of which weigh the same however many points they have (split conformal prediction for hierarchical data: Lee, Barber,
+Willett 2023; Dunn, Wasserman, Ramdas 2022). All numbers are as the network sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dataset import Points
+
+LEVELS = np.arange(1, 200) / 200  # for which quantiles are kept; above the last one an interval is the whole line
+FOLDS = 10
+LINEAR, SQUARES = 10.0, 100.0  # ridge penalties, in tasks: few subjects leave the squares out
+GROWING = (2, 9)  # hints in proportion to which widths grow beyond what was seen: residuals after adapting, and the std
+SURE = 100  # so many tasks hold the levels up to 0.99 with the guarantee; fewer take the plain quantiles of their points
+LARGEST = 1e100  # of a residual: one beyond it counts as diverged
+LOG_MEAN = 0.53  # exp(E log |e|) of a standard normal e
+PIECE = 512  # rows of a product that starts no threads
+Entry = Mapping[str, Any]  # what `calibrate` found for one K; plain numbers and lists
+Calibration = Mapping[str, Entry]  # K -> its entry
+
+
+def difficulty_features(
+    path: np.ndarray, at_support: np.ndarray, support: Points, x: np.ndarray, std: np.ndarray
+) -> np.ndarray:
+    """How hard predictions at `x` [T, N, D] are: numbers of at least 0, not finite where adapting diverged; [T, N, 10].
+
+    Root mean squares of the residuals on the support set before, halfway and after; how far the prediction moved in all, and
+    since halfway; the distances to the two nearest support points; the largest coordinate; the prediction's size; `std`.
+
+    Args:
+        path, at_support: predictions after 0 to S gradients at x [T, S+1, N], and at the support points [T, S+1, K].
+        support: x [T, K, D], y [T, K, 1].
+        std: what `learner.posterior_std` finds, [T, N].
+    """
+    steps = path.shape[1] - 1
+    stages = [0, (steps + 1) // 2, steps]
+    first, middle, last = np.moveaxis(path[:, stages].astype(float), 1, 0)
+    near = np.full((2, *x.shape[:2]), np.inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        residuals = np.sqrt(np.square(at_support[:, stages].astype(float) - support.y[:, None, :, 0]).mean(-1))  # [T, 3]
+        for point in range(support.x.shape[1]):
+            distance = np.sqrt(np.square(x - support.x[:, point : point + 1], dtype=float).sum(-1))
+            near[1] = np.minimum(near[1], np.maximum(near[0], distance))
+            near[0] = np.minimum(near[0], distance)
+        near[1] = np.where(np.isinf(near[1]), near[0], near[1])  # of a single point
+        moves = np.abs(last - first), np.abs(last - middle)
+    rows = (np.broadcast_to(part[:, None], last.shape) for part in residuals.T)
+    return np.stack([*rows, *moves, *near, np.abs(x).max(-1).astype(float), np.abs(last), std], axis=-1)
+
+
+def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
+    """One K's calibration, as plain lists.
+
+    Args:
+        features: [B, N, F], at least 0; not finite where adapting diverged.
+        clean: residuals [B, N] without the noise of the target, where it is known; NaN is padding.
+        measured: residuals [B, N] of measurements: what an interval has to hold.
+        owners: which task a row belongs to, [B]; of two tasks or more.
+    """
+    weights = task_weights(measured, owners)
+    fine = (weights > 0) & np.isfinite(features).all(-1) & (np.abs(clean) < LARGEST) & (np.abs(measured) < LARGEST)
+    tasks, rows = np.unique(owners, return_inverse=True)
+    noise = np.average(measured[fine] ** 2 - clean[fine] ** 2, weights=weights[fine]) if fine.any() else 0.0
+    floor = 0.1 * np.median(features[fine], 0) + 1e-9 if fine.any() else np.ones(features.shape[-1])
+    logs = np.log(np.where(np.isfinite(features), features, 1) + floor)
+    centre, spread = (logs[fine].mean(0), logs[fine].std(0) + 1e-6) if fine.any() else (floor, floor)
+    seen = (features[fine].min(0), features[fine].max(0)) if fine.any() else (floor, floor)
+    entry: dict[str, Any] = {"tasks": len(tasks), "noise": max(0.0, float(noise)), "floor": floor.tolist()}
+    entry |= {"centre": centre.tolist(), "spread": spread.tolist(), "seen": np.stack(seen).tolist()}
+    scales, folds = np.empty(clean.shape), min(FOLDS, len(tasks))
+    for fold in range(folds):  # each task is scaled by what was learned from others
+        here = rows % folds == fold
+        learned = entry | {"coefficients": _regression(entry, features, clean, weights, fine & ~here[:, None])}
+        scales[here] = scale(learned, features[here])
+    entry["coefficients"] = _regression(entry, features, clean, weights, fine)
+    size = np.abs(measured)
+    for name, scores in (("quantiles", size / np.where(np.isfinite(scales), scales, 1)), ("constant", size)):
+        scores = np.where(np.isfinite(scores) & np.isfinite(scales), scores, np.inf)
+        entry[name] = task_quantiles(scores, weights, LEVELS).tolist()
+    return entry
+
+
+def task_weights(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Weights [B, N] of points: the same sum, 1, for each task with points; NaN values, which are padding, weigh nothing."""
+    known = ~np.isnan(values)
+    counts = np.bincount(owners, known.sum(1))
+    return known / np.maximum(counts, 1)[owners][:, None]
+
+
+def task_quantiles(scores: np.ndarray, weights: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Conformal quantiles of `scores` at `levels`; `weights` sum to 1 over each task's points.
+
+    A new task is one more of T + 1, whose scores may be anything: 1 / (T + 1) of the weight is at infinity (Lee et al.
+    2023, eq. 5). Fewer than `SURE` tasks would reach too few levels; there the quantiles of the T known ones are taken.
+    """
+    known = weights > 0
+    order = np.argsort(scores[known], kind="stable")
+    total = round(float(weights.sum()))
+    shares = weights[known][order].cumsum() / (total + (total >= SURE))
+    places = np.searchsorted(shares, levels - 1e-9)
+    if total < SURE:
+        places = np.minimum(places, len(order) - 1)
+    return np.append(scores[known][order], np.inf)[places]
+
+
+def _terms(entry: Entry, features: np.ndarray) -> np.ndarray:
+    """What the log scale is linear in, [..., 1 + 2F]: 1, the standardised logs of the features, their squares."""
+    features = features[..., : len(entry["floor"])]  # a checkpoint from before the spread was one has the others
+    logs = (np.log(features.clip(*_seen(entry)) + np.array(entry["floor"])) - entry["centre"]) / entry["spread"]
+    return np.concatenate([np.ones((*logs.shape[:-1], 1)), logs, logs**2], -1)
+
+
+def _seen(entry: Entry) -> np.ndarray:
+    """The lowest and highest features of the calibration [2, F]: beyond them nobody knows how the regression goes on."""
+    four = np.array([[-4.0], [4.0]]) * entry["spread"]  # standard deviations, in a checkpoint that has no others
+    return np.array(entry["seen"]) if "seen" in entry else np.exp(four + entry["centre"]) - entry["floor"]
+
+
+def _growth(entry: Entry, features: np.ndarray) -> np.ndarray:
+    """By which factor, at least 1, points [..., F] exceed all that was seen."""
+    places, floor = [place for place in GROWING if place < len(entry["floor"])], np.array(entry["floor"])
+    return ((features[..., places] + floor[places]) / (_seen(entry)[1] + floor)[places]).max(-1, initial=1)
+
+
+def _regression(entry: Entry, features: np.ndarray, clean: np.ndarray, weights: np.ndarray, fine: np.ndarray) -> list[float]:
+    """Coefficients [1 + 2F] of the log of the residual on the points `fine`."""
+    count = features.shape[-1]
+    if not fine.any():
+        return [0.0] * (1 + 2 * count)
+    terms, shares = _terms(entry, features[fine]), weights[fine] / weights[fine].sum()
+    size = np.abs(clean[fine])
+    target = np.log(size + 0.01 * np.median(size) + 1e-9)
+    penalty = np.diag([0.0] + [LINEAR] * count + [SQUARES] * count) / max(1.0, weights[fine].sum())
+    weighted, right = terms * shares[:, None], np.column_stack([terms, target])
+    # in pieces for which the linear algebra starts no threads: where the cores are taken these wait for each other for seconds
+    products = sum(weighted[at : at + PIECE].T @ right[at : at + PIECE] for at in range(0, len(right), PIECE))
+    return np.linalg.solve(products[:, :-1] + penalty, products[:, -1]).tolist()
+
+
+def scale(entry: Entry, features: np.ndarray) -> np.ndarray:
+    """The expected size of a measurement's residual at points with `features` [..., F]; infinite where adapting diverged."""
+    fine = np.isfinite(features).all(-1)
+    known = np.where(fine[..., None], features, 1)
+    logs = np.einsum("...f,f->...", _terms(entry, known), entry["coefficients"])  # without threads, as above
+    sizes = np.exp(logs.clip(-50, 50)) / LOG_MEAN * _growth(entry, known)
+    return np.where(fine, np.sqrt(sizes**2 + entry["noise"]), np.inf)
+
+
+def entry_for(calibration: Calibration, shots: int) -> Entry:
+    """What is used for `shots` support points: the entry of the nearest K below, or of the smallest."""
+    known = sorted(map(int, calibration))
+    return calibration[str(max([count for count in known if count <= shots], default=known[0]))]
+
+
+def half_widths(entry: Entry, features: np.ndarray, coverage: float) -> np.ndarray:
+    """Half the width [...] of intervals that hold `coverage`, above 0 and below 1, of new measurements."""
+    return quantile(entry["quantiles"], coverage) * scale(entry, features)
+
+
+def quantile(curve: Sequence[float], coverage: float) -> float:
+    """A calibrated curve at any level: a line between neighbours, infinite above the last one."""
+    if coverage > LEVELS[-1] or not np.isfinite(curve[int(np.searchsorted(LEVELS, coverage - 1e-9))]):
+        return np.inf
+    return float(np.interp(coverage, [0, *LEVELS], [0, *curve]))
+
+
+# ---- judging
+
+
+def judge_intervals(
+    entry: Entry, features: np.ndarray, clean: np.ndarray, measured: np.ndarray, owners: np.ndarray, coverage: float = 0.9
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """How good intervals are on other tasks; arguments as in `calibrate`. Means over points, then over tasks.
+
+    Returns coverage, mean width, interval score, those of a constant width, the rank correlation over tasks of width
+    and error; and arrays: "nominal" and "coverage" at many levels [L], "width" and "error" (root mean square) of tasks [T].
+    """
+    weights, scales = task_weights(measured, owners), scale(entry, features)
+    known, size = weights > 0, np.abs(measured)
+    size, half = np.where(np.isfinite(size), size, np.inf), quantile(entry["quantiles"], coverage) * scales
+
+    def mean(values: Any) -> float:
+        return float((weights * np.where(known, values, 0)).sum() / weights.sum())
+
+    result: dict[str, float] = {}
+    constant = np.full(half.shape, quantile(entry["constant"], coverage))
+    for name, width in (("", half), ("constant_", constant)):
+        held = (size <= width) | np.isinf(width)  # what diverged is held by an interval that is the whole line
+        scores = interval_score(size, width, coverage)
+        result |= {f"{name}coverage": mean(held), f"{name}width": mean(2 * width), f"{name}score": mean(scores)}
+    levels = LEVELS[9::10]
+    shares = [mean(~(size > quantile(entry["quantiles"], level) * scales)) for level in levels]
+    rows = np.unique(owners, return_inverse=True)[1]
+    widths = np.bincount(rows, (weights * np.where(known, 2 * half, 0)).sum(1))
+    with np.errstate(over="ignore"):
+        errors = np.bincount(rows, (weights * np.where(known, np.square(clean), 0)).sum(1))
+    result["rank_correlation"] = rank_correlation(widths, errors)
+    return result, {"nominal": levels, "coverage": np.array(shares), "width": widths, "error": np.sqrt(errors)}
+
+
+def interval_score(size: np.ndarray, half: np.ndarray, coverage: float) -> np.ndarray:
+    """Width plus a penalty for what lies outside, of symmetric intervals (Gneiting and Raftery 2007, eq. 43)."""
+    with np.errstate(invalid="ignore"):
+        scores = 2 * half + 2 / (1 - coverage) * np.maximum(size - half, 0)
+    return np.where(np.isinf(half), np.inf, scores)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's correlation of two arrays [T] over the entries where both are finite; NaN where one of them is constant."""
+    fine = np.isfinite(first) & np.isfinite(second)
+    ranks = []
+    for values in (first[fine], second[fine]):
+        _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+        if len(counts) < 2:
+            return np.nan
+        ranks.append((counts.cumsum() - (counts - 1) / 2)[places])  # ties share their mean rank
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

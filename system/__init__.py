@@ -1,0 +1,1 @@
+"""The operating system: files that are whole or absent, one writer a run, the machine, text from outside."""

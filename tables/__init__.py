@@ -1,0 +1,1 @@
+"""A file of measurements: its cells, its columns, its subjects as tasks."""

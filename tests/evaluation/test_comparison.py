@@ -1,0 +1,440 @@
+"""Runs side by side: what may be compared, how seeds and tasks are averaged, and what is written of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import main
+from commands.compare import draw, read_run, write
+from config import Config
+from evaluation.comparison import SAME_METHOD, Comparison, Entry, Row, choice, compare_entries, entries
+from evaluation.statistics import geometric_mean, mean_and_interval, t_quantile
+from report.text import csv_table, markdown_table, text_table
+from system.errors import RunError
+from system.files import to_json
+
+TASKS = 12
+Make = Callable[..., Path]
+
+
+def errors_of(seed: int, shots: tuple[int, ...] = (5, 10), steps: int = 6, scale: float = 1.0) -> dict[int, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {count: scale * rng.uniform(0.1, 2.0, (TASKS, steps + 1)) for count in shots}
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Make the files of a finished run, as far as a comparison reads them."""
+
+    def run(name: str, method: str = "maml", tasks: str = "sinusoid", params: Any = None, **settings: Any) -> Path:
+        config = Config(**({"EVAL_TASKS": TASKS, "EVAL_SHOTS": (5, 10), "EVAL_STEPS": 6} | settings))
+        directory = tmp_path / name
+        (directory / "plots").mkdir(parents=True)
+        errors = errors_of(config.RANDOM_SEED, config.EVAL_SHOTS, config.EVAL_STEPS)
+        shots = {str(count): mean_and_interval(values) for count, values in errors.items()}
+        metrics = {"schema_version": 1, "method": method, "evaluation": {"num_tasks": TASKS, "shots": shots}}
+        report = {"status": "complete", "tasks": tasks, "config": config.to_dict()}
+        for file, value in {"metrics": metrics, "full_report": report, "config": config.to_dict()}.items():
+            (directory / f"{file}.json").write_text(json.dumps(to_json(value)))
+        arrays = {f"test_errors_{count}_shot": values for count, values in errors.items()}
+        params = np.ones((TASKS, 3), np.float32) if params is None else params
+        np.savez_compressed(directory / "plots" / "data.npz", test_params=params, **arrays)
+        return directory
+
+    return run
+
+
+def refusal(*directories: Path) -> str:
+    """The one line with which a comparison of runs is refused."""
+    with pytest.raises(RunError) as caught:
+        compare_entries(entries([read_run(directory) for directory in directories]))
+    assert caught.value.code == 2 and "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def labels(*directories: Path) -> list[str]:
+    return [entry.label for entry in entries([read_run(directory) for directory in directories])]
+
+
+# ---- reading runs
+
+
+def test_a_run_of_the_command_line_can_be_compared(tmp_path: Path) -> None:
+    settings = {"EPOCHS": 1, "NUM_TASKS": 8, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 4, "COMPILE": "never", "VALIDATION_TASKS": 2}
+    settings |= {"EVAL_TASKS": 4, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": "3,4", "SUPPORT_SAMPLES": 4}
+    flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    assert main.main([*flags, "--output", str(tmp_path), "--name", "mine"]) == 0
+    directory = tmp_path / "MAML_Sinusoidal_mine"
+    run = read_run(directory)
+    assert (run.method, run.tasks, run.config["HIDDEN_DIM"], run.params.shape) == ("maml", "sinusoid", 4, (4, 3))
+    comparison = compare_entries(entries([run]))
+    metrics = json.loads((directory / "metrics.json").read_text())
+    evaluation = metrics["evaluation"]["shots"]
+    assert run.validation[4] == pytest.approx(min(record["mse"][-1] for record in metrics["validation"]), rel=1e-5)
+    assert [(row.shots, row.gradients) for row in comparison.rows] == [(3, 0), (3, 1), (3, 2), (4, 0), (4, 1), (4, 2)]
+    assert_allclose([row.mean for row in comparison.rows], [*evaluation["3"]["mse"], *evaluation["4"]["mse"]])
+    assert_allclose([row.ci_tasks for row in comparison.rows], [*evaluation["3"]["ci95"], *evaluation["4"]["ci95"]])
+
+
+def test_a_run_without_test_results_is_refused_with_its_status(make: Make) -> None:
+    directory = make("run")
+    (directory / "metrics.json").write_text('{"method": "maml", "evaluation": null}')
+    (directory / "full_report.json").write_text('{"status": "interrupted"}')
+    assert f"{directory} has no test results (got status interrupted" in refusal(directory)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "full_report.json", "plots/data.npz"])
+@pytest.mark.parametrize("damage", ["missing", "a folder", "empty", "half", "random", "an array", "an object", "deep"])
+def test_a_damaged_file_is_refused_by_name(make: Make, name: str, damage: str) -> None:
+    path = make("run") / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        random = np.random.default_rng(0).bytes(500)
+        contents = {"empty": b"", "half": whole[: len(whole) // 2], "random": random}
+        contents |= {"an array": b"[1, 2]", "an object": b'{"evaluation": {"shots": 3}}', "deep": b"[" * 200_000}
+        path.write_bytes(contents[damage])
+    assert str(path.parent if name != "plots/data.npz" else path) in refusal(path.parent.parent if "/" in name else path.parent)
+
+
+@pytest.mark.parametrize("where", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_flipped_byte_in_the_arrays_is_noticed_or_harmless(make: Make, where: float) -> None:
+    directory = make("run")
+    path = directory / "plots" / "data.npz"
+    data, before = bytearray(path.read_bytes()), read_run(directory)
+    data[int(where * len(data))] ^= 0xFF
+    path.write_bytes(data)
+    try:
+        after = read_run(directory)
+    except RunError:
+        return
+    assert all(np.array_equal(before.errors[shots], after.errors[shots]) for shots in before.errors)
+
+
+def test_arrays_that_do_not_fit_the_settings_are_refused(make: Make) -> None:
+    directory = make("run")
+    np.savez(directory / "plots" / "data.npz", test_params=np.ones((2, 3)), **{f"test_errors_{k}_shot": k for k in (5, 10)})
+    assert "data.npz does not fit its run" in refusal(directory)
+
+
+def test_a_setting_that_can_not_be_used_is_refused_with_the_file(make: Make) -> None:
+    path = make("run") / "full_report.json"
+    path.write_text(json.dumps({"tasks": "sinusoid", "config": {"EPOCHS": -1}}))
+    assert "full_report.json: EPOCHS can't be used" in refusal(path.parent)
+
+
+# ---- the same test tasks
+
+
+DIFFERENT = {
+    "AMPLITUDE_MIN": 0.2,
+    "AMPLITUDE_MAX": 4.0,
+    "PHASE_MIN": 0.5,
+    "PHASE_MAX": 1.0,
+    "X_MIN": -4.0,
+    "X_MAX": 4.0,
+    "NOISE_STD": 0.3,
+    "INPUT_DIM": 2,
+    "EVAL_QUERY_SAMPLES": 50,
+} | {key: 0.5 for key in Config().to_dict() if key.startswith(("SLOPE_M", "INTERCEPT_M"))}
+
+
+@pytest.mark.parametrize("key", DIFFERENT)
+def test_runs_with_other_test_tasks_are_refused_by_the_setting(make: Make, key: str) -> None:
+    first, second = make("a"), make("b", **{key: DIFFERENT[key]})
+    line = refusal(first, second)
+    assert line.startswith(f"{second} has other test tasks than {first} (got {key}={DIFFERENT[key]}; expected {key}=")
+
+
+def test_runs_with_another_number_of_test_tasks_are_refused(make: Make) -> None:
+    second = make("b")
+    report = json.loads((second / "full_report.json").read_text())
+    report["config"]["EVAL_TASKS"] = 3
+    (second / "full_report.json").write_text(json.dumps(report))
+    arrays = {f"test_errors_{count}_shot": np.ones((3, 7)) for count in (5, 10)}
+    np.savez(second / "plots" / "data.npz", test_params=np.ones((3, 3), np.float32), **arrays)
+    assert f"got EVAL_TASKS=3; expected EVAL_TASKS={TASKS}" in refusal(make("a"), second)
+
+
+def test_every_setting_that_differs_is_named(make: Make) -> None:
+    line = refusal(make("a"), make("b", NOISE_STD=0.3, X_MAX=4.0))
+    assert "got X_MAX=4.0, NOISE_STD=0.3; expected X_MAX=5.0, NOISE_STD=0.0" in line
+
+
+def test_runs_of_another_task_family_are_refused(make: Make) -> None:
+    assert "got task family=sine-line; expected task family=sinusoid" in refusal(make("a"), make("b", tasks="sine-line"))
+
+
+def test_runs_with_equal_settings_but_other_test_functions_are_refused(make: Make) -> None:
+    second = make("b", RANDOM_SEED=1, params=np.zeros((TASKS, 3), np.float32))
+    assert "got other test_params" in refusal(make("a"), second)
+
+
+def test_runs_without_a_common_number_of_shots_are_refused(make: Make) -> None:
+    line = refusal(make("a"), make("b", method="leo", EVAL_SHOTS=(20,)))
+    assert line.startswith("EVAL_SHOTS has no value in common (got MAML: [5, 10]; LEO: [20]")
+
+
+def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last_error(make: Make) -> None:
+    runs = [read_run(make("a")), read_run(make("b", method="leo", EVAL_SHOTS=(10, 20), EVAL_STEPS=3))]
+    comparison = compare_entries(entries(runs))
+    assert {row.shots for row in comparison.rows} == {10} and comparison.last == 6
+    means = {(row.group, row.gradients): row.mean for row in comparison.rows}
+    assert means["LEO", 6] == means["LEO", 3] == runs[1].errors[10][:, -1].mean() != means["LEO", 2]
+    assert means["MAML", 6] == runs[0].errors[10][:, -1].mean() != means["MAML", 3]
+    assert "Fewer gradients are taken by LEO 3: their last rows are after these." in text_table(comparison)
+
+
+# ---- groups
+
+
+def test_one_method_is_labelled_by_its_name_alone(make: Make) -> None:
+    runs = [make("a"), make("b", method="leo", EPOCHS=3), make("c", RANDOM_SEED=1)]
+    assert labels(*runs) == ["MAML", "LEO", "MAML"]
+
+
+def test_settings_that_tell_runs_of_a_method_apart_are_in_their_labels(make: Make) -> None:
+    runs = [make("a"), make("b", FIRST_ORDER=True, EPOCHS=3), make("c", method="leo")]
+    assert labels(*runs) == ["MAML EPOCHS=70 FIRST_ORDER=false", "MAML EPOCHS=3 FIRST_ORDER=true", "LEO"]
+
+
+@pytest.mark.parametrize("key", sorted(set(SAME_METHOD) - {"RANDOM_SEED"}))
+def test_settings_without_an_effect_on_the_result_do_not_split_a_group(make: Make, key: str) -> None:
+    other = {"DEVICE": "cuda", "COMPILE": "never", "TASK_CHUNK": 5, "EVAL_SHOTS": (10,), "DATA": "a", "COLUMNS": ("y=b",)}.get(
+        key, 7
+    )
+    assert labels(make("a"), make("b", RANDOM_SEED=1, **{key: other})) == ["MAML", "MAML"]
+
+
+@pytest.mark.parametrize("key", ["VALIDATION_INTERVAL", "VALIDATION_TASKS", "EVAL_STEPS"])
+def test_settings_that_choose_the_best_checkpoint_split_a_group(make: Make, key: str) -> None:
+    assert len(set(labels(make("a"), make("b", RANDOM_SEED=1, **{key: 3})))) == 2
+
+
+def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged_does_not_hide_it(make: Make) -> None:
+    runs = [read_run(make(method, method)) for method in ("maml", "leo", "cavia")]
+    errors = {"MAML": {5: 0.1, 10: math.inf}, "LEO": {5: 0.4, 10: 0.1, 20: 9.0}, "CAVIA": {5: 0.3, 10: 0.3}}
+    measured = [run._replace(validation=error) for run, error in zip(runs, errors.values(), strict=True)]
+    told = "lowest validation error (K = 5, 10): LEO 0.2 (CAVIA 0.3, MAML inf); the run to use is leo"
+    assert choice(measured) == told  # the geometric mean over the K that all have: 0.2 of LEO
+    told = [run._replace(verdict=f"answer of {run.method}") for run in measured]
+    assert choice(told).endswith("; the run to use is leo. On test tasks: answer of leo")
+    assert choice(measured[:1]) == ""
+
+
+def test_where_validation_errors_decide_nothing_the_reason_is_given(make: Make) -> None:
+    runs = [read_run(make(method, method))._replace(validation={5: math.inf}) for method in ("maml", "leo")]
+    other_tasks = [runs[0], runs[1]._replace(config=runs[1].config | {"VALIDATION_TASKS": 7})]
+    other_shots = [runs[0], runs[1]._replace(validation={10: 0.1})]
+    assert choice(runs) == "no method is chosen: each diverged on a validation task"
+    unrecorded = choice([run._replace(validation={}) for run in runs])
+    assert unrecorded == "no method is chosen: no validation error is on record for maml, leo (--evaluate adds it)"
+    assert "EVAL_SHOTS, VALIDATION_TASKS or EVAL_QUERY_SAMPLES differ" in choice(other_tasks) == choice(other_shots)
+
+
+def test_an_older_run_without_a_validation_error_is_named_and_one_that_diverged_is_infinite(make: Make) -> None:
+    directory = make("a", "maml")
+    metrics = json.loads((directory / "metrics.json").read_text())
+    for result, error in zip(metrics["evaluation"]["shots"].values(), (None, 0.5), strict=False):
+        result["validation"] = error
+    (directory / "metrics.json").write_text(json.dumps(metrics))
+    assert list(read_run(directory).validation.values())[:1] == [math.inf]
+    assert choice([read_run(directory), read_run(make("b", "leo"))]).endswith("is on record for b (--evaluate adds it)")
+    next(iter(metrics["evaluation"]["shots"].values()))["validation"] = "low"
+    (directory / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(RunError, match="damaged record"):
+        read_run(directory)
+
+
+def test_a_geometric_mean_is_0_with_a_0_and_infinite_where_one_diverged() -> None:
+    assert geometric_mean([0.1, 10.0, 1.0]) == pytest.approx(1) and geometric_mean(np.array([0.0, 3.0])) == 0
+    assert geometric_mean([1.0, math.inf]) == geometric_mean([0.0, math.nan]) == math.inf
+
+
+def test_a_seed_that_is_there_twice_is_refused(make: Make) -> None:
+    first, second = make("a", RANDOM_SEED=3), make("b", RANDOM_SEED=3, COMPILE="never")
+    assert refusal(first, second).startswith(f"{second} repeats {first} (got MAML with RANDOM_SEED=3 twice")
+
+
+def test_the_groups_stand_in_the_order_in_which_they_came(make: Make) -> None:
+    runs = [make("a", method="leo"), make("b"), make("c", method="leo", RANDOM_SEED=1)]
+    assert compare_entries(entries([read_run(run) for run in runs])).labels == ["LEO", "MAML"]
+
+
+# ---- statistics
+
+
+@pytest.fixture
+def found() -> list[Entry]:
+    """Two methods of three seeds each, and a baseline of one."""
+    seeds = [Entry("ONE", errors_of(seed)) for seed in range(3)]
+    seeds += [Entry("TWO", errors_of(seed + 3, scale=0.1)) for seed in range(3)]
+    return [*seeds, Entry("baseline", errors_of(9))]
+
+
+@pytest.fixture
+def comparison(found: list[Entry]) -> Comparison:
+    return compare_entries(found)
+
+
+def row(comparison: Comparison, group: str, shots: int = 10, gradients: int = 6) -> Row:
+    (chosen,) = [r for r in comparison.rows if (r.group, r.shots, r.gradients) == (group, shots, gradients)]
+    return chosen
+
+
+def values(found: list[Entry], label: str) -> np.ndarray:
+    """Errors [R, T] of a group, 10-shot after 6 gradients."""
+    return np.stack([entry.errors[10][:, 6] for entry in found if entry.label == label])
+
+
+def test_the_mean_is_over_seeds_and_tasks(found: list[Entry], comparison: Comparison) -> None:
+    one = row(comparison, "ONE")
+    assert (one.seeds, one.tasks) == (3, TASKS)
+    assert_allclose(one.mean, values(found, "ONE").mean())
+
+
+def test_the_interval_over_tasks_is_that_of_each_tasks_mean_over_seeds(found: list[Entry], comparison: Comparison) -> None:
+    each = values(found, "ONE").mean(0)
+    assert_allclose(row(comparison, "ONE").ci_tasks, 1.96 * np.sqrt(np.square(each - each.mean()).sum() / 11 / TASKS))
+
+
+def test_the_interval_over_seeds_is_students(found: list[Entry], comparison: Comparison) -> None:
+    seeds = values(found, "ONE").mean(1)
+    assert_allclose(row(comparison, "ONE").ci_seeds, 4.303 * np.sqrt(np.square(seeds - seeds.mean()).sum() / 2 / 3))
+
+
+def test_one_seed_has_no_interval_over_seeds(comparison: Comparison) -> None:
+    assert np.isnan(row(comparison, "baseline").ci_seeds)
+
+
+def test_differences_are_paired_by_task(found: list[Entry], comparison: Comparison) -> None:
+    each = values(found, "TWO").mean(0) - values(found, "ONE").mean(0)
+    two = row(comparison, "TWO")
+    assert_allclose([two.difference, two.difference_ci], [each.mean(), 1.96 * each.std(ddof=1) / np.sqrt(TASKS)])
+
+
+def test_a_constant_difference_is_found_however_much_the_tasks_differ() -> None:
+    hard = np.random.default_rng(0).lognormal(0, 3, (50, 1))
+    comparison = compare_entries([Entry("a", {5: hard}), Entry("b", {5: hard - 1e-3})])
+    assert row(comparison, "b", 5, 0).verdict == "lower"
+    assert row(comparison, "b", 5, 0).ci_tasks > 1
+
+
+def test_the_first_group_is_not_compared_with_itself(comparison: Comparison) -> None:
+    one = row(comparison, "ONE")
+    assert np.isnan(one.difference) and np.isnan(one.difference_ci) and one.verdict == ""
+
+
+@pytest.mark.parametrize(
+    ("difference", "half", "verdict"),
+    [
+        (-2, 1, "lower"),
+        (2, 1, "higher"),
+        (0.5, 1, "not distinguishable"),
+        (-1, 1, "not distinguishable"),
+        (0, 0, "not distinguishable"),
+    ],
+)
+def test_the_words_say_whether_the_interval_excludes_zero(difference: float, half: float, verdict: str) -> None:
+    assert Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).verdict == verdict
+
+
+def test_gradients_that_change_nothing_have_no_rows_of_their_own() -> None:
+    solved = {5: np.repeat(errors_of(0)[5][:, :2], [1, 10], axis=1)}
+    baseline = {5: np.repeat(solved[5][:, :1], 11, axis=1)}
+    found = [Entry("a", solved), Entry("b", baseline), Entry("c", {5: np.linspace(solved[5][:, 0], 1, 11, axis=1)})]
+    rows = [line.split()[1:3] for line in text_table(compare_entries(found)).splitlines() if line.startswith("5 ")]
+    assert rows == [["0", "a"], ["0", "c"], ["1", "c"], ["5", "c"], ["10", "a"], ["10", "b"], ["10", "c"]]
+
+
+def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_its_number_of_them() -> None:
+    found = [Entry(name, {5: errors_of(seed)[5], 10: errors_of(seed)[10][:5]}) for seed, name in enumerate("ab")]
+    subjects = compare_entries(found, subjects=True)
+    for shots, count, quantile in ((5, TASKS, t_quantile(TASKS - 1)), (10, 5, 2.776)):
+        (one,) = [one for one in subjects.rows if (one.group, one.shots, one.gradients) == ("a", shots, 1)]
+        assert_allclose(one.ci_tasks, quantile * found[0].errors[shots][:, 1].std(ddof=1) / np.sqrt(count))
+    assert f"over {TASKS} or 5 test tasks" in text_table(subjects)
+    assert f"over {TASKS} test tasks" in text_table(compare_entries([Entry(name, errors_of(0)) for name in "ab"]))
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, 1e308])
+def test_a_diverged_task_shows_and_spoils_nothing_else(found: list[Entry], bad: float, tmp_path: Path) -> None:
+    found[4].errors[10][2, 4:] = bad
+    found[5].errors[10][:, 4:] = bad
+    comparison = compare_entries(found)
+    assert not row(comparison, "TWO").mean < 1e300 and row(comparison, "TWO", gradients=3).verdict == "lower"
+    assert "diverged" in text_table(comparison)
+    assert csv_table(comparison) and draw(comparison, "a title")
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.706), (4, 2.776), (10, 2.228), (11, 2.20099), (15, 2.13145), (30, 2.04227), (120, 1.97993), (10**6, 1.95997)],
+)
+def test_students_quantiles_are_those_of_the_tables(degrees: int, quantile: float) -> None:
+    assert_allclose(t_quantile(degrees), quantile, atol=2e-4)
+
+
+# ---- tables and files
+
+
+def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(csv_table(comparison).splitlines()))
+    assert len(rows) == 3 * 2 * 7
+    chosen = rows[-2]
+    assert (chosen["group"], chosen["shots"], chosen["gradients"], chosen["seeds"]) == ("TWO", "10", "6", "3")
+    for name in Row._fields[5:]:
+        assert float(chosen[name]) == getattr(row(comparison, "TWO"), name)
+    assert rows[-1]["ci_seeds"] == "" and rows[-3]["difference"] == ""
+
+
+def test_the_terminals_table_shows_0_1_5_and_the_last_gradient(comparison: Comparison) -> None:
+    lines = [line.split() for line in text_table(comparison).splitlines() if line.startswith("10 ")]
+    assert [(line[1], line[2]) for line in lines] == [(n, g) for n in "0156" for g in ("ONE", "TWO", "baseline")]
+    assert lines[-2][-1] == "lower"
+
+
+def test_the_terminals_table_shows_a_label_as_it_is(found: list[Entry]) -> None:
+    assert "naïve" in text_table(compare_entries([*found, Entry("naïve", errors_of(4))]))
+
+
+def test_the_columns_of_the_terminals_table_stand_below_each_other(comparison: Comparison) -> None:
+    lines = text_table(comparison).splitlines()
+    start = lines[0].index("seeds")
+    assert {line[start] for line in lines if line.startswith(("5 ", "10 "))} == {"1", "3"}
+
+
+def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> None:
+    table = markdown_table(compare_entries([*found, Entry("a|b", errors_of(4))]), "A title")
+    assert table.startswith("# A title\n\n| K |")
+    rows = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {9} and len(rows) == 2 + 2 * 4 * 4
+
+
+@pytest.mark.usefixtures("with_figures")
+def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison, tmp_path: Path) -> None:
+    files = write(tmp_path / "new" / "folder", comparison, "A title")
+    names = {"comparison.md", "comparison.csv", "comparison_gradients.png", "comparison_gradients.pdf"}
+    assert {file.name for file in files} == names | {"comparison_shots.png", "comparison_shots.pdf", "report.html"}
+    assert {file.name for file in (tmp_path / "new" / "folder").iterdir()} == {file.name for file in files}
+    before = {file: file.read_bytes() for file in files}
+    write(tmp_path / "new" / "folder", comparison, "A title")
+    assert all(file.read_bytes() == data for file, data in before.items())
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_few_gradients_can_be_compared(steps: int, tmp_path: Path) -> None:
+    comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
+    assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
+    assert len(text_table(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2

@@ -1,0 +1,251 @@
+"""README.md and docs/ against the code: what they list is complete, what they name exists, their examples run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import main
+import registry
+from config import KEYS, Config, parse_assignment
+from docs import make_configuration
+from results_manager import ExperimentManager
+from system.checkpoints import read_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def families_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of the benchmarks, collected by the same pytest, add a family of their own."""
+    monkeypatch.delitem(registry.TASKS, "oracle", raising=False)
+
+
+ROOT = Path(main.__file__).parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+}
+TINY: dict[str, Any] = {
+    "EPOCHS": 2,
+    "NUM_TASKS": 30,
+    "META_BATCH_SIZE": 4,
+    "HIDDEN_DIM": 6,
+    "EVAL_TASKS": 6,
+    "EVAL_QUERY_SAMPLES": 5,
+    "EVAL_STEPS": 3,
+    "VALIDATION_TASKS": 4,
+    "LOG_INTERVAL": 5,
+    "VALIDATION_INTERVAL": 5,
+    "CHECKPOINT_INTERVAL": 5,
+}
+TINY_FLAGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
+
+
+def python_files() -> list[Path]:
+    """The project's Python files outside of tests/ and benchmarks/, relative to the root; packages' own files left out."""
+    paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]]
+    left_out = ("tests", "benchmarks")
+    return [path for path in paths if path.parts[0] not in left_out and path.name != "__init__.py" and path.parts[0][0] != "."]
+
+
+# ---- links, names and commands
+
+
+def slugs(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_resolves(page: str) -> None:
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
+    broken = []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / name if name else ROOT / page
+        if not target.exists() or (anchor and anchor not in slugs(target.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    assert [page for page in PAGES if page != "README.md" and f"]({page})" not in PAGES["README.md"]] == []
+
+
+def test_the_readme_has_at_most_200_lines() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 200
+
+
+def test_the_readme_has_one_command_that_installs_and_tests() -> None:
+    (found,) = re.findall(r"^    python3 -m venv .*pytest$", PAGES["README.md"], re.M)
+    assert "-r requirements-test.txt" in found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_script_and_test_that_a_page_names_exists(page: str) -> None:
+    names = re.findall(r"^    python ((?:\w+/)*\w+\.py)", PAGES[page], re.M) + re.findall(
+        r"`(?:pytest )?(tests/\w+\.py)`", PAGES[page]
+    )
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_line_is_one_that_the_program_takes(page: str) -> None:
+    for line in re.findall(r"^    .*main\.py(?: .*)?$", PAGES[page], re.M):
+        if line.endswith("..."):
+            continue  # of which a part is left out
+        words = shlex.split(line.split("main.py", 1)[1], comments=True)
+        args = main.parse_arguments(main.build_parser(), words)
+        Config.resolve(dict(parse_assignment(text) for text in args.set))
+
+
+# ---- tables
+
+
+def test_the_table_of_settings_is_what_the_code_declares() -> None:
+    """`python docs/make_configuration.py` makes it current."""
+    assert PAGES["docs/configuration.md"] == make_configuration.document()
+
+
+def test_the_table_of_settings_has_every_key_once_with_its_default() -> None:
+    for key, value in Config().to_dict().items():
+        shown = json.dumps(value) if not isinstance(value, float) else f"{value:.4g}"
+        rows = re.findall(rf"^\| `{key}` \| (.*?) \|", PAGES["docs/configuration.md"], re.M)
+        assert rows == [shown], key
+
+
+def test_every_flag_method_and_family_is_listed() -> None:
+    page = PAGES["docs/command_line.md"]
+    flags = [flag for flag in main.build_parser()._option_string_actions if flag.startswith("--")]
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("| `--"))
+    assert [flag for flag in flags if f"`{flag}`" not in rows] == []
+    assert [name for name in (*registry.METHODS, *registry.TASKS) if f"`{name}`" not in rows] == []
+
+
+def test_the_settings_that_may_change_in_a_resumed_run_are_listed() -> None:
+    (listed,) = re.findall(r"\* What may change: (.*?)\.\s", PAGES["docs/processes.md"], re.S)
+    words = set(re.findall(r"[A-Z_]{4,}", listed)) - {"EVAL"} | {key for key in KEYS if key.startswith("EVAL")}
+    assert words == set(registry.MAY_CHANGE_ON_RESUME)
+
+
+# ---- the tour
+
+
+def test_the_tour_names_every_python_file() -> None:
+    tour = PAGES["docs/tour.md"]
+    assert [path.as_posix() for path in python_files() if f"`{path.as_posix()}`" not in tour] == []
+
+
+# ---- the run directory
+
+
+class Finished(NamedTuple):
+    directory: Path
+    figures: list[str]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Finished:
+    """A tiny run of the method that leaves most behind; its figures are made, and not drawn."""
+    output, names = tmp_path_factory.mktemp("docs"), []
+    with figures(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.append(name))
+        patch.setattr(ExperimentManager, "log_figure", lambda self, name, figure, iteration: names.append(name))
+        flags = [*TINY_FLAGS, "--set", "LEO_LATENT_DIM=3", "--set", "LEO_DECODER_DIM=4"]
+        assert main.main(["--method", "leo", "--output", str(output), *flags]) == 0
+    return Finished(next(output.iterdir()), names)
+
+
+def undocumented(names: Any) -> list[str]:
+    """Those of `names` that docs/run_directory.md does not have in backticks, where K, SS and NAME stand for any."""
+    patterns = []
+    for word in re.findall(r"`([^`\n]+)`", PAGES["docs/run_directory.md"]):
+        pattern = re.sub(r"(?<![A-Za-z])K(?![A-Za-z])", r"\\d+", re.escape(word))
+        patterns.append(re.sub(r"NAME$", r"\\w+", pattern.replace("SS", r"\d\d")))
+    return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
+
+
+def test_every_array_behind_the_figures_is_documented(finished: Finished) -> None:
+    with np.load(finished.directory / "plots" / "data.npz") as arrays:
+        assert len(arrays.files) > 10 and undocumented(arrays.files) == []
+
+
+def test_every_figure_is_documented(finished: Finished) -> None:
+    plain = [name for name in finished.figures if "/" not in name]
+    assert len(plain) == 7 and undocumented(plain) == []
+    assert undocumented(f"figures/{name}" for name in finished.figures) == []
+
+
+def test_every_file_is_documented(finished: Finished) -> None:
+    names = [path.relative_to(finished.directory).as_posix() for path in finished.directory.rglob("*") if path.is_file()]
+    page = PAGES["docs/run_directory.md"]
+    assert [name for name in names if name not in page and not name.startswith("tensorboard/events")] == []
+
+
+def test_every_entry_of_the_records_is_documented(finished: Finished) -> None:
+    metrics, report = (json.loads((finished.directory / name).read_text()) for name in ("metrics.json", "full_report.json"))
+    shots = metrics["evaluation"]["shots"]
+    entries = [*metrics, *metrics["train"][0], *metrics["validation"][0], *metrics["evaluation"], *metrics["performance"]]
+    own = {"kl", "latent_std", "encoder_penalty"}  # under their TensorBoard tags
+    first = next(iter(shots.values()))
+    per_step = [f"{name}[s]" if isinstance(value, list) else name for name, value in first.items() if name != "interval"]
+    assert undocumented([name for name in entries if name not in own and name != "mse"] + per_step) == []
+    assert undocumented(first["interval"]) == []
+    assert undocumented(report) == []
+
+
+def test_every_entry_of_a_checkpoint_is_documented(finished: Finished) -> None:
+    assert undocumented(read_checkpoint(finished.directory / "checkpoints" / "last.pt")) == []
+
+
+def test_every_tensorboard_tag_is_documented(finished: Finished) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(finished.directory / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert len(tags) > 10 and undocumented(tags) == []
+
+
+# ---- the examples
+
+
+def example(heading: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The first Python block under a heading of the README, as a module."""
+    section = PAGES["README.md"].split(f"\n## {heading}\n")[1]
+    (code, *_) = re.findall(r"```python\n(.*?)```", section, re.S)
+    module = types.ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    exec(code, module.__dict__)
+    return module
+
+
+def train(output: Path, *flags: str) -> Path:
+    assert main.main(["--output", str(output), *TINY_FLAGS, *flags]) == 0
+    (directory,) = output.iterdir()
+    return directory
+
+
+def test_the_readmes_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = example("Add a method", "layerwise", monkeypatch)
+    monkeypatch.setitem(registry.METHODS, "layerwise", module.LayerwiseMAML)
+    directory = train(tmp_path, "--method", "layerwise")
+    assert directory.name.startswith("LAYERWISE_Sinusoidal_")
+    log_lr = read_checkpoint(directory / "checkpoints" / "last.pt")["meta_parameters"]["log_lr"]
+    assert log_lr.shape == (3,) and log_lr.std() > 0  # the step sizes have been learned, each on its own
+
+
+def test_the_readmes_task_family_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = example("Add a task family", "steps", monkeypatch)
+    (entry,) = re.findall(r'`"steps": (lambda config: .*)`', PAGES["README.md"])
+    monkeypatch.setitem(registry.TASKS, "steps", eval(entry, module.__dict__))
+    assert train(tmp_path, "--tasks", "steps").name.startswith("MAML_Steps_")

@@ -1,0 +1,107 @@
+"""report.html: one self-contained page, the record's numbers, and foreign text that stays text."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import main
+from evaluation.comparison import Entry, compare_entries
+from report.page import answer, comparison_page, result_rows, run_page
+from tests.tools.runs import ROOT, command
+
+HOSTILE = "<script>alert(1)</script>&amp;\"'$x$\x1b[31m"
+PNG = b"\x89PNG\r\n"
+
+
+class Page(HTMLParser):
+    """Tags with attributes, and all text, of a page; refuses tags that are not closed in order."""
+
+    def __init__(self, page: bytes):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", list[str]()
+        self.feed(page.decode())
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def report(shots: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    results = {"num_tasks": 30, "diverged": 0, "shots": shots or {"5": {"mse": [3.0, 1.5], "ci95": [0.5, None]}}}
+    machine = {"python": "3.11", "libraries": {"torch": "2.13"}, "cpu": {"model": HOSTILE}, "os": "Linux"}
+    about = {"method": "maml", "tasks": "sinusoid", "command": ["main.py", "--name", HOSTILE], "warnings": [HOSTILE]}
+    config = {"SUPPORT_SAMPLES": 5, "NUM_TASKS": 100, "DATA": f"/somewhere/{HOSTILE}", "SUPPORT_FROM": "random"}
+    return about | {"config": config, "results": results | more, "git": {"commit": None}, "environment": machine}
+
+
+def table_report() -> dict[str, Any]:
+    data = {"columns": ["patient", HOSTILE, "level", "split"], "subjects": {"train": 5, "validation": 2, "test": 2}, "rows": 80}
+    return report({"5": {"mse": [1, 0.25], "ci95": [0.5, 0.1], "rmse": [8, 4.0], "left_out": 1}}) | {"data": data}
+
+
+@pytest.mark.parametrize("record", [report(), table_report()], ids=["formula", "table"])
+def test_foreign_text_is_shown_as_text(record: dict[str, Any]) -> None:
+    page = Page(run_page(record, HOSTILE, {}, {"COLUMNS": ([HOSTILE], [])}, {HOSTILE: PNG}))
+    allowed = "html head meta title style body h1 h2 p div table thead tbody tr th td figure figcaption img pre"
+    assert {tag for tag, _ in page.tags} <= set(allowed.split())
+    assert page.text.count("<script>alert(1)</script>&amp;") >= 4 and "\x1b" not in page.text
+
+
+def test_a_run_with_all_defaults_says_that_no_setting_differs() -> None:
+    assert "<td>none</td>" in run_page(report(), "run", {}, {}, {}).decode()
+    assert "<td>none</td>" not in run_page(report(), "run", {}, {"EPOCHS": (7, 70)}, {}).decode()
+
+
+def test_nothing_is_fetched_from_anywhere() -> None:
+    page = Page(run_page(report(), "run", {}, {}, {"a": PNG}))
+    assert {attributes[name][:22] for _, attributes in page.tags for name in ("src", "href") if name in attributes} == {
+        "data:image/png;base64,"
+    }
+    assert any("default-src 'none'" in (attributes.get("content") or "") for _, attributes in page.tags)
+
+
+def test_the_answer_is_the_verdict_or_the_error_at_the_trained_k_beside_the_published_one() -> None:
+    assert answer(report(verdict="LEO 24.1, mixed model 27.9: 14% lower"), {}) == "LEO 24.1, mixed model 27.9: 14% lower"
+    text = answer(report(), {5: {1: 0.67}})
+    assert text.startswith("From 5 points of a new task, after 1 gradients, MAML has a mean squared error of 1.5 ± -")
+    assert text.endswith("; Finn et al. 2017 report 0.67.")
+
+
+def test_rows_hold_the_method_the_published_figures_the_baselines_and_the_interval() -> None:
+    shots = {"5": {"mse": [1, 0.25], "ci95": [0.5, 0.1], "rmse": [8, 4.0], "interval": {"coverage": 0.9, "width": 12.0}}}
+    baselines = {"mixed model": {"5": {"mse": 0.3, "ci95": 0.2, "rmse": 4.4}}}
+    rows = result_rows(report(shots, baselines=baselines)["results"], "LEO", {5: {1: 0.67}})
+    assert rows == [
+        ["K", "", "0 gradients", "1 gradient", "in own unit", "90% interval: holds, width"],
+        ["5", "LEO", "1 ± 0.5", "0.25 ± 0.1", "4", "90.0%, 12"],
+        ["5", "Finn et al. 2017", "", "0.67", "", ""],
+        ["5", "mixed model", "", "0.3 ± 0.2", "4.4", ""],
+    ]
+
+
+def test_a_run_ends_with_the_name_of_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(command(tmp_path, "--name", "one")) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    path = Path(re.fullmatch(r"report: (\S+)", last)[1])  # type: ignore[index]
+    page = Page((ROOT / path).read_bytes())
+    assert "MAML: sinusoid tasks" in page.text and f"--predict {path.parent}" in page.text
+
+
+def test_entries_without_a_choice_have_a_page() -> None:
+    found = [Entry(name, {5: np.ones((4, 2)) * place}) for place, name in enumerate(("A", HOSTILE))]
+    assert "2 methods on the same test tasks" in Page(comparison_page(compare_entries(found), "a title", {})).text

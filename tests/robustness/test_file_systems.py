@@ -1,0 +1,130 @@
+"""No optional service of a file system is needed: synchronised drives, network disks and memory sticks lack some."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from main import main
+from system.files import write_atomically
+from tests.tools.chaos import command, only_run, result_of, same
+
+
+def refuse(module: Any, name: str, number: int, where: Callable[..., bool] = lambda *_: True) -> Callable[..., None]:
+    """A fault: that call answers with an error."""
+
+    def plant(monkeypatch: pytest.MonkeyPatch) -> None:
+        call = getattr(module, name)
+
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            if where(*args):
+                raise OSError(number, os.strerror(number))
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, refused)
+
+    return plant
+
+
+def is_folder(descriptor: int) -> bool:
+    return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+
+
+FAULTS: dict[str, Callable[..., None]] = {
+    "link EPERM": refuse(os, "link", errno.EPERM),
+    "link EOPNOTSUPP": refuse(os, "link", errno.EOPNOTSUPP),
+    "flock ENOLCK": refuse(fcntl, "flock", errno.ENOLCK),
+    "flock ENOSYS": refuse(fcntl, "flock", errno.ENOSYS),
+    "fsync of a folder EINVAL": refuse(os, "fsync", errno.EINVAL, is_folder),
+    "fsync of a file EINVAL": refuse(os, "fsync", errno.EINVAL, lambda descriptor: not is_folder(descriptor)),
+    "fsync ENOTSUP": refuse(os, "fsync", errno.ENOTSUP),
+    "chmod EPERM": refuse(os, "chmod", errno.EPERM),
+    "folders can't be opened": refuse(os, "open", errno.EACCES, lambda path, *_: Path(path).is_dir()),
+}
+
+
+def everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for plant in list(FAULTS.values()):
+        plant(monkeypatch)
+
+
+def whole_life(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """Train a part, resume to the end, evaluate and predict; what all that gave."""
+    points = folder / "points.csv"
+    folder.mkdir()
+    points.write_text("x,y\n0,1\n1,2\n-2,0.5\n")
+    runs = folder / "runs"
+    assert main(command(runs, "--method", "leo", EPOCHS=1)) == 0
+    for arguments in (["--resume", "latest", "--set", "EPOCHS=2"], ["--evaluate", "latest"]):
+        assert main(["--output", str(runs), *arguments]) == 0
+    directory = only_run(runs)
+    assert main(["--output", str(folder), "--predict", str(directory), "--points", str(points)]) == 0
+    assert (directory / "checkpoints" / "previous.pt").exists()
+    hidden = {path.name for path in folder.rglob(".*")}
+    assert hidden <= {".lock"}, "leftovers"
+    return result_of(directory), (folder / "predictions.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], bytes]:
+    return whole_life(tmp_path_factory.mktemp("sound") / "life")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "everything"])
+def test_a_run_lives_its_whole_life_to_the_same_bits_without(
+    fault: str, tmp_path: Path, expected: tuple[dict[str, Any], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (FAULTS | {"everything": everything})[fault](monkeypatch)
+    result, predictions = whole_life(tmp_path / "life")
+    assert same(result, expected[0]) and predictions == expected[1]
+
+
+def test_what_is_lost_without_fsync_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FAULTS["fsync ENOTSUP"](monkeypatch)
+    assert main(command(tmp_path, "--method", "leo")) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "after a power failure its newest files may be missing" in lines[0]
+
+
+def test_where_no_folder_can_be_opened_a_file_alone_is_confirmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FAULTS["folders can't be opened"](monkeypatch)
+    assert not write_atomically(tmp_path / "file", b"new")
+    monkeypatch.setattr("system.files.sys.platform", "win32")
+    assert write_atomically(tmp_path / "file", b"new")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_what_is_not_optional_stays_an_error(call: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(os, call, number)(monkeypatch)
+    with pytest.raises(OSError) as caught:
+        write_atomically(tmp_path / "file", b"new")
+    assert caught.value.errno == number and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("errno", errno.EBUSY), ("winerror", 5), ("winerror", 32)])
+def test_a_target_that_somebody_holds_for_a_moment_is_replaced_a_moment_later(
+    attribute: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, pauses = os.replace, []
+
+    def held(source: Path, target: Path) -> None:
+        if len(pauses) < 2:
+            error = OSError(errno.EACCES, "held")
+            setattr(error, attribute, value)
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr("system.files.time.sleep", pauses.append)
+    assert write_atomically(tmp_path / "file", b"new") and (tmp_path / "file").read_bytes() == b"new"
+    assert pauses == [0.01, 0.1]

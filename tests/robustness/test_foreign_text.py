@@ -1,0 +1,306 @@
+"""A stranger's names in figures, tables, logs and on the terminal: no traceback, no warning, shown as they are."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import sys
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.ttLib.tables._g_l_y_f import Glyph
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, ScalarFormatter
+
+from evaluation.comparison import Comparison, Entry, compare_entries
+from report.figures import error_against_gradients, error_against_shots, errors_by_subject, sample_bundle
+from report.prediction_figures import prediction_curves, subject_curves
+from report.text import csv_table, markdown_table, text_table
+from results_manager import ExperimentManager
+from system import drawing
+from system.drawing import drawable_text, figure_function, show_plainly
+from system.files import figure_bytes
+from system.terminal import print_once
+from system.text import UNPRINTABLE, columns, padded, printable
+from tests.tools.hostile import NAMES
+from visualization import (
+    adaptive_learning,
+    latent_space,
+    performance_over_tasks,
+    task_predictions,
+    training_curves,
+)
+
+GRID = np.linspace(-5, 5, 9)
+WORST = ["$\\undefined{$", "_hidden", "测量\n\udcff\U0001f469", "W_$1^" * 51, "a\\$b$c$"]
+
+
+def numbers(*shape: int) -> np.ndarray:
+    """Positive numbers of a fixed seed."""
+    return np.random.default_rng(0).uniform(0.1, 2.0, shape)
+
+
+def texts(figure: Figure) -> list[Text]:
+    """All text of a figure but the numbers along its axes; names along them are among it."""
+    found = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
+    for axes in figure.axes:
+        found += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        found += (
+            []
+            if isinstance(axes.yaxis.get_major_formatter(), (ScalarFormatter, LogFormatter))
+            else axes.yaxis.get_majorticklabels()
+        )
+    return [text for text in found if text.get_text()]
+
+
+# ---- the texts alone
+
+
+def test_the_names_are_fifty_and_more() -> None:
+    assert len(set(NAMES)) == len(NAMES) >= 50
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_name_is_one_line_of_letters_with_a_shape(name: str) -> None:
+    shown = printable(name)
+    assert not {unicodedata.category(char) for char in shown} & UNPRINTABLE
+    assert shown.encode() and printable(shown) == shown
+    assert all(char in shown for char in name if unicodedata.category(char) not in UNPRINTABLE)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_figure_says_a_name_in_letters_that_its_fonts_have(name: str) -> None:
+    shown, families = drawable_text(name)
+    assert all(any(ord(char) in drawing._letters(family) for family in families) for char in shown)
+    assert drawable_text(shown) == (shown, families)
+    assert name.isascii() is False or shown == printable(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\nb\t\x1b", r"a\nb\t\x1b"),
+        ("\udcff", r"\udcff"),
+        ("\u202egpj.exe", r"\u202egpj.exe"),
+        ("\U0010ffff", r"\U0010ffff"),
+        ("e\u0301te\u0301", "été"),
+        ("$x_1^2$ \\alpha 100% {0} <b>", "$x_1^2$ \\alpha 100% {0} <b>"),
+    ],
+    ids=ascii,
+)
+def test_what_can_be_shown_is_shown_and_the_rest_is_an_escape(name: str, shown: str) -> None:
+    assert drawable_text(name)[0] == shown
+
+
+def test_every_name_is_drawn_without_a_formula_or_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    figure = Figure((12, 14), dpi=30)
+    for place, name in enumerate(NAMES):
+        figure.text(0.02, 0.98 - place / len(NAMES), name, fontsize=7)
+    show_plainly(figure)
+    for text in figure.texts:
+        assert not text.get_parse_math() and text.get_text()
+    for suffix in ("png", "pdf"):
+        assert figure_bytes(figure, suffix)
+    assert not caplog.records
+
+
+def test_a_font_that_has_the_letters_is_found_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    font = FontBuilder(1000)
+    font.setupGlyphOrder([".notdef", "middle"])
+    font.setupCharacterMap({ord("中"): "middle"})
+    font.setupGlyf({".notdef": Glyph(), "middle": Glyph()})
+    font.setupHorizontalMetrics({".notdef": (500, 0), "middle": (1000, 0)})
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Only Middle", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "middle.ttf")
+    assert drawable_text("a中文")[0] == r"a\u4e2d\u6587"
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
+    monkeypatch.setattr(drawing, "FALLBACK_FONTS", ("Not Installed", "Only Middle"))
+    font_manager.fontManager.addfont(tmp_path / "middle.ttf")
+    drawing._letters.cache_clear()
+    try:
+        assert drawable_text("a中文") == (r"a中\u6587", ["sans-serif", "Only Middle"])
+        assert drawable_text("abc") == ("abc", ["sans-serif"])
+    finally:
+        drawing._letters.cache_clear()
+
+
+@pytest.mark.parametrize("length", [10, 80, 255, 5000])
+def test_a_long_title_keeps_its_ends_and_stays_in_the_figure(length: int) -> None:
+    figure = Figure((7, 3), dpi=30)
+    title = figure.suptitle(f"MAML on {'W' * length}.csv: 5 points")
+    show_plainly(figure)
+    shown = title.get_text()
+    assert shown.startswith("MAML on W") and shown.endswith("W.csv: 5 points") and ("…" in shown) == (length > 60)
+    box = title.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= 7 * 30
+
+
+# ---- every figure
+
+
+def results(labels: list[str]) -> dict[int, dict[str, dict[str, np.ndarray]]]:
+    return {5: {label: {"mse": numbers(3), "ci95": numbers(3) / 9, "seeds": numbers(2, 3)} for label in labels}}
+
+
+def prediction() -> dict[str, np.ndarray]:
+    return {"grid": GRID, "before": numbers(9), "after": numbers(9), "support_x": numbers(3), "support_y": numbers(3)}
+
+
+def of_prediction(names: list[str]) -> Figure:
+    return prediction_curves(prediction(), 2, (-5.0, 5.0), names[2], (names[0], names[1]))
+
+
+def of_subjects(names: list[str]) -> Figure:
+    tasks = {name: prediction() for name in names[:-1]}
+    return subject_curves(tasks, 2, (-5.0, 5.0), names[-1], (names[0], names[1]), 0.5)
+
+
+def of_samples(names: list[str]) -> Figure:
+    tasks = len(names) - 1
+    points = numbers(tasks, 2)
+    return sample_bundle(GRID, points, points, numbers(tasks, 2, 9), names[-1], panel_titles=names[:-1])
+
+
+def of_training(names: list[str]) -> Figure:
+    return training_curves({"iteration": GRID, "query_mse": numbers(9)}, {"iteration": GRID, "mse": numbers(9, 2)}, names[0])
+
+
+def of_tasks(names: list[str]) -> Figure:
+    return task_predictions(GRID, numbers(1, 9), numbers(1, 3), numbers(1, 3), numbers(1, 2, 9), [0, 1], names[1])
+
+
+FIGURES: dict[str, Callable[[list[str]], Figure]] = {
+    "training_curves": of_training,
+    "task_predictions": of_tasks,
+    "performance_over_tasks": lambda names: performance_over_tasks({5: numbers(9)}, numbers(9, 5), names[2:4], 5, {}, names[0]),
+    "adaptive_learning": lambda names: adaptive_learning({5: {"mse": numbers(3), "ci95": numbers(3)}}, {}, names[0]),
+    "latent_space": lambda names: latent_space(numbers(9, 3), numbers(9, 5), names[:2], names[4]),
+    "error_against_gradients": lambda names: error_against_gradients(results(names), names[0]),
+    "error_against_shots": lambda names: error_against_shots(results(names), [0, 2], names[0]),
+    "prediction_curves": of_prediction,
+    "subject_curves": of_subjects,
+    "sample_bundle": of_samples,
+    "errors_by_subject": lambda names: errors_by_subject(names, numbers(len(names)), 5, names[0], names[1]),
+}
+
+
+@functools.cache
+def hostile(name: str) -> Figure:
+    return FIGURES[name](WORST)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_with_hostile_names_is_drawn_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    figure = hostile(name)
+    figure.set_dpi(25)
+    figure.set_layout_engine("none")  # it takes longer than all the rest
+    assert figure_bytes(figure, "png") and not caplog.records
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_text_of_a_figure_is_a_formula_or_lacks_letters(name: str) -> None:
+    for text in texts(hostile(name)):
+        assert not text.get_parse_math() and drawable_text(text.get_text())[0] == text.get_text()
+
+
+@pytest.mark.parametrize("name", ["error_against_gradients", "error_against_shots"])
+def test_every_label_is_in_the_legend_whatever_it_begins_with(name: str) -> None:
+    entries = [text.get_text().lstrip(drawing.HAIR_SPACE) for text in hostile(name).legends[0].get_texts()]
+    assert len(entries) == len(WORST)
+    for label, entry in zip(WORST, entries, strict=True):
+        shown = drawable_text(label)[0]
+        assert entry == shown or entry.partition("…")[0] == shown[: len(entry.partition("…")[0])] != ""
+
+
+def test_every_hostile_label_has_its_curve_in_the_legend() -> None:
+    (legend,) = error_against_gradients(results(NAMES), "a title").legends
+    assert len(legend.get_texts()) == len(NAMES)
+
+
+def test_many_long_names_leave_room_for_the_curves() -> None:
+    figure = error_against_gradients(results([f"{'long ' * 40}{number}" for number in range(24)]), "a title")
+    figure.set_dpi(25)
+    assert figure_bytes(figure, "png")
+    assert figure.axes[0].get_position().height * figure.get_figheight() > 1.0
+
+
+def test_a_name_for_humans_is_drawn_as_before() -> None:
+    figure = figure_function(lambda title: Figure((4, 2)))("a title")
+    title = figure.suptitle("MAML on points.csv: 5 points")
+    before = title.get_fontproperties().copy()
+    show_plainly(figure)
+    assert (title.get_text(), title.get_fontproperties()) == ("MAML on points.csv: 5 points", before)
+
+
+# ---- tables, the terminal, logs
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    return compare_entries([Entry(name, {5: numbers(4, 2)}) for name in NAMES])
+
+
+def test_the_terminals_table_has_a_line_for_every_name(comparison: Comparison) -> None:
+    lines = text_table(comparison).split("\n")
+    assert len(lines) == 1 + 1 + 2 * len(NAMES) + 2
+    for name, line in zip(NAMES, lines[2:], strict=False):
+        assert printable(name) in line and line == printable(line)
+    widest = max(columns(printable(name)) for name in NAMES)
+    assert {columns(line[: line.index(" +- ")].rpartition("  ")[0]) for line in lines[2:-2]} <= set(range(widest + 30))
+
+
+@pytest.mark.parametrize(("text", "width"), [("abc", 3), ("测量", 4), ("e\u0301", 1), ("", 0)])
+def test_columns_of_a_terminal_are_counted(text: str, width: int) -> None:
+    assert columns(text) == width and columns(padded(text, 9)) == 9
+
+
+def test_the_markdown_table_has_a_row_for_every_name_and_no_markup(comparison: Comparison) -> None:
+    table = markdown_table(comparison, "# of $x$\n<b>")
+    assert table.startswith("# \\# of \\$x\\$\\\\n\\<b\\>\n")
+    rows = [line for line in table.split("\n") if line.startswith("|")]
+    bare = [line.replace("\\\\", "").replace("\\|", "") for line in rows]
+    assert len(rows) == 2 + 2 * len(NAMES) and {line.count("|") for line in bare} == {9}
+    assert not any(mark in line.replace(f"\\{mark}", "") for line in bare for mark in "$<>`*[]&")
+
+
+def test_the_csv_has_a_row_for_every_name(comparison: Comparison) -> None:
+    data = csv_table(comparison).encode()
+    rows = list(csv.DictReader(io.StringIO(data.decode(), newline="")))
+    assert [row["group"] for row in rows[: len(NAMES)]] == [printable(name) for name in NAMES]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_any_name_can_be_printed_on_any_terminal(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, newline="\n"))
+    for name in NAMES:
+        print_once(printable(name))
+    sys.stdout.flush()
+    lines = raw.getvalue().decode(encoding).split("\n")
+    expected = [printable(name).encode(encoding, "backslashreplace").decode(encoding) for name in NAMES]
+    assert lines == [*expected, ""]
+
+
+def test_a_log_a_warning_and_a_tag_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manager = ExperimentManager(tmp_path, "maml", [])
+    calls: list[Any] = []
+    manager._writer = type("Writer", (), {"add_scalar": lambda _, *args: calls.append(args), "close": lambda _: None})()
+    for name in NAMES:
+        manager.log(name)
+        manager.warn(name)
+        manager._write("add_scalar", name, 1.0, 1)
+    manager.close()
+    lines = (tmp_path / "train.log").read_bytes().decode().split("\n")[:-1]
+    assert [line[20:] for line in lines] == [printable(name) for name in NAMES] == [tag for tag, *_ in calls]
+    assert capsys.readouterr().err.split("\n")[:-1] == [f"warning: {printable(name)}" for name in NAMES]

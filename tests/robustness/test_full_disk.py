@@ -1,0 +1,105 @@
+"""A disk that is full or read-only: a checkpoint that can't be written ends the run and loses nothing, a plot does not."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from system.checkpoints import read_checkpoint
+from tests.tools.chaos import (
+    CHAOS_METHODS,
+    Say,
+    command,
+    finished,
+    only_run,
+    report_of,
+    result_of,
+    run,
+    same,
+    side_by_side,
+    tree,
+)
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.mark.parametrize("method", CHAOS_METHODS)
+def test_a_checkpoint_that_the_disk_has_no_room_for_ends_the_run_and_loses_nothing(
+    method: str, tmp_path: Path, say: Say
+) -> None:
+    """The disk has room for all but the last byte of each checkpoint in turn."""
+    kept = tmp_path / "kept"
+    finished(command(tmp_path / "whole", "--method", method), "plain", f"keep:{kept}")
+    whole = result_of(only_run(tmp_path / "whole"))
+    sizes = {place: (place / "checkpoints" / "last.pt").stat().st_size for place in sorted(kept.iterdir())}
+    places = [place for place, size in sizes.items() if size > max([0, *(sizes[other] for other in sizes if other < place)])][
+        1:
+    ]
+
+    def full(place: Path) -> bool:
+        output, size = tmp_path / place.name, sizes[place]
+        child = run(command(output, "--method", method), "plain", f"limit:{size - 1}")
+        assert child.poll() == 1 and "File too large" in child.error, child.err
+        directory = only_run(output)
+        reached = read_checkpoint(directory / "checkpoints" / "last.pt")["iteration"]
+        assert reached == read_checkpoint(place / "checkpoints" / "previous.pt")["iteration"]
+        assert not [path for path in directory.rglob("*") if path.name.endswith(".tmp")]
+        report = report_of(directory)
+        assert report["status"] == "failed" and "File too large" in report["reason"]
+        finished(["--resume", str(directory)], "plain")  # there is room again
+        return same(result_of(directory), whole)
+
+    survived = sum(side_by_side(full, places))
+    say(f"full disk at a checkpoint: {len(places)} tried, {survived} lost nothing and went on to the same bits ({method})")
+    assert survived == len(places) > 5
+
+
+def test_a_disk_that_is_full_under_tensorboard_and_plots_only_costs_the_plots(tmp_path: Path) -> None:
+    """A tiny run's figures, and the page that holds them, are its largest files: a smaller limit strikes them alone."""
+    finished(command(tmp_path / "whole"))
+    whole = only_run(tmp_path / "whole")
+    sizes = {path: path.stat().st_size for path in whole.rglob("*") if path.is_file()}
+    drawn = {path for path in sizes if path.parent.name in ("plots", "tensorboard") or path.name == "report.html"}
+    needed = max(size for path, size in sizes.items() if path not in drawn)
+    assert needed < min(size for path, size in sizes.items() if path.suffix == ".png")
+    child = finished(command(tmp_path / "full"), f"limit:{needed + 500}")
+    run_directory = only_run(tmp_path / "full")
+    report = report_of(run_directory)
+    assert report["status"] == "complete"
+    for what in ("tensorboard", "plots/training_curves.png", "plots/task_predictions.pdf"):
+        assert [line for line in report["warnings"] if line.startswith(f"{what} could not be written")], report["warnings"]
+    assert all(line.startswith("warning: ") for line in child.err.splitlines()), child.err
+    assert same(result_of(run_directory), result_of(whole))
+    assert b"base64" not in (run_directory / "report.html").read_bytes()  # the page is there, without figures
+    assert not list(run_directory.rglob("*.png")) and not list(run_directory.rglob("*.tmp"))
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user may enter: pytest's own are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def test_an_output_folder_that_is_read_only_is_refused_and_nothing_is_left(open_folder: Path) -> None:
+    (open_folder / "output").mkdir(mode=0o555)
+    for output in (open_folder / "output", open_folder / "output" / "deeper"):
+        child = run(command(output), "plain", "user:65534")
+        assert child.poll() == 1 and "Permission denied" in child.error and child.err.count("\n") == 1
+    assert tree(open_folder) == {"output": ""}
+
+
+def test_a_run_that_became_read_only_is_refused_and_left_alone(open_folder: Path) -> None:
+    finished(command(open_folder), "plain")
+    directory = only_run(open_folder)
+    for path in [directory, *directory.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = tree(directory)
+    child = run(["--resume", str(directory), "--set", "EPOCHS=3"], "plain", "user:65534")
+    assert child.poll() == 1 and "Permission denied" in child.error and child.err.count("\n") == 1
+    assert tree(directory) == before

@@ -1,0 +1,251 @@
+"""`main.main(argv)` is a guest in somebody's process: it leaves it as it was, on every way out."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from config import Config
+from main import main
+from registry import METHODS, TASKS
+from report.figures import run_figures
+from system.host import collection_paused, flushes_denormals
+from tests.tools.chaos import command, only_run, report_of, result_of, same
+from training.experiment import Experiment
+from training.parallel import Helpers
+from training.processes import SAVING, STOPPING
+from training.step import MetaStep
+
+NUMBERS = [getattr(signal, name) for name in (*STOPPING, *SAVING) if hasattr(signal, name)]
+
+
+def host_state() -> dict[str, Any]:
+    """Everything of a process that a guest could leave behind."""
+    gc.collect()  # the thread that draws tasks ends with its trainer
+    return {
+        "handlers": [signal.getsignal(number) for number in NUMBERS],
+        "threads of torch": torch.get_num_threads(),
+        "denormals": flushes_denormals(),
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook),
+        "grad mode": (torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()),
+        "random states": (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()),  # noqa: NPY002
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "warnings": list(warnings.filters),
+        "figures": dict(matplotlib.rcParams),
+        "path": list(sys.path),
+        "arguments": list(sys.argv),
+        "threads": {thread for thread in threading.enumerate() if thread.is_alive()},
+        "numpy": np.geterr(),
+        "garbage": gc.isenabled(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def usual_handlers(original_signal_handlers: None) -> None:
+    """Whoever started the tests may ignore some signals, as nohup and background jobs do."""
+    for number in NUMBERS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def more_threads() -> Any:
+    """A host with two threads for torch, so that a change is seen."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def at_step(number: int, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    update = MetaStep._update
+
+    def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
+        metrics = update(self, vector)
+        if int(self.adam_step.item()) == number:
+            action()
+        return metrics
+
+    monkeypatch.setattr(MetaStep, "_update", hit)
+
+
+def test_a_normal_end_leaves_the_host_as_it_was(tmp_path: Path) -> None:
+    main(command(tmp_path / "first", "--method", "leo"))  # imports and caches, once
+    before = host_state()
+    assert main(command(tmp_path / "second", "--method", "leo")) == 0
+    assert host_state() == before
+
+
+def test_a_run_is_closed_when_its_threads_have_ended() -> None:
+    config = Config(NUM_TASKS=8, META_BATCH_SIZE=4)
+    experiment = Experiment("maml", METHODS["maml"], "sinusoid", TASKS["sinusoid"](config), config)
+    experiment.trainer.step.helpers = Helpers(1)
+    before, gate = set(threading.enumerate()), threading.Event()
+    for pool in (experiment._validator, experiment.trainer._drawing, experiment.trainer.step.helpers._pool):
+        assert pool is not None and pool.submit(gate.wait, 10)
+    timer = threading.Timer(0.05, gate.set)  # they end while it waits for them
+    timer.start()
+    experiment.close()
+    timer.join()
+    assert set(threading.enumerate()) == before
+
+
+def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_figures: None) -> None:
+    # a figure of each kind takes ten times as long, and changes nothing else
+    monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
+    monkeypatch.setattr("report.figures.run_figures", lambda *args: dict(list(run_figures(*args).items())[:1]))
+    main(command(tmp_path / "first", "--method", "leo"))
+    before = host_state()
+    assert main(["--output", str(tmp_path / "first"), "--evaluate", "latest"]) == 0
+    assert list(tmp_path.glob("first/*/plots/*.png")) and host_state() == before
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_afterwards_where_it_was_before(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(KeyError), collection_paused():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+
+
+class Cyclic:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_only_a_process_of_our_own_keeps_what_was_made_out_of_the_collection() -> None:
+    with collection_paused():
+        pass
+    assert not gc.get_freeze_count()
+    gc.disable()
+    gone = weakref.ref(Cyclic())
+    try:
+        with collection_paused(program=True):
+            pass
+        gc.collect()
+        assert gc.get_freeze_count() and gone() is not None
+        with collection_paused(program=True):  # the next run
+            assert gone() is None
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "argv", [["--method", "nobody"], ["--set", "EPOCHS=no"], ["--resume", "nowhere"], ["--compare", "nowhere"], ["--seed", "x"]]
+)
+def test_an_error_leaves_the_host_as_it_was(argv: list[str], tmp_path: Path) -> None:
+    before = host_state()
+    assert main(["--output", str(tmp_path), *argv]) == 2
+    assert host_state() == before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), RuntimeError("a fault of the code")])
+def test_a_failure_in_training_leaves_the_host_as_it_was(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    at_step(2, fail, monkeypatch)
+    before = host_state()
+    with contextlib.suppress(RuntimeError):
+        assert main(command(tmp_path, "--method", "leo")) == 1
+    assert host_state() == before
+
+
+def test_divergence_leaves_the_host_as_it_was(tmp_path: Path) -> None:
+    before = host_state()
+    argv = command(tmp_path, "--method", "leo", META_LEARNING_RATE=10.0, META_GRADIENT_CLIP=0, AMPLITUDE_MAX=1e6, NUM_TASKS=300)
+    assert main(argv) == 3
+    assert host_state() == before
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
+def test_a_signal_stops_the_run_and_leaves_the_host_as_it_was(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(2, lambda: os.kill(os.getpid(), number), monkeypatch)
+    before = host_state()
+    code = main(command(tmp_path, "--method", "leo"))
+    assert code == (0 if number.name in SAVING else 128 + number)
+    assert host_state() == before
+    if number.name in STOPPING:
+        assert report_of(only_run(tmp_path))["reason"] == number.name
+
+
+@pytest.mark.parametrize("step", range(1, 11))
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_never_ends_the_host_and_its_own_ctrl_c_works_afterwards(
+    step: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(step, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(times)], monkeypatch)
+    assert main(command(tmp_path, "--method", "leo")) == 130
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_interrupts_in_the_evaluation_never_end_the_host(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(_: Experiment) -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("commands.evaluate.judge", judge)
+    assert main(command(tmp_path, "--method", "leo")) == 130
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        at_step(2, lambda: os.kill(os.getpid(), signal.SIGHUP), monkeypatch)
+        assert main(command(tmp_path, "--method", "leo")) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_in_a_thread_trains_evaluates_and_leaves_the_host_as_it_was(tmp_path: Path) -> None:
+    before, codes = host_state(), []
+    thread = threading.Thread(target=lambda: codes.append(main(command(tmp_path, "--method", "leo"))))
+    thread.start()
+    thread.join(60)
+    assert codes == [0] and host_state() == before
+
+
+def test_a_thread_s_run_equals_that_of_the_main_thread(tmp_path: Path) -> None:
+    for name in ("main", "thread"):
+        thread = threading.Thread(target=main, args=(command(tmp_path / name, "--method", "leo"),))
+        if name == "thread":
+            thread.start()
+            thread.join(60)
+        else:
+            main(command(tmp_path / name, "--method", "leo"))
+    assert same(result_of(only_run(tmp_path / "main")), result_of(only_run(tmp_path / "thread")))
+
+
+def test_the_report_names_the_command_that_was_given_and_not_the_host_s(tmp_path: Path) -> None:
+    argv = command(tmp_path, "--method", "leo")
+    main(argv)
+    assert report_of(only_run(tmp_path))["command"] == ["main.py", *argv]

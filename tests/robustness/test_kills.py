@@ -1,0 +1,203 @@
+"""Killed at any moment, or with a damaged disk, a run goes on to the bits it would have had undisturbed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from results_manager import read_newest
+from system.checkpoints import read_checkpoint
+from system.errors import RunError
+from tests.tools.chaos import (
+    CHAOS_METHODS,
+    Say,
+    command,
+    compiling,
+    finished,
+    only_run,
+    report_of,
+    result_of,
+    run,
+    same,
+    side_by_side,
+    start,
+)
+
+pytestmark = pytest.mark.chaos
+
+KILLS = 50
+MOST_CALLS = 36  # more than a save makes
+TRUNCATIONS, FLIPS = 20, 50
+
+
+def copied(run_directory: Path, place: Path) -> Path:
+    shutil.copytree(run_directory, place)
+    return place
+
+
+@pytest.mark.parametrize(("method", "disk"), [*((method, "plain") for method in CHAOS_METHODS), ("maml", "bare")])
+def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(
+    method: str, disk: str, tmp_path: Path, say: Say
+) -> None:
+    settings = {"EPOCHS": 3, "CHECKPOINT_INTERVAL": 1}
+    began = time.monotonic()
+    finished(command(tmp_path / "whole", "--method", method, **settings), "plain")
+    seconds = time.monotonic() - began
+    whole = result_of(only_run(tmp_path / "whole"))
+
+    def many(lane: int) -> tuple[int, int, int]:
+        """Half of the kills: how many there were, how many were recovered from, and how many came before the first save."""
+        rng = np.random.default_rng([1, lane])
+        runs = kills = recovered = too_early = 0
+        while kills < KILLS // 2:
+            output, here, runs = tmp_path / f"{lane}-{runs}", 0, runs + 1
+            argv = command(output, "--method", method, **settings)
+            while True:
+                child = start(argv, "plain", disk)
+                end = time.monotonic() + rng.uniform(0, 0.7 * seconds)
+                enough = kills + here >= KILLS // 2
+                while child.poll() is None and (enough or time.monotonic() < end):
+                    time.sleep(0.002)
+                child.send(signal.SIGKILL)
+                code = child.wait()
+                if code == 0:
+                    break
+                assert code == -signal.SIGKILL, child.err
+                if not list(output.glob("*/checkpoints/last.pt")):  # nothing was done yet, and nothing is lost
+                    too_early += 1
+                    shutil.rmtree(output, ignore_errors=True)
+                    continue
+                here += 1
+                read_newest(only_run(output))
+                argv = ["--output", str(output), "--resume", "latest"]
+            kills += here
+            recovered += here * same(result_of(only_run(output)), whole)
+        return kills, recovered, too_early
+
+    kills, recovered, too_early = map(sum, zip(*side_by_side(many, [0, 1]), strict=True))
+    say(
+        f"kill -9: {kills} tried, {recovered} recovered to the same bits "
+        f"({method}, {disk} disk; {too_early} more before the first save)"
+    )
+    assert recovered == kills == KILLS
+
+
+@pytest.mark.parametrize(
+    ("damaged", "disk"), [(False, "plain"), (True, "plain"), (False, "bare")], ids=["sound", "damaged", "bare"]
+)
+def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(
+    damaged: bool, disk: str, tmp_path: Path, say: Say
+) -> None:
+    """Once in an ordinary save, and once in the first save after a damaged last.pt, when only previous.pt is left."""
+    whole = command(tmp_path / "whole")
+    finished(whole, "plain")
+    wanted = result_of(only_run(tmp_path / "whole"))
+    assert run(command(tmp_path / "begun"), "save:2:0.before").poll() == -signal.SIGKILL
+    begun = only_run(tmp_path / "begun")
+    if damaged:
+        os.truncate(begun / "checkpoints" / "last.pt", 1000)
+
+    def killed(place: str) -> str:
+        """How a run that is killed there goes on: "" if to the same bits, "over" if the save had no such call."""
+        copy = copied(begun, tmp_path / place)
+        child = run(["--resume", str(copy)], "plain", disk, f"save:0:{place}")
+        if child.poll() == 77:
+            return "over"
+        assert child.poll() == -signal.SIGKILL, child.err
+        try:
+            read_newest(copy)
+        except RunError:
+            return f"{place} unreadable"
+        finished(["--resume", str(copy)], "plain", disk)
+        return "" if same(result_of(copy), wanted) else f"{place} different"
+
+    places = [f"{call}.{moment}" for call in range(MOST_CALLS) for moment in ("before", "half", "after")]
+    ends = side_by_side(killed, places)
+    tried = len(ends) - ends.count("over")
+    after = " after a damaged one" if damaged else f" on a {disk} disk"
+    say(f"kill -9 around each system call of a save{after}: {tried} tried, {ends.count('')} recovered to the same bits")
+    assert set(ends) == {"", "over"} and tried > 25 and ends[-1] == "over"
+
+
+def test_every_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, say: Say) -> None:
+    finished(command(tmp_path / "whole"), "plain")
+    whole = result_of(only_run(tmp_path / "whole"))
+    assert run(command(tmp_path / "begun"), "save:5:0.before").poll() == -signal.SIGKILL
+    begun = only_run(tmp_path / "begun")
+    last = begun / "checkpoints" / "last.pt"
+    data, rng = last.read_bytes(), np.random.default_rng(2)
+    before = read_checkpoint(begun / "checkpoints" / "previous.pt")["iteration"]
+    assert before < read_checkpoint(last)["iteration"]
+    damaged = [data[:length] for length in rng.choice(len(data), TRUNCATIONS, replace=False)]
+    for place in rng.choice(8 * len(data), FLIPS, replace=False):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << (place % 8)
+        damaged.append(bytes(flipped))
+    found = resumed = 0
+    for number, content in enumerate(damaged):
+        last.write_bytes(content)
+        state, warning = read_newest(begun)
+        found += state["iteration"] == before and "last.pt is damaged" in warning and "previous.pt" in warning
+        if number % 18 == 0:
+            place = copied(begun, tmp_path / str(number))
+            explicit = run(["--resume", str(place / "checkpoints" / "last.pt")], "plain")
+            assert explicit.poll() == 2 and explicit.err.startswith("error: ") and explicit.err.count("\n") == 1
+            assert (place / "checkpoints" / "last.pt").read_bytes() == content
+            child = finished(["--resume", str(place)], "plain")
+            assert child.err.startswith("warning: ") and child.err.count("\n") == 1
+            assert [line for line in report_of(place)["warnings"] if "last.pt is damaged" in line]
+            resumed += same(result_of(place), whole)
+    say(f"damaged checkpoints: {len(damaged)} tried, {found} found; {resumed} of 4 resumed to the same bits")
+    assert (found, resumed) == (TRUNCATIONS + FLIPS, 4)
+
+
+def test_a_run_whose_checkpoints_are_both_damaged_is_refused_and_left_alone(tmp_path: Path) -> None:
+    assert run(command(tmp_path), "save:5:0.before").poll() == -signal.SIGKILL
+    folder = only_run(tmp_path) / "checkpoints"
+    for name in ("last.pt", "previous.pt"):
+        os.truncate(folder / name, 500)
+    child = run(["--output", str(tmp_path), "--resume", "latest"])
+    assert child.poll() == 2 and child.err.startswith("error: ") and child.err.count("\n") == 1
+    assert {path.stat().st_size for path in folder.glob("[lp]*.pt")} == {500}
+
+
+def test_a_longer_run_killed_before_its_evaluation_is_not_taken_for_complete(tmp_path: Path) -> None:
+    finished(command(tmp_path), "plain")
+    longer = ["--output", str(tmp_path), "--resume", "latest"]
+    assert run([*longer, "--set", "EPOCHS=3"], "finish").poll() == -signal.SIGKILL
+    child = finished(longer, "plain")
+    assert "already complete" not in child.out
+    assert result_of(only_run(tmp_path))["train"][-1]["iteration"] == 23
+
+
+@pytest.mark.parametrize("method", CHAOS_METHODS)
+def test_a_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(method: str, tmp_path: Path, say: Say) -> None:
+    resumes_from_every_checkpoint(tmp_path, say, method, CHECKPOINT_INTERVAL=1)
+
+
+def test_a_compiled_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(tmp_path: Path, say: Say) -> None:
+    resumes_from_every_checkpoint(tmp_path, say, "maml", **compiling())
+
+
+def resumes_from_every_checkpoint(tmp_path: Path, say: Say, method: str, **settings: object) -> None:
+    kept = tmp_path / "kept"
+    finished(command(tmp_path / "whole", "--method", method, **settings), "plain", f"keep:{kept}")
+    whole = result_of(only_run(tmp_path / "whole"))
+    if settings.get("COMPILE") == "always":
+        assert report_of(only_run(tmp_path / "whole"))["compilation"].startswith("worth it")
+    checkpoints = sorted(kept.iterdir())
+
+    def goes_on(place: Path) -> bool:
+        finished(["--resume", str(place)], "plain")
+        return same(result_of(place), whole)
+
+    equal = sum(side_by_side(goes_on, checkpoints))
+    how = "compiled" if "COMPILE" in settings else "eager"
+    say(f"resume from every checkpoint: {len(checkpoints)} tried, {equal} ended with the same bits ({method}, {how})")
+    assert equal == len(checkpoints) > 3

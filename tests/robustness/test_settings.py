@@ -1,0 +1,359 @@
+"""Settings at work: each has an effect or is refused, they fit together, and whatever they are, no run ends in a traceback."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import main
+import registry
+from commands.evaluate import judge
+from commands.runs import build
+from config import KEYS, Config, ConfigError
+from learner import gradient_descent
+from system.errors import RunError
+from training.loop import Diverged
+
+Capture = pytest.CaptureFixture[str]
+PAIRS = [(method, tasks) for method in registry.METHODS for tasks in ("sinusoid", "sine-line", "table")]
+TINY: dict[str, Any] = {
+    "EPOCHS": 1,
+    "META_OPTIMISER": "adam",
+    "NUM_TASKS": 8,
+    "META_BATCH_SIZE": 4,
+    "SUPPORT_SAMPLES": 3,
+    "QUERY_SAMPLES": 3,
+    "INNER_STEPS": 1,
+    "HIDDEN_DIM": 4,
+    "CONTEXT_DIM": 2,
+    "LEO_LATENT_DIM": 2,
+    "LEO_ENCODER_DIM": 2,
+    "LEO_RELATION_DIM": 2,
+    "LEO_DECODER_DIM": 2,
+    "LEO_LATENT_STEPS": 1,
+    "EVAL_TASKS": 3,
+    "EVAL_QUERY_SAMPLES": 3,
+    "EVAL_STEPS": 2,
+    "EVAL_SHOTS": [3],
+    "VALIDATION_TASKS": 2,
+    "LOG_INTERVAL": 1,
+    "VALIDATION_INTERVAL": 2,
+    "CHECKPOINT_INTERVAL": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def two_tables(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`toy.csv` and `other.csv` where the test runs: twelve subjects with eight points each."""
+    monkeypatch.chdir(folder := tmp_path_factory.mktemp("tables"))
+    for name, shift in {"toy": 0.0, "other": 0.7}.items():
+        rows = [f"{task},{x},{math.sin(x + shift + task)},{x * task}" for task in range(12) for x in range(8)]
+        Path(folder, f"{name}.csv").write_text("\n".join(["task,x,y,product", *rows]))
+
+
+class Effect(Exception):
+    """A run is not as another was."""
+
+
+class Record:
+    """A manager that keeps what a run would write; raises `Effect` at the first difference to `plain`, another's `events`."""
+
+    def __init__(self, plain: list[Any] | None = None) -> None:
+        self.history: dict[str, list[Any]] = {"train": [], "validation": []}
+        self.plain, self.events = plain, list[Any]()
+
+    def note(self, *event: Any) -> None:
+        self.events.append(repr(event))  # in which every bit counts
+        if self.plain is not None and self.plain[: len(self.events)] != self.events:
+            raise Effect
+
+    def log_training(self, iteration: int, epoch: int, values: dict[str, float], lr: float, speed: float) -> None:
+        self.history["train"].append({"iteration": iteration, "epoch": epoch, "learning_rate": lr} | values)
+        self.note("train", self.history["train"][-1])
+
+    def log_validation(self, iteration: int, errors: list[float]) -> None:
+        self.history["validation"].append({"iteration": iteration, "mse": errors})
+        self.note("validation", iteration, errors)
+
+    def save_checkpoint(self, state: dict[str, Any], best: Any) -> None:
+        self.note("checkpoint", state["iteration"], [tensor.tolist() for tensor in state["meta_parameters"].values()])
+
+    def log(self, line: str) -> None: ...
+
+    def attempt(self, what: str, action: Any) -> None: ...
+
+
+class StopAfter:
+    """The signals of a run that is stopped after some steps."""
+
+    def __init__(self, steps: float):
+        self.left, self.save = steps, 0
+
+    @property
+    def stop(self) -> int:
+        self.left -= 1
+        return 15 if self.left <= 0 else 0
+
+    @stop.setter
+    def stop(self, value: int) -> None: ...
+
+
+def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None = None, steps: float = math.inf) -> list[Any]:
+    """All that a tiny run would record, trained to its end or for `steps` steps, and evaluated."""
+    config = Config.resolve(registry.defaults(method, tasks), TINY, {"DATA": "toy.csv"} if tasks == "table" else {}, values)
+    generator = registry.TASKS[tasks](config)
+    experiment = build(method, tasks, Config.resolve(config.to_dict(), generator.implied_settings()), generator)
+    trainer, record = experiment.trainer, Record(plain)
+    experiment.manager = record
+    record.note("start", trainer.compile_note, trainer.step.chunk, str(trainer.device), trainer.step.flat.tolist())
+    trainer.step.one_thread = False  # so that validation is no matter of time
+    experiment.train(StopAfter(steps))  # type: ignore[arg-type]
+    record.note("evaluation", judge(experiment))
+    return record.events
+
+
+def has_effect(method: str, tasks: str, plain: list[Any], key: str) -> bool:
+    try:
+        return run(method, tasks, {key: another(key)}, plain) != plain
+    except Effect:
+        return True
+
+
+def another(key: str) -> Any:
+    """A value that a key does not have in a tiny run."""
+    if key in SPECIAL:
+        return SPECIAL[key]
+    value = Config.resolve(TINY).to_dict()[key]
+    if key.endswith("_MIN"):
+        return value - 1.5 if value else 0.5
+    return value + 1 if isinstance(value, int) else 1.5 * value
+
+
+SPECIAL: dict[str, Any] = {
+    "DATA": "other.csv",
+    "COLUMNS": ["y=product"],
+    "SPLIT_SEED": 5,
+    "TRAIN_SHARE": 20.0,
+    "VALIDATION_SHARE": 60.0,
+    "TEST_SHARE": 60.0,
+    "SUPPORT_FROM": "first",
+    "META_SCHEDULE": "constant",
+    "META_OPTIMISER": "muon",
+    "META_AVERAGE": 0.5,
+    "FIRST_ORDER": True,
+    "COMPILE": "never",
+    "TASK_CHUNK": 2,
+    "EVAL_SHOTS": [4],
+    "NOISE_STD": 0.7,
+    "AMPLITUDE_MIN": 0.2,
+    "INNER_GRADIENT_CLIP": 0.01,
+    "LEO_L2_WEIGHT": 1.0,
+    "LEO_ENCODER_PENALTY": 1.0,
+    "DEVICE": "cuda",
+    "VALIDATION_INTERVAL": 1,
+    "CHECKPOINT_INTERVAL": 1,
+}
+
+
+# ---- every key has an effect, or is refused
+
+
+@pytest.mark.parametrize(("method", "tasks"), PAIRS)
+def test_every_setting_has_an_effect_or_is_one_that_is_refused(
+    method: str, tasks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = {"auto": "cpu", "cuda": "cpu:0"}
+    monkeypatch.setattr("training.experiment.resolve_device", lambda name: torch.device(devices[name]))
+    plain, unused = run(method, tasks, {}), registry.unused(method, tasks)
+    follow = {"INPUT_DIM", "NUM_TASKS"} if tasks == "table" else set()  # others than the table's are refused
+    assert [key for key in KEYS.keys() - unused - follow if not has_effect(method, tasks, plain, key)] == []
+    assert run(method, tasks, {key: another(key) for key in unused}) == plain
+
+
+# ---- without an effect
+
+
+def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(tmp_path: Path, capsys: Capture) -> None:
+    cases = {
+        ("maml", "sinusoid", "LEO_LATENT_DIM=16"): "leo",
+        ("leo", "sinusoid", "SLOPE_MIN=-1"): "sine-line",
+        ("r2d2", "sine-line", "FIRST_ORDER=true"): "maml, leo, meta-sgd, anil, cavia",
+        ("maml", "sine-line", "CONTEXT_DIM=3"): "cavia",
+    }
+    for (method, tasks, text), users in cases.items():
+        output = tmp_path / "output"
+        assert main.main(["--method", method, "--tasks", tasks, "--set", text, "--output", str(output)]) == 2
+        key, value = text.replace("true", "True").split("=")
+        message = f"{key} has no effect on {method} with {tasks} tasks (got {value}; expected with {users} only)"
+        error = capsys.readouterr().err
+        assert error.replace("-1.0", "-1") == f"error: {message}\n" and not output.exists()
+
+
+def test_settings_of_a_file_without_effect_are_one_warning(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "settings.json"
+    changed = {"LEO_LATENT_DIM": 7, "SLOPE_MIN": -1.0, "FIRST_ORDER": True}
+    file.write_text(json.dumps(Config.resolve(TINY, {"LEO_LATENT_DIM": 16, "CONTEXT_DIM": 5}, changed).to_dict()))
+    assert main.main(["--config", str(file), "--output", str(tmp_path / "runs")]) == 0
+    others = "LEO_DECODER_DIM, LEO_ENCODER_DIM, LEO_LATENT_DIM, LEO_LATENT_STEPS, LEO_RELATION_DIM, SLOPE_MIN"
+    warning = f"{others} in {file}: without effect on maml with sinusoid tasks"
+    assert capsys.readouterr().err == f"warning: {warning}\n"
+    directory = next((tmp_path / "runs").iterdir())
+    assert json.loads((directory / "full_report.json").read_text())["warnings"] == [warning]
+    for action in ("--resume", "--evaluate"):
+        assert main.main([action, str(directory), "--set", "LEO_LATENT_DIM=7"]) == 2
+        assert "LEO_LATENT_DIM has no effect on maml" in capsys.readouterr().err
+    for action, key in {"--evaluate": "EPOCHS", "--resume": "HIDDEN_DIM"}.items():
+        assert main.main([action, str(directory), "--set", f"{key}=9"]) == 2
+        assert f"error: {key} can't change in a run that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("method", "tasks"), PAIRS)
+def test_no_default_is_a_setting_without_effect(method: str, tasks: str) -> None:
+    assert registry.unused(method, tasks) & set(registry.defaults(method, tasks)) == set()
+
+
+def test_a_method_that_reads_its_settings_as_a_dictionary_reads_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.TASKS, "all", lambda config: config.to_dict())
+    assert registry.unused("maml", "all") == set()
+
+
+# ---- numbers that float32 does not have, and settings that do not fit together
+
+
+@pytest.mark.parametrize("key", [key for key, field in KEYS.items() if field.type == "float"])
+def test_a_number_that_is_zero_in_float32_is_refused(key: str) -> None:
+    for value in (1e-50, 1.17e-38, 5e-324, -1e-40):
+        with pytest.raises(ConfigError, match=rf"{key} .*\(got {value}; expected .*\)$"):
+            Config(**{key: value})
+    other = {key.replace("_MAX", "_MIN"): KEYS[key].metadata["low"]} if key.endswith("_MAX") else {}
+    assert getattr(Config(**other, **{key: 1.18e-38}), key) == 1.18e-38
+
+
+@pytest.mark.parametrize("name", ["AMPLITUDE", "PHASE", "SLOPE", "INTERCEPT", "X"])
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1 + 1e-8), (999_999.98, 999_999.99), (2e-38, 2.5e-38)])
+def test_a_range_of_one_number_in_float32_is_refused(name: str, low: float, high: float) -> None:
+    if name == "PHASE":
+        low, high = (value / 1000 if value > 1000 else value for value in (low, high))
+    with pytest.raises(
+        ConfigError, match=rf"{name}_MIN must be below {name}_MAX \(got {low}; expected below {high} in float32"
+    ):
+        Config(**{f"{name}_MIN": low, f"{name}_MAX": high})
+
+
+def test_a_bound_on_the_gradient_whose_square_float32_does_not_have_still_bounds_it() -> None:
+    for clip in (1e-30, 1.18e-38):
+        for start in (torch.zeros(3), torch.ones(3)):
+            end = gradient_descent(lambda point: point.square().sum(), start, 1.0, 1, clip=clip)[-1]
+            assert end.isfinite().all() and (end - start).norm() <= 1.01 * clip
+
+
+def test_a_chunk_larger_than_the_meta_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"TASK_CHUNK can't be above META_BATCH_SIZE \(got 5; expected 0 to 4\)"):
+        Config(TASK_CHUNK=5, META_BATCH_SIZE=4)
+    assert Config(TASK_CHUNK=4, META_BATCH_SIZE=4).TASK_CHUNK == 4
+
+
+TOO_LARGE: list[tuple[str, dict[str, Any]]] = [
+    ("leo", {"EVAL_SHOTS": [10_000], "LEO_ENCODER_DIM": 1000}),
+    ("leo", {"SUPPORT_SAMPLES": 10**5}),
+    ("r2d2", {"EVAL_SHOTS": [10_000], "HIDDEN_DIM": 10_000, "META_BATCH_SIZE": 1}),
+    ("maml", {"EVAL_TASKS": 10**6, "EVAL_QUERY_SAMPLES": 10**5}),
+    ("maml", {"VALIDATION_TASKS": 10**6, "EVAL_STEPS": 1000, "EVAL_QUERY_SAMPLES": 1000}),
+    ("maml", {"NUM_TASKS": 10**8, "INPUT_DIM": 10**4}),
+    ("maml", {"META_BATCH_SIZE": 10**7, "TASK_CHUNK": 1, "HIDDEN_DIM": 100}),
+]
+
+
+@pytest.mark.parametrize(("method", "values"), TOO_LARGE)
+def test_sizes_that_do_not_fit_in_memory_are_refused(
+    method: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**37))
+    with pytest.raises(ConfigError, match=f"do not fit in memory .got .*{next(iter(values))}="):
+        build(method, "sinusoid", Config.resolve(values))
+
+
+def test_equations_without_a_solution_are_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsolvable(*_: Any) -> None:
+        raise torch.linalg.LinAlgError
+
+    for chunk in (0, 2):
+        experiment = build("r2d2", "sinusoid", Config.resolve(TINY, {"TASK_CHUNK": chunk}))
+        before = experiment.trainer.step.flat.clone()
+        monkeypatch.setattr(experiment.trainer.step, "_gradient", unsolvable)
+        experiment.trainer.step.use_eager()
+        with pytest.raises(Diverged, match="meta_loss = nan"):
+            list(experiment.trainer.train())
+        assert torch.equal(experiment.trainer.step.flat, before)
+
+
+# ---- whatever the settings, no traceback
+
+
+def values_of(key: str) -> st.SearchStrategy[Any]:
+    """Values of a key over its whole range; what would take long or much memory stays small."""
+    field = KEYS[key]
+    meta, kind = field.metadata, str(field.type)
+    if key in ("DEVICE", "COMPILE"):
+        return st.just({"DEVICE": "cpu", "COMPILE": "never"}[key])
+    if key in ("DATA", "COLUMNS"):
+        return st.sampled_from({"DATA": ("toy.csv", "other.csv"), "COLUMNS": ((), ("y=product",), ("x=y", "y=x"))}[key])
+    if "choices" in meta or kind == "bool":
+        return st.sampled_from(meta.get("choices", (True, False)))
+    if kind == "float":
+        low, high = meta["low"], meta["high"]
+        odd = [low, high, 0.0, 1.0, -1.0, 1e-50, 1e-45, 1.2e-38, 1e-20, 1e-7, 1 + 1e-9, 1 + 1e-7, 1e5, -1e5]
+        usual = st.floats(max(low, -10), min(high, 10))
+        return usual | st.floats(low, high) | st.sampled_from([number for number in odd if low <= number <= high])
+    if kind.startswith("tuple"):
+        return st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True)
+    endless = key in ("RANDOM_SEED", "EPOCHS") or key.endswith("_INTERVAL")
+    return st.integers(meta["low"], meta["high"] if endless else meta["low"] + 12) | st.integers(meta["low"], meta["low"] + 2)
+
+
+@functools.cache
+def usable(method: str, tasks: str) -> list[str]:
+    return sorted(set(KEYS) - registry.unused(method, tasks))
+
+
+@st.composite
+def settings_of_a_run(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
+    method, tasks = draw(st.sampled_from(PAIRS))
+    keys = draw(st.lists(st.sampled_from(usable(method, tasks)), max_size=8, unique=True))
+    return method, tasks, {key: draw(values_of(key)) for key in keys}
+
+
+def runs_or_is_refused(case: tuple[str, str, dict[str, Any]]) -> None:
+    method, tasks, values = case
+    torch.set_flush_denormal(True)  # as in training
+    try:
+        run(method, tasks, values, steps=2)
+    except (ConfigError, RunError, Diverged) as error:
+        assert str(error) and "\n" not in str(error)
+    finally:
+        torch.set_flush_denormal(False)  # without denormals hypothesis draws no numbers
+
+
+calm = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(calm, max_examples=100)
+@given(settings_of_a_run())
+def test_random_settings_train_and_evaluate_or_are_refused_in_one_line(case: tuple[str, str, dict[str, Any]]) -> None:
+    runs_or_is_refused(case)
+
+
+@pytest.mark.chaos
+@settings(calm, max_examples=1000)
+@given(settings_of_a_run())
+def test_a_thousand_random_settings_train_and_evaluate_or_are_refused(case: tuple[str, str, dict[str, Any]]) -> None:
+    runs_or_is_refused(case)

@@ -1,0 +1,589 @@
+"""Real processes of the program at a fraction of their start-up time, and what may befall them.
+
+Importing torch takes seconds. A server that has imported the program forks a child for each command line: a process
+of its own, in a session of its own, that can be killed, stopped and signalled like any other. A child may carry a
+*plant*: something that happens to it from inside, at an exact place that no outside observer could hit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Say = Callable[[str], None]  # prints a line of the record past pytest's capture
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CHAOS_METHODS = ("leo", "maml")  # what is tested here knows no method by name: two that differ most are enough
+PATIENCE = 120.0  # seconds after which something that never ends is a failure
+SETTINGS = {  # 15 steps, a checkpoint every second one; long enough for several kills
+    "EPOCHS": 2,
+    "NUM_TASKS": 30,
+    "META_BATCH_SIZE": 4,
+    "SUPPORT_SAMPLES": 5,
+    "QUERY_SAMPLES": 5,
+    "HIDDEN_DIM": 6,
+    "INNER_STEPS": 2,
+    "LEO_LATENT_STEPS": 1,
+    "LEO_LATENT_DIM": 3,
+    "LEO_ENCODER_DIM": 4,
+    "LEO_RELATION_DIM": 4,
+    "LEO_DECODER_DIM": 4,
+    "EVAL_TASKS": 4,
+    "EVAL_QUERY_SAMPLES": 4,
+    "EVAL_STEPS": 3,
+    "EVAL_SHOTS": [5],
+    "VALIDATION_TASKS": 4,
+    "LOG_INTERVAL": 1,
+    "VALIDATION_INTERVAL": 3,
+    "CHECKPOINT_INTERVAL": 2,
+    "COMPILE": "never",
+}
+
+
+def command(output: Path, *arguments: str, **settings: Any) -> list[str]:
+    """The command line of a tiny run under `output`."""
+    from registry import unused
+
+    method = arguments[arguments.index("--method") + 1] if "--method" in arguments else "maml"
+    tiny = {key: value for key, value in SETTINGS.items() if key not in unused(method, "sinusoid")}
+    assignments = [f"{key}={json.dumps(value)}" for key, value in (tiny | settings).items()]
+    return ["--output", str(output), *arguments, *(word for item in assignments for word in ("--set", item))]
+
+
+def only_run(output: Path) -> Path:
+    (directory,) = output.iterdir()
+    return directory
+
+
+def side_by_side(action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """`action` on each item, two at a time: most of a short process is waiting for the disk."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(action, items))
+
+
+# ---- the same bits
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested structures hold the same types, values and bits."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    return bool(one == other)
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    """A checkpoint without what may differ between equal runs: the time it took, and settings that may change."""
+    from system.checkpoints import read_checkpoint
+
+    state = read_checkpoint(path)
+    return {name: value for name, value in state.items() if name not in ("train_seconds", "config")}
+
+
+def result_of(directory: Path) -> dict[str, Any]:
+    """All that a finished run found out: its last and best checkpoint, and the numbers of its record."""
+    metrics = json.loads((directory / "metrics.json").read_text())
+    record = {part: metrics[part] for part in ("train", "validation", "evaluation")}
+    return {name: state_of(directory / "checkpoints" / f"{name}.pt") for name in ("last", "best")} | record
+
+
+def report_of(directory: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((directory / "full_report.json").read_text())
+    return report
+
+
+def tree(directory: Path) -> dict[str, str]:
+    """Every path below `directory`, with the digest of its contents."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        regular = path.is_file() and not path.is_symlink() and path.stat().st_size < 2**26
+        found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest() if regular else ""
+    return found
+
+
+# ---- processes
+
+
+class Child:
+    """A process of the program; its output lies in files."""
+
+    def __init__(self, pid: int, log: Path, ended: Callable[[int], int | None]):
+        self.pid, self.log, self._ended, self._code = pid, log, ended, None
+
+    @property
+    def out(self) -> str:
+        return self.log.with_suffix(".out").read_text(errors="replace")
+
+    @property
+    def err(self) -> str:
+        return self.log.with_suffix(".err").read_text(errors="replace")
+
+    def poll(self) -> int | None:
+        """The exit code (minus the signal's number after a signal), or None while it runs."""
+        if self._code is None:
+            self._code = self._ended(self.pid)
+        return self._code
+
+    @property
+    def error(self) -> str:
+        """The one line with which it gave up; fails where there is another number of them, or a traceback."""
+        assert "Traceback" not in self.err, self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """The exit code; fails where the process has not ended after `seconds`."""
+        until(lambda: self.poll() is not None, seconds, lambda: f"the end of a process: {self.err[-2000:]}")
+        assert self._code is not None
+        return self._code
+
+    def send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def until(happened: Callable[[], bool], seconds: float, what: Callable[[], str]) -> float:
+    """Wait for something; returns the seconds it took, fails after `seconds`."""
+    began = time.monotonic()
+    while not happened():
+        assert time.monotonic() - began < seconds, f"waited {seconds:.0f} s for {what()}"
+        time.sleep(0.002)
+    return time.monotonic() - began
+
+
+class Server:
+    """Starts processes of the program, by fork."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+        self.children: list[Child] = []
+        self.numbers = itertools.count()
+        self._one_at_a_time = threading.Lock()
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # no threads before a fork
+        )
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin and self._process.stdout
+        with self._one_at_a_time:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(PATIENCE)
+        self._process.stdout.close()
+        shutil.rmtree(self.folder)
+
+
+@functools.cache
+def _server() -> Server:
+    started = Server()
+    atexit.register(started.close)
+    return started
+
+
+_first = threading.Lock()
+
+
+def server() -> Server:
+    """The one server of this test session, started when it is first needed."""
+    with _first:
+        return _server()
+
+
+def start(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
+    """Start `main.py argv` with plants, and with changes to the environment (None removes a variable)."""
+    folder = server().folder
+    log = folder / str(next(server().numbers))
+    for suffix in (".out", ".err"):
+        log.with_suffix(suffix).touch()
+    request = {"argv": argv, "plants": plants, "env": env or {}, "cwd": str(cwd or folder), "log": str(log)}
+    child = Child(server().ask(**request), log, lambda pid: server().ask(ended=pid))
+    server().children.append(child)
+    return child
+
+
+def compiling() -> dict[str, Any]:
+    """Settings of a run that is compiled; what the compiler imports is there before the processes are made."""
+    assert server().ask(needs="torch._inductor.compile_fx")
+    return {"COMPILE": "always", "INNER_STEPS": 1, "EPOCHS": 1}
+
+
+def run(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
+    """Start, and wait for the end."""
+    child = start(argv, *plants, env=env, cwd=cwd)
+    child.wait()
+    return child
+
+
+def finished(argv: list[str], *plants: str) -> Child:
+    """Start, and wait for an end that must be a good one."""
+    child = run(argv, *plants)
+    assert child.poll() == 0, child.err
+    return child
+
+
+def ranks(argv: list[str], world: int, *plants: str) -> list[Child]:
+    """Start `world` processes of one run, as torchrun would; one alone without its variables."""
+    if world == 1:
+        return [start(argv, *plants)]
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [start(argv, *plants, env={"RANK": str(number), **shared}) for number in range(world)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# ---- what happens inside a child
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def plant_plain() -> None:
+    """No figures, and no questions to the compiler and to git: they take ten times as long as all the rest of a tiny run."""
+    from commands import evaluate
+    from system import machine as system
+    from training.experiment import Experiment
+
+    evaluate.draw = lambda *_: None  # type: ignore[assignment]
+    evaluate.figure_arrays = lambda *_: {}  # type: ignore[assignment]
+    Experiment.show_progress = lambda *_: None  # type: ignore[method-assign]
+    system._run = lambda _: (1, "", "")  # type: ignore[assignment]
+
+
+def plant_bare() -> None:
+    """The disk has neither locks nor hard links, and confirms no folder."""
+    import errno
+    import fcntl
+    import stat
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    fsync = os.fsync
+    os.link = fcntl.flock = refused  # type: ignore[assignment]
+    os.fsync = lambda file: refused() if stat.S_ISDIR(os.fstat(file).st_mode) else fsync(file)  # type: ignore[arg-type]
+
+
+def plant_only(number: str, name: str, *arguments: str) -> None:
+    """A plant for the process of that rank alone."""
+    if os.environ.get("RANK", "0") == number:
+        globals()[f"plant_{name}"](*arguments)
+
+
+def plant_step(number: str, signal_number: str) -> None:
+    """Get that signal from nowhere after step `number`."""
+    from training.step import MetaStep
+
+    update = MetaStep._update
+
+    def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
+        metrics = update(self, vector)
+        if int(self.adam_step.item()) == int(number):
+            os.kill(os.getpid(), int(signal_number))
+        return metrics
+
+    MetaStep._update = hit  # type: ignore[method-assign]
+
+
+def plant_preparing(seconds: str, signal_number: str = "0") -> None:
+    """What comes before the first step takes so long, as if it were compiled; then get that signal from nowhere."""
+    from training.loop import Trainer
+
+    prepare = Trainer.prepare
+
+    def slow(self: Trainer) -> str:
+        time.sleep(float(seconds))
+        os.kill(os.getpid(), int(signal_number))
+        return prepare(self)
+
+    Trainer.prepare = slow  # type: ignore[method-assign]
+
+
+def plant_evaluating(seconds: str) -> None:
+    """The evaluation at the end takes at least so long."""
+    from commands import evaluate
+
+    judge = evaluate.judge
+
+    def slow(*args: Any) -> Any:
+        time.sleep(float(seconds))
+        return judge(*args)
+
+    evaluate.judge = slow
+
+
+def plant_patience(seconds: str) -> None:
+    """A shorter wait for a peer that does not answer."""
+    from datetime import timedelta
+
+    from training import processes
+
+    processes.PEER_TIMEOUT = timedelta(seconds=float(seconds))
+    processes.MEETING_GRACE = timedelta(seconds=1)
+
+
+def plant_deaf() -> None:
+    """Meeting the other processes never ends, as happens in torch where one died at the wrong moment."""
+    torch.distributed.init_process_group = lambda *_, **__: time.sleep(PATIENCE)  # type: ignore[assignment]
+
+
+def plant_broken() -> None:
+    """Every figure fails to be drawn."""
+    from report import figures
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no figure today")
+
+    figures.run_figures = figures.example_figure = broken  # type: ignore[assignment]
+
+
+def plant_worse() -> None:
+    """No validation is the best so far."""
+    from training.experiment import Experiment
+
+    Experiment.validate = lambda *_: float("inf")  # type: ignore[method-assign]
+
+
+def plant_gone() -> None:
+    """Whoever read the standard output has left, as `| head -1` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+
+
+def plant_nohup() -> None:
+    """Started by nohup, which lets a process ignore that its terminal is closed."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def plant_ascii() -> None:
+    """A terminal that has no other letters."""
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")  # type: ignore[union-attr]
+
+
+def plant_at(moment: str) -> None:
+    """Begin at that time of the system's clock."""
+    time.sleep(max(0.0, float(moment) - time.time()))
+
+
+def plant_slow(seconds: str) -> None:
+    """Every training step takes at least so long."""
+    from training.step import MetaStep
+
+    update = MetaStep._update
+
+    def slow(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
+        time.sleep(float(seconds))
+        return update(self, vector)
+
+    MetaStep._update = slow  # type: ignore[method-assign]
+
+
+def plant_user(number: str) -> None:
+    """Go on as an ordinary user: permissions do not stop root."""
+    if os.getuid():
+        return
+    os.setgid(int(number))
+    os.setuid(int(number))
+
+
+def plant_limit(size: str) -> None:
+    """No file can grow beyond `size` bytes: it ends as on a full disk."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
+
+
+def plant_keep(folder: str) -> None:
+    """After every save, keep a copy of the run as it could be resumed then, under `folder`."""
+    from results_manager import ExperimentManager
+
+    save = ExperimentManager.save_checkpoint
+
+    def saved(self: ExperimentManager, state: dict[str, Any], **options: Any) -> None:
+        save(self, state, **options)
+        copy = Path(folder) / f"{state['iteration']:05d}"
+        shutil.copytree(self.directory / "checkpoints", copy / "checkpoints", dirs_exist_ok=True)
+        shutil.copy(self.directory / "config.json", copy)
+
+    ExperimentManager.save_checkpoint = saved  # type: ignore[method-assign]
+
+
+def plant_finish() -> None:
+    """Die when training is done and saved, before anything is evaluated."""
+    from commands import train
+
+    train.finish = lambda _: die()
+
+
+def plant_save(number: str, place: str) -> None:
+    """Die in save `number` (from 0) at its system call `place`: "3.before", "3.half" or "3.after"; exit 77 if there is none."""
+    from results_manager import ExperimentManager
+    from system import files as storage
+
+    saves = calls = 0
+    counting = False
+    wanted, moment = place.split(".")
+
+    def deadly(call: Callable[..., Any], half: Callable[..., Any] = lambda *_: None) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            here = counting and calls == int(wanted)
+            calls += counting
+            if here and moment != "after":
+                if moment == "half":
+                    half(*args)
+                die()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                if here:
+                    die()
+
+        return wrapper
+
+    class File:
+        """A file whose calls count."""
+
+        def __init__(self, file: Any):
+            self._file = file
+            self.write = deadly(file.write, lambda data: (file.write(data[: len(data) // 2]), file.flush()))
+            self.flush, self.close, self.fileno = deadly(file.flush), deadly(file.close), file.fileno
+
+        def __enter__(self) -> File:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            self.close()
+
+    for name in ("open", "fsync", "replace", "link", "unlink", "close"):
+        setattr(os, name, deadly(getattr(os, name)))
+    opened = deadly(open)
+    storage.open = lambda *args, **kwargs: (  # type: ignore[attr-defined]
+        File(opened(*args, **kwargs)) if counting else open(*args, **kwargs)  # noqa: SIM115
+    )
+    save = ExperimentManager.save_checkpoint
+
+    def counted(self: ExperimentManager, *args: Any, **kwargs: Any) -> None:
+        nonlocal saves, counting
+        counting = saves == int(number)
+        save(self, *args, **kwargs)
+        if counting:
+            os._exit(77)
+        saves += 1
+
+    ExperimentManager.save_checkpoint = counted  # type: ignore[method-assign]
+
+
+# ---- the server's side
+
+
+def _child(request: dict[str, Any]) -> int:
+    """What a forked child does: become a process of the program."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore them
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    log = Path(request["log"])
+    for number, target in ((0, os.devnull), (1, log.with_suffix(".out")), (2, log.with_suffix(".err"))):
+        os.dup2(os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), number)
+    sys.stdin = open(os.devnull)  # noqa: SIM115
+    for name, value in request["env"].items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    os.chdir(request["cwd"])
+    sys.argv = [str(ROOT / "main.py"), *request["argv"]]
+    for plant in request["plants"]:
+        name, *arguments = plant.split(":")
+        globals()[f"plant_{name}"](*arguments)
+    import main
+
+    return main.main()
+
+
+def _serve() -> None:
+    sys.path[:0] = [str(ROOT)]
+    import warnings
+
+    warnings.simplefilter("ignore")
+    import torch._dynamo  # the first derivative asks for it, and it takes two seconds
+    import torch.utils.tensorboard
+
+    import main  # noqa: F401
+
+    torch.set_num_threads(1)
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "needs" in request:
+            answer = bool(importlib.import_module(request["needs"]))
+        elif "ended" in request:
+            pid, status = os.waitpid(request["ended"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if pid else None
+        else:
+            answer = os.fork()
+            if answer == 0:
+                code = 70
+                try:
+                    code = _child(request)
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    with contextlib.suppress(OSError, ValueError):
+                        sys.stdout.flush()
+                        sys.stderr.flush()
+                    os._exit(code)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,318 @@
+"""The training loop: the same result however it is computed, and no bad number ever reaches the weights."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import registry
+from dataset import SinusoidalTaskGenerator, Task, TaskDataset
+from evaluation.errors import errors
+from learner import Points
+from tests.tools.training import assert_same_bits, make, run
+from training.compilation import LOOPS_FROM
+from training.loop import Diverged
+from training.parallel import tasks_at_once
+
+METHODS = sorted(registry.METHODS)
+needs_loops = pytest.mark.skipif(torch.__version__ < LOOPS_FROM, reason="needs a newer torch")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_twice_gives_the_same_bits(method):
+    assert_same_bits(run(make(method)), run(make(method)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_lowers_the_error_on_held_out_tasks(method):
+    trainer = make(method, iterations=100, tasks=6)
+    tasks = SinusoidalTaskGenerator().held_out("validation", 100, 6, 20)[1]
+    before = errors(trainer.learner, tasks, 3).mean(0)
+    run(trainer)
+    assert errors(trainer.learner, tasks, 3).mean(0)[3] < before[3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resuming_at_every_step_gives_the_same_bits(method):
+    whole = make(method)
+    states = [whole.state()] + [whole.state() for _ in whole.train()]
+    for before, after in itertools.pairwise(states):  # what leads from each state to the next one leads to the end
+        resumed = make(method)
+        resumed.load(before)
+        next(resumed.train())
+        assert_same_bits(resumed.state(), after)
+
+
+def test_the_average_is_a_plain_mean_at_first_and_then_weighs_a_step_by_its_age():
+    trainer = make(iterations=9)
+    expected, number = torch.zeros_like(trainer.step.flat), 0
+    for number, _ in trainer.train():
+        expected += max(1 / number, 0.2) * (trainer.step.flat - expected)
+        torch.testing.assert_close(trainer.step.averages["average"], expected, rtol=1e-5, atol=1e-7)
+    assert number == 9
+
+
+def test_within_averaged_learner_and_state_have_the_average_and_training_goes_on_from_where_it_was():
+    interrupted = make()
+    run(interrupted, 5)
+    before = interrupted.step.flat.clone()
+    with interrupted.step.averaged():
+        average = interrupted.step.averages["average"]
+        assert torch.equal(interrupted.learner.theta, average) and not torch.equal(average, before)
+        assert torch.equal(interrupted.state()["meta_parameters"]["theta"], average)
+    assert torch.equal(interrupted.step.flat, before)
+    assert_same_bits(run(interrupted), run(make()))
+
+
+FEW = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 1}  # of each kind of gradient one is enough, and quickly compiled
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_step_equals_eager_step_to_rounding(method):
+    eager, compiled = (make(method, iterations=3, settings=FEW, compile_mode=mode) for mode in ("never", "always"))
+    assert compiled.prepare().startswith("compiled")
+    start = compiled.state()
+    for (_, one), (_, other) in zip(eager.train(), compiled.train(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(eager.step.flat, compiled.step.flat, rtol=1e-4, atol=1e-5)
+    end = compiled.state()
+    compiled.load(start)  # and the same steps once more, several in one call where they are looped over
+    yielded = [iteration for iteration, _ in compiled.train((2, 5))]
+    assert compiled.step.loops == (torch.__version__ >= LOOPS_FROM and method != "r2d2")  # its derivative may raise an error
+    assert yielded == ([2, 3] if compiled.step.loops else [1, 2, 3])
+    assert_same_bits(compiled.state(), end)
+
+
+def looping(**options):
+    """A prepared trainer whose compiled step loops over a block."""
+    trainer = make(settings=FEW, compile_mode="always", **options)
+    assert trainer.prepare().startswith("compiled") and trainer.step.loops
+    return trainer
+
+
+@needs_loops
+@pytest.mark.parametrize(("bad", "value"), [(0, math.inf), (7, math.nan)])
+def test_a_bad_number_amid_steps_that_are_looped_over_never_reaches_the_weights(bad, value):
+    trainer, clean = looping(dataset=Poisoned(bad, value, "query")), looping()
+    with pytest.raises(Diverged) as caught:
+        list(trainer.train((5,)))
+    assert (caught.value.iteration, caught.value.quantity) == (bad + 1, "meta_loss")
+    if bad:
+        run(clean, bad)
+    assert torch.equal(trainer.step.flat, clean.step.flat)
+
+
+@needs_loops
+def test_loops_that_differ_in_a_number_have_entries_of_their_own_in_the_cache():
+    for lr in (0.01, 0.05):
+        settings = FEW | {"INNER_LEARNING_RATE": lr}
+        eager, compiled = (make(iterations=2, settings=settings, compile_mode=mode) for mode in ("never", "always"))
+        compiled.prepare()
+        run(eager), run(compiled)
+        torch.testing.assert_close(eager.step.metrics, compiled.step.metrics, rtol=2e-4, atol=1e-5)
+
+
+@needs_loops
+def test_a_loop_that_the_compiler_refuses_costs_the_loop_only(monkeypatch):
+    def refused(*_):
+        raise NotImplementedError
+
+    single, looped = make(settings=FEW, compile_mode="always"), looping()
+    monkeypatch.setattr("training.step.repeat", refused)
+    assert single.prepare().startswith("compiled") and not single.step.loops
+    assert_same_bits(run(single), run(looped))
+
+
+def test_preparing_changes_no_state():
+    trainer = make(compile_mode="always")
+    before = trainer.state()
+    trainer.prepare()
+    assert_same_bits(trainer.state(), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_chunks_of_tasks_give_the_whole_batch_gradient(method, chunk):
+    whole, chunked = make(method, iterations=1), make(method, iterations=1, chunk=chunk)
+    (_, one), (_, other) = next(whole.train()), next(chunked.train())
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_meta_batch_beyond_the_cache_is_cut_to_pieces_that_fit(monkeypatch):
+    whole = make(iterations=1)
+    monkeypatch.setattr("training.parallel.FEWEST", 2)
+    monkeypatch.setattr("training.parallel.CACHE_WORK", 2 * whole.task_work)
+    cut = make(iterations=1)
+    assert (whole.step.chunk, cut.step.chunk) == (0, 2)
+    (_, one), (_, other) = next(whole.train()), next(cut.train())
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "share", "work", "device", "expected"),
+    [
+        (0, 25, 35_220, "cpu", 25),  # the default
+        (0, 1600, 35_220, "cpu", 100),
+        (0, 125, 35_220, "cpu", 63),
+        (0, 1600, 35_220, "cuda", 1600),
+        (7, 1600, 35_220, "cpu", 7),
+        (0, 25, 5_000_000, "cpu", 25),  # pieces too small to be worth it
+    ],
+)
+def test_tasks_at_once_are_what_was_asked_for_or_what_the_cache_holds(chunk, share, work, device, expected):
+    assert tasks_at_once(chunk, share, work, torch.device(device)) == expected
+
+
+def test_adam_and_clipping_equal_torch_optim():
+    trainer = make(iterations=5)
+    reference = torch.nn.Parameter(trainer.step.flat.clone())
+    optimiser = torch.optim.Adam([reference], lr=1e-3)
+    for iteration in range(5):
+        [(task, noise)] = trainer.step.block(*trainer._block(0), [0.0]).meta_batches[iteration]
+        trainer.step.flat.copy_(reference.detach())
+        reference.grad = trainer.step._gradient(task, noise, trainer.step._groups[0][1])[: len(reference)]
+        torch.nn.utils.clip_grad_norm_([reference], 1.0)
+        optimiser.param_groups[0]["lr"] = trainer.learning_rate(iteration)
+        optimiser.step()
+    torch.testing.assert_close(run(make(iterations=5))["meta_parameters"]["theta"], reference.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_cosine_schedule_starts_at_the_rate_and_ends_at_zero():
+    trainer = make(iterations=100)
+    assert trainer.learning_rate(0) == 1e-3
+    assert trainer.learning_rate(50) == pytest.approx(5e-4)
+    assert trainer.learning_rate(100) == pytest.approx(0, abs=1e-12)
+    assert make(schedule="constant").learning_rate(11) == 1e-3
+
+
+class Poisoned(TaskDataset):
+    """A dataset in which one number of one meta-batch is not finite."""
+
+    def __init__(self, bad_iteration, value, part):
+        super().__init__(SinusoidalTaskGenerator(), 40, 5, 6, 7, 0)
+        self.bad_iteration, self.value, self.part = bad_iteration, value, part
+
+    def draw_block(self, number):
+        task = super().draw_block(number)
+        if number == self.bad_iteration // self.block:
+            getattr(task, self.part).y[self.bad_iteration % self.block, 0, 0] = self.value
+        return task
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "part"),
+    list(itertools.product([0, 3, 7, 11], [math.nan, math.inf], ["support", "query"])),
+)
+def test_a_number_that_is_not_finite_never_reaches_the_weights(step, value, part):
+    trainer = make(dataset=Poisoned(step, value, part))
+    with pytest.raises(Diverged) as caught:
+        run(trainer)
+    assert caught.value.iteration == step + 1
+    assert caught.value.quantity in ("meta_loss", "query_mse", "grad_norm")
+    clean = make()
+    if step:
+        run(clean, step)
+    assert torch.equal(trainer.step.flat, clean.step.flat)
+    assert torch.equal(trainer.step.averages["average"], clean.step.averages["average"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_of_a_task_does_not_depend_on_its_company(method):
+    trainer = make(method)
+    tasks = SinusoidalTaskGenerator().held_out("test", 7, 5, 9)[1]
+    single = Task(*(Points(points.x[2:3], points.y[2:3]) for points in tasks))
+    np.testing.assert_allclose(errors(trainer.learner, single, 3)[0], errors(trainer.learner, tasks, 3)[2], rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_is_the_query_error_of_the_adapted_networks(method):
+    trainer = make(method)
+    tasks = SinusoidalTaskGenerator().held_out("test", 2, 5, 9)[1]
+    support = Points(*(torch.from_numpy(values[1]) for values in tasks.support))
+    with torch.no_grad():
+        path = trainer.learner.adapt(support, torch.zeros(trainer.learner.noise_dim), 4).path
+        expected = [
+            ((trainer.learner.network(w, torch.from_numpy(tasks.query.x[1])).numpy() - tasks.query.y[1]) ** 2).mean()
+            for w in path
+        ]
+    np.testing.assert_allclose(errors(trainer.learner, tasks, 4)[1], expected, rtol=1e-4)
+
+
+def test_a_state_of_another_shape_is_refused_by_name():
+    with pytest.raises(ValueError, match="meta-parameter theta does not fit"):
+        state = make().state()
+        state["meta_parameters"]["theta"] = torch.zeros(3)
+        make().load(state)
+
+
+def test_a_state_with_nan_is_refused():
+    state = make().state()
+    state["adam"]["exp_avg"][0] = math.nan
+    with pytest.raises(ValueError, match="finite"):
+        make().load(state)
+
+
+def test_short_runs_are_not_compiled_and_say_so():
+    assert "too few" in make(iterations=10, compile_mode="auto").prepare()
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(chunk, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    eager, traced = (make(iterations=3, chunk=chunk, compile_mode=mode) for mode in ("never", "always"))
+    assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
+    for (_, one), (_, other) in zip(eager.train(), traced.train(), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(eager.step.flat, traced.step.flat, rtol=1e-4, atol=1e-5)
+
+
+def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the compiler is broken\nbeyond repair")
+
+    trainer = make(compile_mode="always")
+    monkeypatch.setattr("training.step.Compiled", broken)
+    assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken beyond repair"
+    assert_same_bits(run(trainer), run(make()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("method", METHODS)
+def test_cuda_equals_cpu_for_twenty_steps(method):
+    cpu, cuda = run(make(method, iterations=20)), run(make(method, iterations=20, device="cuda"))
+    for name, tensor in cpu["meta_parameters"].items():
+        torch.testing.assert_close(tensor, cuda["meta_parameters"][name], rtol=1e-4, atol=1e-5)
+
+
+def placed_and_changed(trainer):
+    """Compiles; the names of the step's tensors that the compiler knows to stay in place, and of those that are changed."""
+    from functorch.compile import make_boxed_func
+    from torch._functorch.aot_autograd import aot_module_simplified
+    from torch._guards import TracingContext
+
+    found = []
+
+    def see(graph, _):
+        found.append(TracingContext.get().fw_metadata)
+        return make_boxed_func(graph)
+
+    def backend(_):
+        return lambda module, examples: aot_module_simplified(module, examples, fw_compiler=see)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.compilation.Compiled._backend", backend)
+        patch.setattr("training.step.can_loop", lambda: False)  # as on a GPU: a step at a time
+        assert trainer.prepare().startswith("compiled")
+    names = {id(value): name for name, value in (vars(trainer.step) | trainer.step.averages).items()}
+    inputs, tokens = [names.get(id(value)) for value in trainer.step._step.inputs], len(found[0].tokens)
+    in_place = {inputs[number - tokens] for number in found[0].static_input_indices}
+    return in_place, {inputs[number] for number in found[0].mutated_inp_runtime_indices}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_that_a_compiled_step_changes_stays_in_place_so_that_a_cuda_graph_can_be_recorded(method):
+    in_place, changed = placed_and_changed(make(method, settings=FEW, compile_mode="always"))
+    assert changed == {"flat", "average", "exp_avg", "exp_avg_sq", "adam_step", "finite", "metrics"}
+    assert in_place >= changed | {"lr"}

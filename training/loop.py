@@ -1,0 +1,168 @@
+"""The loop that trains any `MetaLearner`: draw tasks, take an outer step, yield.
+
+Independent of any method by name, and of files, plots and logs: `train` yields after each step, and its caller decides
+when to log, validate and save.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import Task, TaskDataset, stream
+from learner import MetaLearner, on_device
+from system.compiler_cache import one_line, with_cache
+from training.compilation import WILL_COMPILE, compile_note
+from training.optimiser import Optimiser
+from training.step import MetaStep
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient is not finite; the meta-parameters are still those of the step before."""
+
+    def __init__(self, iteration: int, quantity: str, value: float, lr: float):
+        super().__init__(f"training diverged at iteration {iteration} (got {quantity} = {value}; expected a finite number)")
+        self.iteration, self.quantity, self.lr = iteration, quantity, lr
+
+
+class Trainer:
+    """Trains `learner` on `dataset` by Adam, or Adam and Muon, on the meta-loss.
+
+    Args:
+        iterations: outer steps of the whole run; the cosine schedule ends there.
+        meta_lr: step size of the optimiser at the start.
+        schedule: "cosine" to zero, or "constant".
+        clip, decay, muon: as in `Optimiser`; chunk, device: as in `MetaStep`.
+        compile_mode: "auto" (where it pays), "always" or "never".
+    """
+
+    def __init__(
+        self,
+        learner: MetaLearner,
+        dataset: TaskDataset,
+        *,
+        iterations: int,
+        meta_lr: float,
+        schedule: str = "cosine",
+        clip: float = 0.0,
+        decay: float = 0.0,
+        muon: bool = False,
+        chunk: int = 0,
+        device: torch.device | str = "cpu",
+        compile_mode: str = "never",
+    ):
+        self.learner, self.dataset, self.iterations = learner, dataset, iterations
+        self.meta_lr, self.schedule = meta_lr, schedule
+        self.task_work = (dataset.shots + dataset.queries) * learner.network.num_weights  # points x weights
+        optimiser = Optimiser(clip, decay, muon)
+        self.step = MetaStep(learner, dataset.meta_batch, self.task_work, torch.device(device), optimiser, chunk)
+        self.device = self.step.device
+        self.iteration = 0  # outer steps taken
+        self.compile_seconds = 0.0
+        self.compile_note = compile_note(compile_mode, iterations, self.device)
+        self.compiled = self.compile_note.startswith(WILL_COMPILE)
+        self.compile_trouble = False  # the compiler, or where it keeps its files, was not as it should be
+        self._drawing = ThreadPoolExecutor(1)
+        self._prefetched: dict[int, Future[tuple[Task, np.ndarray]]] = {}  # at most the next block
+
+    # ---- state
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next step depends on: tensors, numbers, strings; raises `Diverged` if there is none."""
+        self.check()
+        return {"iteration": self.iteration} | self.step.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore `state`; raises ValueError where it does not fit this learner."""
+        iteration = state["iteration"]
+        if type(iteration) is not int or iteration < 0:
+            raise ValueError(f"its step can't be used (got {iteration!r}; expected a whole number from 0 on)")
+        self.step.load(state)
+        self.iteration = iteration
+
+    # ---- training
+
+    def learning_rate(self, iteration: int) -> float:
+        """Step size of the optimiser in outer step number `iteration`, counted from 0."""
+        if self.schedule == "constant":
+            return self.meta_lr
+        return self.meta_lr * 0.5 * (1 + math.cos(math.pi * min(1.0, iteration / self.iterations)))
+
+    def limit_threads(self) -> None:
+        """One thread for this process where layers are so small that several would mostly wait for each other."""
+        if self.step.one_thread:
+            torch.set_num_threads(1)
+
+    def close(self) -> None:
+        """End the threads that draw tasks and compute parts of a step."""
+        self.step.helpers.close()
+        self._drawing.shutdown(cancel_futures=True)
+
+    def prepare(self) -> str:
+        """Compile the step if that was decided, and say in one line what will run; changes no state of the run.
+
+        A compiler that fails costs speed only: the eager step gives the same numbers, later.
+        """
+        self.limit_threads()
+        torch.set_flush_denormal(True)  # second derivatives of dead units are full of denormals, each 100 times slower
+        if not self.compiled:
+            return f"eager meta-step: {self.compile_note}"
+        started, block = time.perf_counter(), self._block(self.iteration // self.dataset.block)
+        try:
+            trouble = with_cache(lambda: self.step.compile(*block))
+        except Exception as error:
+            self.compiled, self.compile_trouble = False, True
+            self.compile_note = f"compiling failed: {one_line(error)}"
+            return f"eager meta-step: {self.compile_note}"
+        self.compile_seconds, self.compile_trouble = time.perf_counter() - started, bool(trouble)
+        self.compile_note += f", anew since its cache folder could not be used: {trouble}" if trouble else ""
+        self.compile_note += f", in parts for {threads} threads" if (threads := self.step.helpers.count + 1) > 1 else ""
+        return f"compiled meta-step: {self.compile_note}, ready in {self.compile_seconds:.1f} s"
+
+    def train(self, every: Sequence[int] = (1,)) -> Iterator[tuple[int, Tensor]]:
+        """Train to the end; yields (steps taken, log values of the last one by `step.names`). Raises `Diverged`.
+
+        It yields after each step, but where the compiled step loops over a block only after multiples of one of `every`, at
+        the end of a block and at the end. The log values stay on their device: reading them there synchronises, so read
+        them seldom.
+        """
+        size = self.dataset.block
+        while self.iteration < self.iterations:
+            start = self.iteration - self.iteration % size
+            rates = [self.learning_rate(start + place) for place in range(size)]
+            block = self.step.block(*self._block(start // size), rates)
+            while self.iteration < (end := min(start + size, self.iterations)):
+                first = self.iteration
+                following = (first // multiple * multiple + multiple for multiple in every)
+                stop = min(end, *following) if self.step.loops else first + 1
+                metrics = self.step(block, first - start, stop - start)
+                self.iteration = stop
+                yield stop, metrics
+            self.check()  # the only synchronisation of the loop: once a block
+
+    def _block(self, number: int) -> tuple[Task, Tensor]:
+        """A block of meta-batches, drawn and sent to the device at once: tasks [B, T, ...] and noise [B, T, noise_dim]."""
+        arrays = self._prefetched.pop(number, None) or self._drawing.submit(self._draw, number)
+        self._prefetched.clear()  # what was drawn for a state before `load`
+        if (number + 1) * self.dataset.block < self.iterations:  # another core draws the next one meanwhile
+            self._prefetched[number + 1] = self._drawing.submit(self._draw, number + 1)
+        return on_device(arrays.result(), self.device)
+
+    def _draw(self, number: int) -> tuple[Task, np.ndarray]:
+        """Tasks [B, T, ...] and noise [B, T, noise_dim] of a block."""
+        shape = (self.dataset.block, self.dataset.meta_batch, self.learner.noise_dim)
+        noise = stream(self.dataset.seed, "noise", number).standard_normal(shape, dtype=np.float32)
+        return self.dataset.draw_block(number), noise
+
+    def check(self) -> None:
+        """Raise `Diverged` if a step was refused; waits for the device."""
+        if (found := self.step.first_bad_value()) is not None:
+            refused, name, value = found
+            raise Diverged(refused + 1, name, value, self.learning_rate(refused))
