@@ -80,8 +80,8 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert [page for page in PAGES if page != "README.md" and f"]({page})" not in PAGES["README.md"]] == []
 
 
-def test_the_readme_has_at_most_200_lines() -> None:
-    assert len(PAGES["README.md"].splitlines()) <= 200
+def test_the_readme_has_at_most_160_lines() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 160
 
 
 def test_the_readme_has_one_command_that_installs_and_tests() -> None:
