@@ -118,7 +118,7 @@ class Config:
     COMPILE: str = _choice("auto", "compile the meta-step: where it pays, always, never", "auto", "always", "never")
     TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = what suits the machine", 0, 10**7)
     LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9)
-    VALIDATION_INTERVAL: int = _key(1000, "iterations between validations", 1, 10**9)
+    VALIDATION_INTERVAL: int = _key(2000, "iterations between validations", 1, 10**9)
     CHECKPOINT_INTERVAL: int = _key(10_000, "iterations between checkpoints", 1, 10**9)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,4 @@
-"""A run's directory: checkpoints, TensorBoard, JSON records, figures, and the report.
-
-Independent of any method, learners and training: it is handed numbers, tensors and figures.
-"""
+"""A run's directory: checkpoints, TensorBoard, JSON records, figures, and the report. It writes what it is given."""
 
 from __future__ import annotations
 
@@ -21,14 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from system.checkpoints import SCHEMA_VERSION, checkpoint_bytes, is_sound, read_checkpoint
 from system.errors import RunError
-from system.files import figure_bytes, json_bytes, to_json, write_atomically
+from system.files import figure_bytes, json_bytes, write_atomically
 from system.locks import Lock
 from system.machine import git_state, system_report
-from system.terminal import print_once
 from system.text import printable
 
 WRITTEN_LATER = {"full_report.json", "report.html", "train.log"}  # than the digests of the files
@@ -41,8 +36,7 @@ class ExperimentManager:
 
     Args:
         directory: of the run; it exists.
-        method: a name for the TensorBoard tags of the method's own diagnostics.
-        command: the command line, for the report.
+        method, command: the method's name and the command line, for the report.
 
     A logger or figure that can't be written becomes a warning in the report; a checkpoint that can't be raises.
     """
@@ -50,7 +44,6 @@ class ExperimentManager:
     def __init__(self, directory: Path, method: str, command: list[str]):
         self.directory, self.method, self.command = directory, method, command
         self.warnings: list[str] = []
-        self.history: dict[str, list[Any]] = {"train": [], "validation": []}
         self._lock = Lock(directory)
         self._writer: Any = None
         self._started = time.time()
@@ -128,46 +121,29 @@ class ExperimentManager:
             args = tuple(printable(value) if isinstance(value, str) else value for value in args)  # tags
             self.attempt("tensorboard", lambda: getattr(self._writer, call)(*args, **kwargs))
 
-    def log_training(self, iteration: int, epoch: int, values: dict[str, float], lr: float, tasks_per_second: float) -> None:
-        """Record the log values of one step; a method's own diagnostics go under its own tag."""
-        shared = ("meta_loss", "query_mse", "grad_norm")
-        own = {name: value for name, value in values.items() if name not in shared}
-        record = {name: values[name] for name in shared} | {"learning_rate": lr}
-        self.history["train"].append({"iteration": iteration, "epoch": epoch} | record | own)
-        for name, value in record.items():
-            self._write("add_scalar", f"train/{name}", value, iteration)
-        for name, value in own.items():
-            self._write("add_scalar", f"{self.method}/{name}", value, iteration)
-        self._write("add_scalar", "performance/tasks_per_second", tasks_per_second, iteration)
-
-    def log_validation(self, iteration: int, errors: list[float]) -> None:
-        """Record the mean validation error after 0, 1, ... support gradients."""
-        self.history["validation"].append({"iteration": iteration, "mse": errors})
-        for step, error in enumerate(errors):
-            self._write("add_scalar", f"validation/mse_after_{step:02d}", error, iteration)
+    def log_scalars(self, iteration: int, values: dict[str, float]) -> None:
+        """Show numbers of one step in TensorBoard, by their tags."""
+        for tag, value in values.items():
+            self._write("add_scalar", tag, value, iteration)
 
     # ---- what is saved
 
     def save_checkpoint(self, state: dict[str, Any], best: dict[str, Any] | None = None) -> None:
         """Save last.pt, keeping the one before it as previous.pt; and `best`, an earlier state, as best.pt before them."""
-        folder = self.directory / "checkpoints"
-
-        def data(one: dict[str, Any]) -> bytes:
-            whole = {"schema_version": SCHEMA_VERSION, "method": self.method, "history": self.history} | one
-            return checkpoint_bytes(whole | {"history": to_json(whole["history"])})
-
         self._lock.check()
         if best is not None:
-            self._write_file(folder / "best.pt", data(best))
-        last = folder / "last.pt"
+            self.save_best(best)
+        last = self.directory / "checkpoints" / "last.pt"
         if last.exists() and is_sound(before := last.read_bytes()):  # a damaged one must not replace the one before it
-            self._write_file(folder / "previous.pt", before)
-        self._write_file(last, data(state))
+            self._write_file(last.with_name("previous.pt"), before)
+        self._write_file(last, checkpoint_bytes({"schema_version": SCHEMA_VERSION} | state))
 
     def save_best(self, state: dict[str, Any]) -> None:
-        """Save best.pt again: the checkpoint that was read from it, with additions."""
+        """Save best.pt."""
         self._lock.check()
-        self._write_file(self.directory / "checkpoints" / "best.pt", checkpoint_bytes(state))
+        self._write_file(
+            self.directory / "checkpoints" / "best.pt", checkpoint_bytes({"schema_version": SCHEMA_VERSION} | state)
+        )
 
     def _write_file(self, path: Path, data: bytes) -> None:
         if not write_atomically(path, data):
@@ -235,56 +211,30 @@ class ExperimentManager:
 
 
 class NullManager:
-    """The manager of a process that does not write: every call does nothing."""
+    """The manager of a process that does not write: it has the methods of `ExperimentManager`, and they do nothing."""
 
-    def __init__(self) -> None:
-        self.history: dict[str, list[Any]] = {"train": [], "validation": []}
+    directory = Path()
+    display_path = ""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
+    def attempt(self, what: str, action: Callable[[], Any]) -> None: ...
+    def warn(self, message: str) -> None: ...
+    def completed(self) -> int:
+        return 0
 
-
-class Progress:
-    """What a person and the log see of a run while it trains."""
-
-    def __init__(self, experiment: Any, total: int):
-        self.experiment, self.total, self.first = experiment, total, experiment.trainer.iteration
-        nowhere = True if sys.stderr is None else None  # closed, as in some services; None = where it is no terminal
-        self.bar = tqdm(total=total, initial=self.first, unit="step", disable=nowhere, dynamic_ncols=True)
-        self.began = self.last_line = time.perf_counter()
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    def log(self, iteration: int, values: list[float]) -> None:
-        """Record the log values of a step, and print a line every few seconds where there is no progress bar."""
-        trainer, config, manager = self.experiment.trainer, self.experiment.config, self.experiment.manager
-        named = dict(zip(trainer.step.names, values, strict=True))
-        speed = (iteration - self.first) * config.META_BATCH_SIZE / self.seconds()
-        epoch = -(-iteration * config.META_BATCH_SIZE // config.NUM_TASKS)
-        manager.log_training(iteration, epoch, named, trainer.learning_rate(iteration - 1), speed)
-        found = self.experiment.validation_error
-        validation = "" if found is None else f"validation {found:.4f}, "
-        status = f"loss {named['meta_loss']:.4f}, {validation}{speed:,.0f} tasks/s"
-        self.bar.set_postfix_str(status, refresh=False)
-        self.bar.update(iteration - self.bar.n)
-        if time.perf_counter() - self.last_line > 5 or iteration == self.total:
-            self.last_line = time.perf_counter()
-            if left := (self.total - iteration) * self.seconds() / (iteration - self.first):
-                status += f", {left:.0f} s left" if left < 100 else f", {left / 60:.0f} min left"
-            manager.log(line := f"step {iteration} of {self.total}: {status}")
-            if self.bar.disable:
-                print_once(line)
-
-
-def history_arrays(history: dict[str, list[Any]]) -> dict[str, np.ndarray]:
-    """The curves of training; raises what Python raises where a record is not one."""
-    return {
-        "train_iteration": np.array([record["iteration"] for record in history["train"]], np.int64),
-        "train_query_mse": np.array([record["query_mse"] for record in history["train"]], float),
-        "validation_iteration": np.array([record["iteration"] for record in history["validation"]], np.int64),
-        "validation_mse": np.array([record["mse"] for record in history["validation"]], float),
-    }
+    def close(self) -> None: ...
+    def log(self, line: str) -> None: ...
+    def open_tensorboard(self, first_step: int) -> None: ...
+    def log_scalars(self, iteration: int, values: dict[str, float]) -> None: ...
+    def save_checkpoint(self, state: dict[str, Any], best: dict[str, Any] | None = None) -> None: ...
+    def save_best(self, state: dict[str, Any]) -> None: ...
+    def save_json(self, name: str, value: Any) -> None: ...
+    def save_arrays(self, arrays: dict[str, np.ndarray]) -> None: ...
+    def save_figure(self, name: str, figure: Any, iteration: int) -> None: ...
+    def log_figure(self, name: str, figure: Any, iteration: int) -> None: ...
+    def log_evaluation(
+        self, shots: dict[str, dict[str, list[Any]]], config: dict[str, Any], performance: dict[str, float]
+    ) -> None: ...
+    def save_report(self, status: str, contents: dict[str, Any]) -> None: ...
 
 
 def _ignore_writer_errors(failure: Any) -> None:
@@ -328,11 +278,11 @@ def find_run(text: str, output: Path) -> Path:
     raise RunError(f"no such run (got {text}; expected a run directory with a config.json, a checkpoint in one, or latest)")
 
 
-def find_launched(output: Path, same: Callable[[Any], bool]) -> Path | None:
-    """The newest run under `output` whose launch record is the `same`, if there is one."""
-    for path in sorted(output.glob("*/.launch"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not one of ours
-            if same(json.loads(path.read_text())):
+def find_launched(output: Path, launch: str) -> Path | None:
+    """The run under `output` that this `launch` began, if there is one."""
+    for path in output.glob("*/.launch"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == json_bytes(launch):
                 return path.parent
     return None
 

@@ -20,12 +20,11 @@ from learner import predict_tasks, sample_tasks
 from registry import defaults
 from report.page import CAPTIONS, run_page
 from report.text import results_table, verdict
-from results_manager import history_arrays
 from system.checkpoints import read_checkpoint
 from system.errors import RunError, checkpoint_errors
 from system.files import write_atomically
 from system.terminal import print_once
-from training.experiment import Experiment
+from training.experiment import Experiment, history_arrays
 
 SAMPLES = 100  # of a stochastic method, for each task of a figure
 DIVERGED_ABOVE = 100.0  # a test task whose last error is above this, or not finite, counts as diverged
@@ -158,7 +157,7 @@ def add_baselines(experiment: Experiment, shots: int, evaluation: dict[str, Any]
 def figure_arrays(experiment: Experiment, shots: int) -> dict[str, np.ndarray]:
     """What the figures show beside the test errors: the table of data.npz in docs/run_directory.md."""
     config, learner = experiment.config, experiment.learner
-    arrays, generator = history_arrays(experiment.manager.history), experiment.generator
+    arrays, generator = history_arrays(experiment.history), experiment.generator
     if generator.y_scale is not None:
         arrays |= {"y_scale": np.array(generator.y_scale), "axis_names": np.array(generator.axis_names)}
     if config.INPUT_DIM == 1:

@@ -12,7 +12,7 @@ import torch
 from commands import compare, evaluate
 from dataset import SinusoidalTaskGenerator
 from training.experiment import Experiment
-from training.processes import SAVING, STOPPING
+from training.signals import SAVING, STOPPING
 
 torch.set_num_threads(1)  # the networks are small: threads would only wait for each other
 
@@ -83,3 +83,19 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
             print(text)
 
     return line
+
+
+@pytest.fixture
+def full_disk() -> Callable[[str], AbstractContextManager[None]]:
+    """Makes contexts in which a function of `os` fails as on a full disk."""
+
+    @contextmanager
+    def full(call: str) -> Iterator[None]:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"os.{call}", fail)
+            yield
+
+    return full

@@ -18,7 +18,7 @@ from config import Config
 from results_manager import ExperimentManager
 from system.checkpoints import read_checkpoint
 from tests.tools.runs import ROOT, TINY, command, only_run
-from training.processes import Interrupted, Signals
+from training.signals import Interrupted, Signals
 
 METHODS = sorted(registry.METHODS)
 

@@ -1,15 +1,8 @@
-"""One run from its settings to its last step: train, log, validate, checkpoint, report.
-
-Decides when to log, validate, checkpoint and draw. Independent of any method by name, and of the command line.
-"""
+"""One run from its settings to its last step: train, log, validate, save."""
 
 from __future__ import annotations
 
-import copy
-import functools
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -18,25 +11,17 @@ from config import Config, ConfigError
 from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
 from evaluation.errors import held_out_errors
 from learner import MetaLearner, predict_tasks
-from results_manager import NullManager, Progress, history_arrays
+from results_manager import ExperimentManager, NullManager
 from system.errors import checkpoint_errors
 from system.host import resolve_device
 from system.terminal import print_once, rank
-from system.threads import compute_as_the_caller
 from training.loop import Trainer
 from training.memory import check_memory
-from training.processes import Signals, max_over_processes, wait_for_peers
+from training.processes import max_over_processes, wait_for_peers
+from training.progress import Progress
+from training.signals import Signals
 
-
-@dataclass
-class Validation:
-    """A validation that was begun."""
-
-    iteration: int
-    learner: MetaLearner  # the meta-parameters it is of
-    candidate: dict[str, Any]  # the checkpoint of these, should they be the best
-    means: Future[list[float]]  # errors after 0, 1, ... gradients
-    to_save: dict[str, Any] | None = None  # a checkpoint that is due when it ends
+History = dict[str, list[dict[str, Any]]]  # the records of each kind, "train" and "validation", in the order of steps
 
 
 class Experiment:
@@ -73,15 +58,12 @@ class Experiment:
         self.learner = self.trainer.learner
         if config.META_OPTIMISER == "muon" and not self.learner.hidden_matrices():
             raise ConfigError(f"META_OPTIMISER=muon needs hidden matrices (got {method}; expected a method that names some)")
-        self.manager: Any = NullManager()  # an ExperimentManager in the one process that writes
+        self.manager: ExperimentManager | NullManager = NullManager()  # the real one in the one process that writes
+        self.history: History = {"train": [], "validation": []}
         self.complete = False  # trained to its end, evaluated and reported
         self.best = float("inf")  # lowest validation error after the last gradient
-        self.new_best: dict[str, Any] | None = None  # its checkpoint, until it is written: a durable write takes its time
+        self.new_best: dict[str, Any] | None = None  # its checkpoint, until `save`: a durable write takes its time
         self.train_seconds = 0.0
-        self.validation_error: float | None = None  # the newest that is known
-        self._validating: Validation | None = None
-        self._validator = ThreadPoolExecutor(1, "validation", initializer=compute_as_the_caller)
-        self._picture: Future[Any] | None = None  # the newest that was begun
 
     def held_out(self, split: str, shots: int) -> HeldOut:
         """The tasks of the validation or test split."""
@@ -93,39 +75,28 @@ class Experiment:
 
     def snapshot(self) -> dict[str, Any]:
         """All that a checkpoint holds, as it is now: later steps do not change it. Raises `Diverged`."""
-        about = {"tasks": self.tasks, "config": self.config.to_dict(), "best": self.best, "train_seconds": self.train_seconds}
+        about = {"method": self.method, "tasks": self.tasks, "config": self.config.to_dict()}
         about |= {"data": self.record} if self.record else {}
-        history = {name: list(records) for name, records in self.manager.history.items()}
-        return self.trainer.state() | about | {"history": history}
+        history = {name: list(records) for name, records in self.history.items()}
+        progress = {"best": self.best, "train_seconds": self.train_seconds, "history": history}
+        return about | self.trainer.state() | progress
 
     def save(self) -> None:
         """Write where training is, and the best so far where that is new since the last save."""
-        self.end_validation()
         if rank():
             return self.trainer.check()
-        self._write(self.snapshot())
-
-    def save_after_validation(self) -> None:
-        """The same, when the validation of these meta-parameters, if there is one, has come to its end."""
-        if self._validating and self._validating.iteration == self.trainer.iteration:
-            self._validating.to_save = self.snapshot()
-        else:
-            self.save()
-
-    def _write(self, state: dict[str, Any]) -> None:
-        self._end_picture()  # whoever resumes from here does not draw it again
-        self.manager.save_checkpoint(state, best=self.new_best)
+        self.manager.save_checkpoint(self.snapshot(), best=self.new_best)
         self.new_best = None
 
     def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Raises `RunError` where it is not of this run."""
         with checkpoint_errors():
             self.check_own(state)
             self.record = dict(state.get("data", {}))
             self.trainer.load(state)
             self.best, self.train_seconds = float(state["best"]), float(state["train_seconds"])
-            history = {name: list(state["history"][name]) for name in ("train", "validation")}
-            history_arrays(history)  # raises where the records are not ours
-            self.manager.history = history
+            self.history = {name: list(state["history"][name]) for name in ("train", "validation")}
+            history_arrays(self.history)  # raises where the records are not ours
 
     def check_own(self, state: dict[str, Any]) -> None:
         """Raise ValueError for a checkpoint of another method or of other tasks."""
@@ -142,7 +113,7 @@ class Experiment:
             "ms_per_iteration": 1000 * self.train_seconds / max(done, 1),
             "compile_seconds": self.trainer.compile_seconds,
         }
-        record = {"schema_version": 1, "method": self.method} | self.manager.history
+        record = {"schema_version": 1, "method": self.method} | self.history
         return record | {"evaluation": evaluation, "performance": performance}
 
     # ---- training
@@ -157,76 +128,59 @@ class Experiment:
         wait_for_peers()
 
     def train(self, signals: Signals) -> None:
-        """Train to the end or to a signal; log, validate and checkpoint on the way."""
-        config, trainer = self.config, self.trainer
-        total, validation = config.iterations, self.held_out("validation", config.SUPPORT_SAMPLES)
-        progress, before = Progress(self, total), self.train_seconds
-        try:
+        """Train to the end or to a signal; log, validate and save on the way."""
+        config, trainer, total = self.config, self.trainer, self.config.iterations
+        validation, before = self.held_out("validation", config.SUPPORT_SAMPLES), self.train_seconds
+        with closing(Progress(trainer.iteration, total, self.manager.log)) as progress:
             for iteration, metrics in trainer.train(config.intervals):
                 last = iteration == total
-                if iteration % config.LOG_INTERVAL == 0 or last:
-                    self.end_validation(wait=False)
-                    progress.log(iteration, metrics.tolist())  # waits for the device
-                if iteration % config.VALIDATION_INTERVAL == 0 or last:
+                if last or iteration % config.LOG_INTERVAL == 0:
+                    values = metrics.tolist()  # waits for the device
+                    progress.update(iteration, self.log_step(iteration, values, progress.steps_per_second(iteration)))
+                if last or iteration % config.VALIDATION_INTERVAL == 0:
                     trainer.check()  # in every process: all stop at a divergence together
                     if not rank():
-                        self.begin_validation(validation, iteration)
+                        self.validate(iteration, validation)
                 self.train_seconds = before + progress.seconds()
                 stop, save = max_over_processes([signals.stop, signals.save])
-                if last or stop or save:
+                if last or stop or save or iteration % config.CHECKPOINT_INTERVAL == 0:
                     signals.save = 0
                     self.save()
-                elif iteration % config.CHECKPOINT_INTERVAL == 0:
-                    self.save_after_validation()
                 if stop:
                     signals.stop = stop
                     return
-        except Exception:
-            self.end_validation()  # with the checkpoint that may wait for it
-            raise
-        finally:
-            progress.bar.close()
-            self._end_picture()
 
-    def begin_validation(self, tasks: HeldOut, iteration: int) -> None:
-        """Measure the validation error of a copy of the meta-parameters: of the averaged ones where an average is kept, and so
-        are the picture and the best."""
-        self.end_validation()
+    def log_step(self, iteration: int, values: list[float], steps_per_second: float) -> str:
+        """Record the log values of a step; a method's own diagnostics go under its own tag. Returns a line for people."""
+        config, own = self.config, dict(zip(self.trainer.step.names, values, strict=True))
+        shared = {name: own.pop(name) for name in ("meta_loss", "query_mse", "grad_norm")}
+        shared["learning_rate"] = self.trainer.learning_rate(iteration - 1)
+        epoch = -(-iteration * config.META_BATCH_SIZE // config.NUM_TASKS)
+        self.history["train"].append({"iteration": iteration, "epoch": epoch} | shared | own)
+        speed = steps_per_second * config.META_BATCH_SIZE
+        tags = {f"train/{name}": value for name, value in shared.items()}
+        tags |= {f"{self.method}/{name}": value for name, value in own.items()}
+        self.manager.log_scalars(iteration, tags | {"performance/tasks_per_second": speed})
+        validations = self.history["validation"]
+        validation = f"validation {validations[-1]['mse'][-1]:.4f}, " if validations else ""
+        return f"loss {shared['meta_loss']:.4f}, {validation}{speed:,.0f} tasks/s"
+
+    def validate(self, iteration: int, tasks: HeldOut) -> None:
+        """Measure and record the validation error, sometimes with a picture; the best meta-parameters are kept.
+
+        Where an average of the meta-parameters is kept, all of this is of the average.
+        """
         with self.trainer.step.averaged():
-            learner, candidate = copy.deepcopy(self.learner), self.snapshot()
-        means = self._aside(lambda: held_out_errors(learner, tasks, self.config.EVAL_STEPS)[tasks.evaluable].mean(0).tolist())
-        self._validating = Validation(iteration, learner, candidate, means)
-
-    def _aside(self, action: Callable[[], Any]) -> Future[Any]:
-        """`action` in another thread while training goes on; at once with a device of its own or kernels on all cores."""
-        if self.trainer.step.one_thread:
-            return self._validator.submit(action)
-        future: Future[Any] = Future()
-        future.set_result(action())
-        return future
-
-    def _end_picture(self) -> None:
-        if self._picture:
-            self._picture.result()
-
-    def end_validation(self, wait: bool = True) -> None:
-        """Log the validation that was begun, if any: sometimes as a picture, remembered if best; and save if that is due."""
-        if (begun := self._validating) is None or not (wait or begun.means.done()):
-            return
-        self._validating, means = None, begun.means.result()
-        self.manager.log_validation(begun.iteration, means)
-        self.validation_error = means[-1]
-        count = begun.iteration // self.config.VALIDATION_INTERVAL
-        if self.config.INPUT_DIM == 1 and count & (count - 1) == 0 and begun.iteration < self.config.iterations:
-            # at the first, second, fourth, eighth, ...: pictures take time
-            show = functools.partial(self.show_progress, begun.learner, begun.iteration)
-            self._picture = self._aside(lambda: self.manager.attempt("figures", show))
-        if means[-1] < self.best:
-            self.best, self.new_best = means[-1], begun.candidate
-        for state in filter(None, (begun.candidate, begun.to_save)):  # as if they had been taken now
-            state["best"], state["history"]["validation"] = self.best, list(self.manager.history["validation"])
-        if begun.to_save:
-            self._write(begun.to_save)
+            errors = held_out_errors(self.learner, tasks, self.config.EVAL_STEPS)[tasks.evaluable].mean(0).tolist()
+            self.history["validation"].append({"iteration": iteration, "mse": errors})
+            self.manager.log_scalars(iteration, {f"validation/mse_after_{step:02d}": mse for step, mse in enumerate(errors)})
+            if errors[-1] < self.best:
+                self.best = errors[-1]
+                self.new_best = self.snapshot()
+            count = iteration // self.config.VALIDATION_INTERVAL
+            if self.config.INPUT_DIM == 1 and count.bit_count() == 1 and iteration < self.config.iterations:
+                # after the first, second, fourth, eighth, ...: pictures take time
+                self.manager.attempt("figures", lambda: self.show_progress(iteration))
 
     def example_arrays(self, learner: MetaLearner, shots: int) -> tuple[dict[str, np.ndarray], Points, np.ndarray]:
         """A few tasks on a grid, and the network of `learner` adapted to them.
@@ -256,11 +210,11 @@ class Experiment:
         arrays["grid_predictions"] = own(Points(grid[:, None], predictions)).y
         return arrays, support, x
 
-    def show_progress(self, learner: MetaLearner, iteration: int) -> None:
-        """The example tasks as `learner` fits them, small, into TensorBoard."""
+    def show_progress(self, iteration: int) -> None:
+        """The example tasks as the learner fits them now, small, into TensorBoard."""
         from report.figures import example_figure  # takes half a second: not before the first step
 
-        arrays = self.example_arrays(learner, self.config.SUPPORT_SAMPLES)[0]
+        arrays = self.example_arrays(self.learner, self.config.SUPPORT_SAMPLES)[0]
         figure = example_figure(arrays, f"after {iteration} outer steps", most=3)
         self.manager.log_figure("training/task_predictions", figure, iteration)
 
@@ -268,7 +222,6 @@ class Experiment:
 
     def close(self) -> None:
         """End all threads, and give the run directory back."""
-        self._validator.shutdown(cancel_futures=True)
         self.trainer.close()
         self.manager.close()
 
@@ -284,3 +237,13 @@ class Experiment:
         basis |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.step.world}
         self.manager.save_report(status, basis | {"compilation": self.trainer.compile_note} | contents)
         print_once(f"{status}: {self.manager.display_path}")
+
+
+def history_arrays(history: History) -> dict[str, np.ndarray]:
+    """The curves of training; raises what Python raises where a record is not one."""
+    return {
+        "train_iteration": np.array([record["iteration"] for record in history["train"]], np.int64),
+        "train_query_mse": np.array([record["query_mse"] for record in history["train"]], float),
+        "validation_iteration": np.array([record["iteration"] for record in history["validation"]], np.int64),
+        "validation_mse": np.array([record["mse"] for record in history["validation"]], float),
+    }

@@ -1,17 +1,14 @@
-"""What reaches a run from outside its process: signals, and the other processes of the same run.
+"""The other processes of the same run, through `torch.distributed` and the variables that torchrun sets.
 
-What concerns the others does nothing where a run has a single process. This file knows `torch.distributed` and the
-variables that torchrun sets; it is independent of what is trained, and of where that is recorded.
+Where a run has a single process, meeting and waiting do nothing, and every value is its own.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -22,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from system.errors import RunError
 from system.terminal import rank, valid_rank
 
 PEER_TIMEOUT = timedelta(seconds=45)  # longest wait for a peer that still has its connection; a closed one is noticed at once
@@ -30,96 +28,21 @@ READY_TIMEOUT = timedelta(minutes=15)  # longest wait for a peer that compiles
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-class Interrupted(BaseException):
-    """A signal asked to stop while there was nothing to save; not an Exception, so that nothing takes it for a failure."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-# those that ask a process to end, where the system has them: Ctrl-C, kill, a closed terminal, the limits of a batch system,
-# Windows' Ctrl-Break. SIGQUIT and SIGABRT are meant to end at once, and do.
-STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU", "SIGUSR2", "SIGBREAK")
-SAVING = ("SIGUSR1",)
-
-
-class Signals:
-    """Inside `with`: `STOPPING` signals ask to save and leave, `SAVING` ones to save and go on; then all is as before.
-
-    In training a handler only sets a flag, on which the loop acts after the step. `raise_now` is for the time around it,
-    when a step may be a minute away and there is nothing to lose: `Interrupted` is raised. A second SIGINT quits at once:
-    it ends the process of a program, and raises KeyboardInterrupt in somebody else's.
-
-    Signals that are ignored (nohup) stay so. Handlers belong to the main thread: in any other nothing is changed.
-
-    Args:
-        program: whether the process is this program's own.
-    """
-
-    DUPLICATE_SECONDS = 1.0  # under torchrun, Ctrl-C arrives twice: from the terminal, and at once again from torchrun
-
-    def __init__(self, program: bool = False) -> None:
-        self.program = program
-        self.stop = 0  # number of the signal that asked to stop
-        self.save = 0
-        self.raise_now = False
-        self._first = 0.0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        if threading.current_thread() is threading.main_thread():
-            for names, handler in ((STOPPING, self._on_stop), (SAVING, self._on_save)):
-                for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
-                    if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: set by other code than Python's
-                        self._before[number] = signal.signal(number, handler)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for number, handler in reversed(self._before.items()):  # SIGINT last: its own handler raises
-            signal.signal(number, handler)
-
-    def listen(self) -> None:
-        """From here on a signal to stop raises `Interrupted`; one that came already does so now."""
-        self.raise_now = True
-        if self.stop:
-            raise Interrupted(self.stop)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """What is done inside is done whole: a signal to stop takes effect at its end."""
-        self.raise_now = False
-        yield
-        self.listen()
-
-    def _on_stop(self, number: int, _: Any) -> None:
-        if self.stop:
-            twice = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < self.DUPLICATE_SECONDS
-            if number == signal.SIGINT and not twice:
-                if self.program:
-                    os._exit(128 + number)
-                raise KeyboardInterrupt
-            return
-        self.stop, self._first = number, time.monotonic()
-        if self.raise_now:
-            raise Interrupted(number)
-
-    def _on_save(self, _number: int, _: Any) -> None:
-        self.save = 1
-
-
-class PeerLost(RuntimeError):
+class PeerLost(RunError):
     """A process of this run is gone, or does not answer."""
+
+    def __init__(self, message: str):
+        super().__init__(message, 1)
 
 
 @contextmanager
-def peer_errors() -> Iterator[None]:
+def peer_errors(what: str = "another process of this run is gone") -> Iterator[None]:
     """Communication inside turns its errors into `PeerLost`: there are many kinds, and they mean the same."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         got = " ".join(str(error).split())[:160]
-        raise PeerLost(f"another process of this run is gone (got {got}; expected {dist.get_world_size()} processes)") from None
+        raise PeerLost(f"{what} (got {got}; expected {os.environ.get('WORLD_SIZE')} processes)") from None
 
 
 def connect() -> None:
@@ -127,16 +50,9 @@ def connect() -> None:
 
     Raises `PeerLost` for variables that make no sense, and where somebody does not come.
     """
-    given = [name for name in VARIABLES if name in os.environ]
-    if "RANK" not in given and "WORLD_SIZE" not in given:
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         return
-    for name in VARIABLES:
-        if name not in given:
-            got, expected = ", ".join(given), ", ".join(VARIABLES)
-            raise PeerLost(f"{name} is not set (got {got}; expected all of {expected}, as torchrun does)")
-    texts = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    if not valid_rank(*texts):
-        raise PeerLost(f"RANK and WORLD_SIZE do not fit (got {' and '.join(texts)}; expected 0 <= RANK < WORLD_SIZE)")
+    check_variables()
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -144,17 +60,26 @@ def connect() -> None:
     watch.daemon = True
     watch.start()
     try:
-        store, number, processes = next(dist.rendezvous("env://", timeout=PEER_TIMEOUT))
-        # torchrun keeps its store when it starts a job again: without a name of its own a process would find there
-        # the address of one that has died
-        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PEER_TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        got = " ".join(str(error).split())[:160]
-        raise PeerLost(f"the processes of this run do not meet (got {got}; expected {texts[1]} processes)") from None
+        with peer_errors("the processes of this run do not meet"):
+            store, number, processes = next(dist.rendezvous("env://", timeout=PEER_TIMEOUT))
+            # torchrun keeps its store when it starts a job again: without a name of its own a process would find there
+            # the address of one that has died
+            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=PEER_TIMEOUT)
     finally:
         watch.cancel()
+
+
+def check_variables() -> None:
+    """Raise `PeerLost` where the variables that torchrun sets are missing or contradict each other."""
+    missing = [name for name in VARIABLES if name not in os.environ]
+    if missing:
+        got = ", ".join(name for name in VARIABLES if name in os.environ)
+        raise PeerLost(f"{missing[0]} is not set (got {got}; expected all of {', '.join(VARIABLES)}, as torchrun does)")
+    number, processes = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    if not valid_rank(number, processes):
+        raise PeerLost(f"RANK and WORLD_SIZE do not fit (got {number} and {processes}; expected 0 <= RANK < WORLD_SIZE)")
 
 
 def _give_up() -> None:
@@ -219,18 +144,9 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
-def launch_id() -> dict[str, str] | None:
-    """What identifies the launch that this process belongs to, however often torchrun starts it again; None without torchrun.
-
-    A run id alone does not: unless the user gives one, it is "none" or made up anew on each machine.
-    """
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
-    if run_id is None:
+def launch_id() -> str | None:
+    """The torchrun process that this one belongs to, however often it is started again; None without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     agent = psutil.Process(os.getppid())
-    return {"id": run_id, "agent": f"{socket.gethostname()} {agent.pid} {agent.create_time():.2f}"}
-
-
-def same_launch(one: dict[str, str], other: dict[str, str]) -> bool:
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return one["agent"] == other["agent"] or (restarted and one["id"] == other["id"] != "none")
+    return f"{socket.gethostname()} {agent.pid} {agent.create_time():.2f}"

@@ -22,7 +22,7 @@ from results_manager import ExperimentManager
 from system.checkpoints import read_checkpoint
 from system.errors import RunError
 from tests.tools.runs import ROOT, command
-from training.processes import Signals
+from training.signals import Signals
 
 POINTS = ROOT / "docs" / "points.csv"
 

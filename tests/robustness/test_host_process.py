@@ -28,7 +28,7 @@ from system.host import collection_paused, flushes_denormals
 from tests.tools.chaos import command, only_run, report_of, result_of, same
 from training.experiment import Experiment
 from training.parallel import Helpers
-from training.processes import SAVING, STOPPING
+from training.signals import SAVING, STOPPING
 from training.step import MetaStep
 
 NUMBERS = [getattr(signal, name) for name in (*STOPPING, *SAVING) if hasattr(signal, name)]

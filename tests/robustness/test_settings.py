@@ -20,6 +20,7 @@ from commands.evaluate import judge
 from commands.runs import build
 from config import KEYS, Config, ConfigError
 from learner import gradient_descent
+from results_manager import NullManager
 from system.errors import RunError
 from training.loop import Diverged
 
@@ -64,11 +65,10 @@ class Effect(Exception):
     """A run is not as another was."""
 
 
-class Record:
+class Record(NullManager):
     """A manager that keeps what a run would write; raises `Effect` at the first difference to `plain`, another's `events`."""
 
     def __init__(self, plain: list[Any] | None = None) -> None:
-        self.history: dict[str, list[Any]] = {"train": [], "validation": []}
         self.plain, self.events = plain, list[Any]()
 
     def note(self, *event: Any) -> None:
@@ -76,20 +76,12 @@ class Record:
         if self.plain is not None and self.plain[: len(self.events)] != self.events:
             raise Effect
 
-    def log_training(self, iteration: int, epoch: int, values: dict[str, float], lr: float, speed: float) -> None:
-        self.history["train"].append({"iteration": iteration, "epoch": epoch, "learning_rate": lr} | values)
-        self.note("train", self.history["train"][-1])
+    def log_scalars(self, iteration: int, values: dict[str, float]) -> None:
+        self.note(iteration, {tag: value for tag, value in values.items() if not tag.startswith("performance/")})
 
-    def log_validation(self, iteration: int, errors: list[float]) -> None:
-        self.history["validation"].append({"iteration": iteration, "mse": errors})
-        self.note("validation", iteration, errors)
-
-    def save_checkpoint(self, state: dict[str, Any], best: Any) -> None:
+    def save_checkpoint(self, state: dict[str, Any], best: Any = None) -> None:
+        self.note(state["history"]["train"])
         self.note("checkpoint", state["iteration"], [tensor.tolist() for tensor in state["meta_parameters"].values()])
-
-    def log(self, line: str) -> None: ...
-
-    def attempt(self, what: str, action: Any) -> None: ...
 
 
 class StopAfter:
@@ -115,7 +107,6 @@ def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None
     trainer, record = experiment.trainer, Record(plain)
     experiment.manager = record
     record.note("start", trainer.compile_note, trainer.step.chunk, str(trainer.device), trainer.step.flat.tolist())
-    trainer.step.one_thread = False  # so that validation is no matter of time
     experiment.train(StopAfter(steps))  # type: ignore[arg-type]
     record.note("evaluation", judge(experiment))
     return record.events
