@@ -72,51 +72,50 @@ def build_parser() -> Parser:
 def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     """The arguments, as far as they make sense together; `action` is the flag that says what to do. Raises `RunError`."""
     args = parser.parse_args(argv)
-    args.action = next((name for name in ("resume", "evaluate", "predict", "compare") if getattr(args, name)), "train")
-    for name in ("resume", "evaluate", "predict"):
-        if getattr(args, name) == "":
-            raise RunError(f"--{name} needs a run (got an empty name; expected a run directory, or latest)")
+    args.action = next((name for name in ACTIONS if getattr(args, name, None) is not None), "train")
+    args.methods = args.method or []
+    args.method = args.methods[0] if args.methods else None
     if args.name is not None and not NAME.fullmatch(args.name):
-        raise RunError(
-            f"--name can't be used (got {args.name[:60]!r}; expected letters, digits, '.', '_' and '-', at most 100)"
-        )
-    if args.action != "train" and (args.data is not None or args.columns):
-        raise RunError("a run that exists has its table (got --data or --columns; expected none)")
-    if args.data == "":
-        raise RunError("--data needs a file (got an empty name; expected a CSV file)")
-    if args.action != "train" and (args.name or args.config or args.seeds is not None):
-        raise RunError("a run that exists has its name and settings (got --name, --config or --seeds; expected none)")
+        got = repr(args.name[:60])
+        raise RunError(f"--name can't be used (got {got}; expected letters, digits, '.', '_' and '-', at most 100)")
+    for name in ("resume", "evaluate", "predict", "data"):
+        if getattr(args, name) == "":
+            raise RunError(f"--{name} needs a name (got an empty one; expected a run or a file)")
+    given = [f"--{name}" for name in ("data", "columns", "name", "config", "seeds") if getattr(args, name) is not None]
+    if args.action != "train" and given:
+        raise RunError(f"a run that exists has its table, name and settings (got {', '.join(given)}; expected none of these)")
     if (args.points is None) == (args.action == "predict"):
         got = "--predict" if args.points is None else "--points"
         raise RunError(f"--predict RUN and --points FILE.csv go together (got {got} alone; expected both)")
     if args.action == "compare" and (args.method or args.tasks or args.set or args.seed or args.device):
         raise RunError("--compare takes runs as they are (got settings; expected at most --output)")
-    if args.seeds is not None:
-        if args.seed is not None or any(text.startswith("RANDOM_SEED=") for text in args.set):
-            raise RunError("--seeds sets RANDOM_SEED (got another seed as well; expected one of them)")
-        if "RANK" in os.environ:
-            raise RunError("--seeds runs in one process (got several; expected one launch for each seed)")
-        args.seeds = seed_list(args.seeds)
-    args.methods, args.method = args.method or [], (args.method or [None])[0]
-    if len(args.methods) > 1 and (args.action != "train" or "RANK" in os.environ or len(set(args.methods)) < len(args.methods)):
+    check_several(args)
+    args.seeds = None if args.seeds is None else seed_list(args.seeds)
+    return args
+
+
+def check_several(args: argparse.Namespace) -> None:
+    """Raise `RunError` for several seeds or methods where there can be only one."""
+    if args.seeds is not None and (args.seed is not None or any(text.startswith("RANDOM_SEED=") for text in args.set)):
+        raise RunError("--seeds sets RANDOM_SEED (got another seed as well; expected one of them)")
+    if args.seeds is not None and "RANK" in os.environ:
+        raise RunError("--seeds runs in one process (got several; expected one launch for each seed)")
+    repeated = len(set(args.methods)) < len(args.methods)
+    if len(args.methods) > 1 and (args.action != "train" or "RANK" in os.environ or repeated):
         got = " ".join(args.methods)
         raise RunError(f"several methods are trained one after another, anew (got --method {got}; expected one here)")
-    return args
 
 
 def seed_list(text: str) -> list[int]:
     """The seeds of a text such as "0-4" or "0,3,7-9", each once; raises `RunError`."""
-    refusal = RunError(f"--seeds can't be used (got {text[:40]!r}; expected such as 0-4 or 0,3,7, at most {MOST_SEEDS} seeds)")
     seeds: list[int] = []
     for part in text.split(","):
-        if not (found := re.fullmatch(r"(\d{1,20})(?:-(\d{1,20}))?", part.strip(), re.ASCII)):
-            raise refusal
-        first, last = int(found[1]), int(found[2] or found[1])
-        if not first <= last < first + MOST_SEEDS:
-            raise refusal
-        seeds += range(first, last + 1)
-    if len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS:
-        raise refusal
+        found = re.fullmatch(r"(\d{1,20})(?:-(\d{1,20}))?", part.strip(), re.ASCII)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+        seeds += range(first, min(last, first + MOST_SEEDS) + 1)
+        if last < first or len(seeds) > MOST_SEEDS or len(set(seeds)) < len(seeds):
+            expected = f"expected such as 0-4 or 0,3,7, at most {MOST_SEEDS} seeds"
+            raise RunError(f"--seeds can't be used (got {text[:40]!r}; {expected})")
     return seeds
 
 
