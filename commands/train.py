@@ -46,7 +46,8 @@ def plan_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
     """The command line of each method and seed. Raises `ConfigError` or `RunError` where a run would be refused."""
     plans = []
     for method in args.methods or [None]:
-        of_method = [plan_run(args, method, seed) for seed in args.seeds or [None]]
+        one = argparse.Namespace(**vars(args) | {"method": method})
+        of_method = [plan_seed(one, seed) for seed in args.seeds] if args.seeds else [one]
         name, _, config, generator = resolve_settings(of_method[0], load_settings(args.config) if args.config else {})
         for plan in of_method:
             directory = runs_folder(args) / f"{name.upper()}_{generator.name}_{plan.name}"
@@ -59,13 +60,10 @@ def plan_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
     return plans
 
 
-def plan_run(args: argparse.Namespace, method: str | None, seed: int | None) -> argparse.Namespace:
-    """The command line of one method, and of one of several seeds where there are several."""
-    plan = argparse.Namespace(**vars(args) | {"method": method})
-    if seed is not None:
-        plan.seed = str(seed)
-        plan.name = f"{args.name}-seed{seed}" if args.name else None
-    return plan
+def plan_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
+    """The command line of one of several seeds."""
+    name = f"{args.name}-seed{seed}" if args.name else None
+    return argparse.Namespace(**vars(args) | {"seed": str(seed), "name": name})
 
 
 def train_run(args: argparse.Namespace) -> tuple[int, Path]:
@@ -151,7 +149,7 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
 
 
 def run(experiment: Experiment, signals: Signals) -> int:
-    """Train from where the experiment is, then evaluate and report, and record a failure; returns the exit code."""
+    """Train from where the experiment is, evaluate and report; or record how it ended instead. Returns the exit code."""
     if experiment.complete:
         print_once(f"already complete: {experiment.manager.display_path} (raise EPOCHS to go on)")
         return 0
@@ -161,7 +159,8 @@ def run(experiment: Experiment, signals: Signals) -> int:
         with collection_paused(signals.program):
             experiment.prepare()
         signals.defer()
-        train_to_end(experiment, signals)
+        experiment.train(signals)
+        torch.set_flush_denormal(False)  # libraries that draw warn about it
         processes.disconnect()
         if signals.stop:
             return interrupted(experiment, signals.stop)
@@ -171,6 +170,10 @@ def run(experiment: Experiment, signals: Signals) -> int:
         return 0
     except Interrupted as stop:
         return interrupted(experiment, stop.number)
+    except Diverged as error:
+        experiment.stop_early("diverged", str(error))
+        kept = f"the last good checkpoint is {experiment.manager.display_path}/checkpoints/last.pt"
+        raise RunError(f"{error}, at learning rate {error.lr:.3g}; {kept}", 3) from None
     except PeerLost as error:
         with suppress(Diverged):
             experiment.save()  # a step is whole or not done, in this process too
@@ -194,18 +197,6 @@ def introduce(experiment: Experiment) -> None:
             manager.warn(line)
     steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
     print_once(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.display_path}")
-
-
-def train_to_end(experiment: Experiment, signals: Signals) -> None:
-    """Train; raises `RunError` where training diverges."""
-    try:
-        experiment.train(signals)
-    except Diverged as error:
-        experiment.stop_early("diverged", str(error))
-        kept = f"; the last good checkpoint is {experiment.manager.display_path}/checkpoints/last.pt"
-        raise RunError(f"{error}, at learning rate {error.lr:.3g}{kept}", 3) from None
-    finally:
-        torch.set_flush_denormal(False)  # libraries that draw warn about it
 
 
 def interrupted(experiment: Experiment, number: int) -> int:

@@ -22,6 +22,7 @@ from training.progress import Progress
 from training.signals import Signals
 
 History = dict[str, list[dict[str, Any]]]  # the records of each kind, "train" and "validation", in the order of steps
+PICTURED_VALIDATIONS = (1, 4, 16, 64)  # seldom: a picture takes half a second, as long as several validations
 
 
 class Experiment:
@@ -178,8 +179,7 @@ class Experiment:
                 self.best = errors[-1]
                 self.new_best = self.snapshot()
             count = iteration // self.config.VALIDATION_INTERVAL
-            if self.config.INPUT_DIM == 1 and count.bit_count() == 1 and iteration < self.config.iterations:
-                # after the first, second, fourth, eighth, ...: pictures take time
+            if self.config.INPUT_DIM == 1 and count in PICTURED_VALIDATIONS and iteration < self.config.iterations:
                 self.manager.attempt("figures", lambda: self.show_progress(iteration))
 
     def example_arrays(self, learner: MetaLearner, shots: int) -> tuple[dict[str, np.ndarray], Points, np.ndarray]:

@@ -96,7 +96,7 @@ def test_a_run_is_closed_when_its_threads_have_ended() -> None:
     experiment = Experiment("maml", METHODS["maml"], "sinusoid", TASKS["sinusoid"](config), config)
     experiment.trainer.step.helpers = Helpers(1)
     before, gate = set(threading.enumerate()), threading.Event()
-    for pool in (experiment._validator, experiment.trainer._drawing, experiment.trainer.step.helpers._pool):
+    for pool in (experiment.trainer._drawing, experiment.trainer.step.helpers._pool):
         assert pool is not None and pool.submit(gate.wait, 10)
     timer = threading.Timer(0.05, gate.set)  # they end while it waits for them
     timer.start()

@@ -88,11 +88,12 @@ def test_tensorboard_is_given_shared_values_and_diagnostics_under_their_tags():
     assert given["performance/tasks_per_second", 80] > 0
 
 
-def test_pictures_are_drawn_after_validation_1_2_4_and_not_at_the_end(monkeypatch):
+def test_pictures_are_drawn_after_validation_1_4_and_16_and_not_at_the_end(monkeypatch):
     drawn = []
     monkeypatch.setattr(module.Experiment, "show_progress", lambda self, iteration: drawn.append(iteration))
-    trained(VALIDATION_INTERVAL=10)
-    assert drawn == [10, 20, 40]
+    trained(VALIDATION_INTERVAL=2)
+    trained(VALIDATION_INTERVAL=20)
+    assert drawn == [2, 8, 32, 20]
 
 
 def test_an_error_in_the_validation_is_an_error_of_the_run(monkeypatch):
