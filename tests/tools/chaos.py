@@ -26,57 +26,40 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+import main
+from results_manager import ExperimentManager
+from system import files
+from system.checkpoints import read_checkpoint
+from tests.tools import runs
+from tests.tools.runs import ROOT, TINY, only_run
+from training import processes
+from training.experiment import Experiment
+from training.loop import Trainer
+from training.step import MetaStep
+
+__all__ = ["ROOT", "only_run"]  # for the tests, beside what is defined here
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Say = Callable[[str], None]  # prints a line of the record past pytest's capture
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 CHAOS_METHODS = ("leo", "maml")  # what is tested here knows no method by name: two that differ most are enough
 PATIENCE = 120.0  # seconds after which something that never ends is a failure
-SETTINGS = {  # 15 steps, a checkpoint every second one; long enough for several kills
-    "EPOCHS": 2,
-    "NUM_TASKS": 30,
-    "META_BATCH_SIZE": 4,
-    "SUPPORT_SAMPLES": 5,
-    "QUERY_SAMPLES": 5,
-    "HIDDEN_DIM": 6,
-    "INNER_STEPS": 2,
-    "LEO_LATENT_STEPS": 1,
-    "LEO_LATENT_DIM": 3,
-    "LEO_ENCODER_DIM": 4,
-    "LEO_RELATION_DIM": 4,
-    "LEO_DECODER_DIM": 4,
-    "EVAL_TASKS": 4,
-    "EVAL_QUERY_SAMPLES": 4,
-    "EVAL_STEPS": 3,
-    "EVAL_SHOTS": [5],
-    "VALIDATION_TASKS": 4,
-    "LOG_INTERVAL": 1,
-    "VALIDATION_INTERVAL": 3,
-    "CHECKPOINT_INTERVAL": 2,
-    "COMPILE": "never",
+SETTINGS = TINY | {  # 15 steps, a checkpoint every second one; long enough for several kills
+    **{"EVAL_TASKS": 4, "EVAL_QUERY_SAMPLES": 4, "EVAL_STEPS": 3, "EVAL_SHOTS": [5], "VALIDATION_TASKS": 4},
+    **{"LOG_INTERVAL": 1, "VALIDATION_INTERVAL": 3, "CHECKPOINT_INTERVAL": 2, "COMPILE": "never"},
 }
 
 
 def command(output: Path, *arguments: str, **settings: Any) -> list[str]:
     """The command line of a tiny run under `output`."""
-    from registry import unused
-
-    method = arguments[arguments.index("--method") + 1] if "--method" in arguments else "maml"
-    tiny = {key: value for key, value in SETTINGS.items() if key not in unused(method, "sinusoid")}
-    assignments = [f"{key}={json.dumps(value)}" for key, value in (tiny | settings).items()]
-    return ["--output", str(output), *arguments, *(word for item in assignments for word in ("--set", item))]
-
-
-def only_run(output: Path) -> Path:
-    (directory,) = output.iterdir()
-    return directory
+    return runs.command(output, *arguments, **(SETTINGS | settings))
 
 
 def side_by_side(action: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -103,8 +86,6 @@ def same(one: Any, other: Any) -> bool:
 
 def state_of(path: Path) -> dict[str, Any]:
     """A checkpoint without what may differ between equal runs: the time it took, and settings that may change."""
-    from system.checkpoints import read_checkpoint
-
     state = read_checkpoint(path)
     return {name: value for name, value in state.items() if name not in ("train_seconds", "config")}
 
@@ -190,7 +171,8 @@ class Server:
         self.numbers = itertools.count()
         self._one_at_a_time = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(Path(__file__).resolve())],
+            [sys.executable, "-W", "ignore", "-m", "tests.tools.chaos"],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -289,7 +271,6 @@ def plant_plain() -> None:
     """No figures, and no questions to the compiler and to git: they take ten times as long as all the rest of a tiny run."""
     from commands import evaluate
     from system import machine as system
-    from training.experiment import Experiment
 
     evaluate.draw = lambda *_: None  # type: ignore[assignment]
     evaluate.figure_arrays = lambda *_: {}  # type: ignore[assignment]
@@ -317,10 +298,19 @@ def plant_only(number: str, name: str, *arguments: str) -> None:
         globals()[f"plant_{name}"](*arguments)
 
 
+def before(owner: Any, name: str, action: Callable[[], Any]) -> None:
+    """From here on `action` happens before each call of a function of `owner`."""
+    function = getattr(owner, name)
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        action()
+        return function(*args, **kwargs)
+
+    setattr(owner, name, wrapper)
+
+
 def plant_step(number: str, signal_number: str) -> None:
     """Get that signal from nowhere after step `number`."""
-    from training.step import MetaStep
-
     update = MetaStep._update
 
     def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
@@ -332,39 +322,25 @@ def plant_step(number: str, signal_number: str) -> None:
     MetaStep._update = hit  # type: ignore[method-assign]
 
 
+def plant_slow(seconds: str) -> None:
+    """Every training step takes at least so long."""
+    before(MetaStep, "_update", lambda: time.sleep(float(seconds)))
+
+
 def plant_preparing(seconds: str, signal_number: str = "0") -> None:
     """What comes before the first step takes so long, as if it were compiled; then get that signal from nowhere."""
-    from training.loop import Trainer
-
-    prepare = Trainer.prepare
-
-    def slow(self: Trainer) -> str:
-        time.sleep(float(seconds))
-        os.kill(os.getpid(), int(signal_number))
-        return prepare(self)
-
-    Trainer.prepare = slow  # type: ignore[method-assign]
+    before(Trainer, "prepare", lambda: (time.sleep(float(seconds)), os.kill(os.getpid(), int(signal_number))))
 
 
 def plant_evaluating(seconds: str) -> None:
     """The evaluation at the end takes at least so long."""
     from commands import evaluate
 
-    judge = evaluate.judge
-
-    def slow(*args: Any) -> Any:
-        time.sleep(float(seconds))
-        return judge(*args)
-
-    evaluate.judge = slow
+    before(evaluate, "judge", lambda: time.sleep(float(seconds)))
 
 
 def plant_patience(seconds: str) -> None:
     """A shorter wait for a peer that does not answer."""
-    from datetime import timedelta
-
-    from training import processes
-
     processes.PEER_TIMEOUT = timedelta(seconds=float(seconds))
     processes.MEETING_GRACE = timedelta(seconds=1)
 
@@ -386,9 +362,7 @@ def plant_broken() -> None:
 
 def plant_worse() -> None:
     """No validation is the best so far."""
-    from training.experiment import Experiment
-
-    Experiment.validate = lambda *_: float("inf")  # type: ignore[method-assign]
+    Experiment.validate = lambda *_: None  # type: ignore[method-assign]
 
 
 def plant_gone() -> None:
@@ -413,19 +387,6 @@ def plant_at(moment: str) -> None:
     time.sleep(max(0.0, float(moment) - time.time()))
 
 
-def plant_slow(seconds: str) -> None:
-    """Every training step takes at least so long."""
-    from training.step import MetaStep
-
-    update = MetaStep._update
-
-    def slow(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
-        time.sleep(float(seconds))
-        return update(self, vector)
-
-    MetaStep._update = slow  # type: ignore[method-assign]
-
-
 def plant_user(number: str) -> None:
     """Go on as an ordinary user: permissions do not stop root."""
     if os.getuid():
@@ -443,8 +404,6 @@ def plant_limit(size: str) -> None:
 
 def plant_keep(folder: str) -> None:
     """After every save, keep a copy of the run as it could be resumed then, under `folder`."""
-    from results_manager import ExperimentManager
-
     save = ExperimentManager.save_checkpoint
 
     def saved(self: ExperimentManager, state: dict[str, Any], **options: Any) -> None:
@@ -465,9 +424,6 @@ def plant_finish() -> None:
 
 def plant_save(number: str, place: str) -> None:
     """Die in save `number` (from 0) at its system call `place`: "3.before", "3.half" or "3.after"; exit 77 if there is none."""
-    from results_manager import ExperimentManager
-    from system import files as storage
-
     saves = calls = 0
     counting = False
     wanted, moment = place.split(".")
@@ -506,7 +462,7 @@ def plant_save(number: str, place: str) -> None:
     for name in ("open", "fsync", "replace", "link", "unlink", "close"):
         setattr(os, name, deadly(getattr(os, name)))
     opened = deadly(open)
-    storage.open = lambda *args, **kwargs: (  # type: ignore[attr-defined]
+    files.open = lambda *args, **kwargs: (  # type: ignore[attr-defined]
         File(opened(*args, **kwargs)) if counting else open(*args, **kwargs)  # noqa: SIM115
     )
     save = ExperimentManager.save_checkpoint
@@ -543,21 +499,12 @@ def _child(request: dict[str, Any]) -> int:
     for plant in request["plants"]:
         name, *arguments = plant.split(":")
         globals()[f"plant_{name}"](*arguments)
-    import main
-
     return main.main()
 
 
 def _serve() -> None:
-    sys.path[:0] = [str(ROOT)]
-    import warnings
-
-    warnings.simplefilter("ignore")
-    import torch._dynamo  # the first derivative asks for it, and it takes two seconds
-    import torch.utils.tensorboard
-
-    import main  # noqa: F401
-
+    for name in ("torch._dynamo", "torch.utils.tensorboard"):  # the first derivative and the first event ask for them
+        importlib.import_module(name)
     torch.set_num_threads(1)
     assert len(os.listdir("/proc/self/task")) == 1, "a fork would lose a thread"
     for line in sys.stdin:
