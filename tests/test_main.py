@@ -21,9 +21,21 @@ from tests.tools.runs import ROOT, TINY, command, only_run
 from training.signals import Interrupted, Signals
 
 METHODS = sorted(registry.METHODS)
-
-
 DRAWN = ("leo",)  # with codes and samples: the most figures
+
+
+def read(directory, name="full_report"):
+    return json.loads((directory / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Signals of which each run gets SIGTERM in its first step, while `stop` is set."""
+    signals = Signals()
+    signals.stop = 15
+    monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
+    monkeypatch.setattr("commands.train.Signals", lambda _: signals)
+    return signals
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -51,7 +63,7 @@ def test_a_run_leaves_every_file_of_the_contract(finished):
 
 def test_metrics_follow_the_schema(finished):
     method, directory = finished
-    metrics = json.loads((directory / "metrics.json").read_text())
+    metrics = read(directory, "metrics")
     assert (metrics["schema_version"], metrics["method"]) == (1, method)
     assert [record["iteration"] for record in metrics["train"]] == [2, 4, 6, 8, 10, 12, 14, 15]
     assert [record["epoch"] for record in metrics["train"]] == [1, 1, 1, 2, 2, 2, 2, 2]
@@ -74,53 +86,40 @@ def test_one_flag_takes_several_settings(capsys):
     assert "EPOCHS can't be used (got 0" in capsys.readouterr().err
 
 
-def test_evaluation_record_agrees_with_the_arrays_behind_the_figures(finished):
+def test_the_record_agrees_with_the_arrays_and_the_best_checkpoint(finished):
     _, directory = finished
-    evaluation = json.loads((directory / "metrics.json").read_text())["evaluation"]
+    metrics = read(directory, "metrics")
     with np.load(directory / "plots" / "data.npz") as arrays:
         errors = arrays["test_errors_10_shot"]
     assert errors.shape == (12, 7)
-    np.testing.assert_allclose(evaluation["shots"]["10"]["mse"], errors.mean(0))
-    np.testing.assert_allclose(evaluation["shots"]["10"]["ci95"], 1.96 * errors.std(0, ddof=1) / math.sqrt(12))
-
-
-def test_best_checkpoint_is_that_of_the_lowest_validation_error(finished):
-    _, directory = finished
-    validation = json.loads((directory / "metrics.json").read_text())["validation"]
-    lowest = min(validation, key=lambda record: record["mse"][-1])
+    found = metrics["evaluation"]["shots"]["10"]
+    np.testing.assert_allclose(found["mse"], errors.mean(0))
+    np.testing.assert_allclose(found["ci95"], 1.96 * errors.std(0, ddof=1) / math.sqrt(12))
+    lowest = min(metrics["validation"], key=lambda record: record["mse"][-1])
     best = read_checkpoint(directory / "checkpoints" / "best.pt")
     assert (best["iteration"], best["best"]) == (lowest["iteration"], lowest["mse"][-1])
-
-
-def test_checkpoints_load_with_plain_torch(finished):
-    _, directory = finished
-    state = torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
-    assert state["iteration"] == 15
 
 
 def test_saved_configuration_starts_the_same_run(finished, tmp_path):
     method, directory = finished
     assert main.main(["--method", method, "--config", str(directory / "config.json"), "--output", str(tmp_path)]) == 0
-    first, second = (json.loads((run / "metrics.json").read_text()) for run in (directory, only_run(tmp_path)))
+    first, second = (read(run, "metrics") for run in (directory, only_run(tmp_path)))
     for part in ("train", "validation", "evaluation"):
         assert first[part] == second[part], part
 
 
-def test_report_names_status_machine_and_results(finished):
-    _, directory = finished
-    report = json.loads((directory / "full_report.json").read_text())
-    assert report["status"] == "complete"
-    assert report["config"] == Config(**json.loads((directory / "config.json").read_text())).to_dict()
+def test_report_names_status_machine_and_settings(finished):
+    report, config = (read(finished[1], name) for name in ("full_report", "config"))
+    assert (report["status"], report["warnings"]) == ("complete", [])
+    assert report["config"] == Config(**config).to_dict()
     assert report["environment"]["libraries"]["torch"] == torch.__version__
-    assert report["warnings"] == []
-    assert set(report["git"]) == {"commit", "dirty"}
 
 
 def test_evaluating_again_gives_the_same_figures(finished, capsys):
     _, directory = finished
-    before = json.loads((directory / "metrics.json").read_text())
+    before = read(directory, "metrics")
     assert main.main(["--evaluate", str(directory)]) == 0
-    assert json.loads((directory / "metrics.json").read_text())["evaluation"] == before["evaluation"]
+    assert read(directory, "metrics")["evaluation"] == before["evaluation"]
     assert "mean squared error on 12 test tasks" in capsys.readouterr().out
 
 
@@ -146,21 +145,19 @@ def test_an_interrupt_outside_of_training_says_how_to_go_on(stage, tmp_path, mon
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_path, monkeypatch, capsys):
+def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_path, stopped, capsys):
+    stopped.stop = 0
     assert main.main(command(tmp_path / "whole", "--method", method)) == 0
-    signals = Signals()
-    signals.stop = 15  # SIGTERM, as if it had come before the first step
-    monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
-    monkeypatch.setattr("commands.train.Signals", lambda _: signals)
+    stopped.stop = 15
     assert main.main(command(tmp_path / "parts", "--method", method)) == 143
     directory = only_run(tmp_path / "parts")
-    assert json.loads((directory / "full_report.json").read_text())["status"] == "interrupted"
+    assert read(directory)["status"] == "interrupted"
     assert capsys.readouterr().out.endswith(f"to go on: python main.py --resume={directory}\n")
     for _ in range(5):  # one step at a time, then to the end
         assert main.main(["--output", str(tmp_path / "parts"), "--resume", "latest"]) == 143
-    signals.stop = 0
+    stopped.stop = 0
     assert main.main(["--resume", str(directory)]) == 0
-    whole, parts = (json.loads((run / "metrics.json").read_text()) for run in (only_run(tmp_path / "whole"), directory))
+    whole, parts = (read(run, "metrics") for run in (only_run(tmp_path / "whole"), directory))
     for part in ("train", "validation", "evaluation"):
         assert whole[part] == parts[part], part
     ends = [read_checkpoint(run / "checkpoints" / "last.pt") for run in (only_run(tmp_path / "whole"), directory)]
@@ -168,27 +165,23 @@ def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_
         assert torch.equal(tensor, ends[1]["meta_parameters"][name])
 
 
-def test_judging_a_run_before_its_end_says_so_and_does_not_complete_it(tmp_path, monkeypatch, capsys):
-    signals = Signals()
-    signals.stop = 15
-    monkeypatch.setattr(signals, "listen", lambda: None)
-    with monkeypatch.context() as patch:
-        patch.setattr("commands.train.Signals", lambda _: signals)
-        assert main.main(command(tmp_path)) == 143
+def test_judging_a_run_before_its_end_says_so_and_does_not_complete_it(tmp_path, stopped, capsys):
+    assert main.main(command(tmp_path)) == 143
+    stopped.stop = 0
     directory = only_run(tmp_path)
     assert main.main(["--evaluate", str(directory)]) == 0
-    report = json.loads((directory / "full_report.json").read_text())
+    report = read(directory)
     assert report["status"] == "unfinished" and "judged after 1 of 15 steps" in report["warnings"][0]
     assert main.main(["--output", str(tmp_path), "--compare", str(directory)]) == 0
     assert "was judged before the end of its training" in capsys.readouterr().err
     assert main.main(["--resume", str(directory)]) == 0
-    assert json.loads((directory / "full_report.json").read_text())["status"] == "complete"
+    assert read(directory)["status"] == "complete"
 
 
 def test_a_finished_run_goes_on_with_more_epochs(tmp_path):
     assert main.main(command(tmp_path)) == 0
     assert main.main(["--output", str(tmp_path), "--resume", "latest", "--set", "EPOCHS=3"]) == 0
-    metrics = json.loads((only_run(tmp_path) / "metrics.json").read_text())
+    metrics = read(only_run(tmp_path), "metrics")
     assert metrics["performance"]["iterations"] == 23
     assert metrics["train"][-1]["iteration"] == 23
 
@@ -204,7 +197,7 @@ def test_divergence_exits_with_3_and_keeps_the_last_checkpoint(tmp_path, capsys)
     assert main.main(command(tmp_path, **settings)) == 3
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.match(r"error: training diverged at iteration \d+ \(got \w+ = (nan|inf)", error)
-    report = json.loads((only_run(tmp_path) / "full_report.json").read_text())
+    report = read(only_run(tmp_path))
     assert report["status"] == "diverged"
 
 
@@ -213,29 +206,33 @@ def test_command_line_beats_file_beats_method_defaults(tmp_path):
     settings.write_text(json.dumps(TINY | {"INNER_STEPS": 3, "LEO_LATENT_STEPS": 1}))
     arguments = ["--method", "leo", "--config", str(settings), "--set", "INNER_STEPS=2", "--seed", "9"]
     assert main.main([*arguments, "--output", str(tmp_path / "out"), "--name", "mine"]) == 0
-    config = json.loads((tmp_path / "out" / "LEO_Sinusoidal_mine" / "config.json").read_text())
+    config = read(tmp_path / "out" / "LEO_Sinusoidal_mine", "config")
     assert (config["INNER_STEPS"], config["LEO_LATENT_STEPS"], config["RANDOM_SEED"]) == (2, 1, 9)
     assert config["INNER_GRADIENT_CLIP"] == registry.METHODS["leo"].defaults["INNER_GRADIENT_CLIP"]
 
 
-def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path, with_figures, monkeypatch):
+@pytest.fixture
+def drawn(with_figures, monkeypatch):
+    """The names of the figures that a run saves."""
     names = set()
     monkeypatch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.add(name))
+    return names
+
+
+def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path, drawn):
     arguments = ["--method", "leo", "--tasks", "sine-line", "--set", "LEO_KL_WEIGHT=0.5", "--name", "mine"]
     assert main.main(command(tmp_path, *arguments, without=("EVAL_STEPS", "SUPPORT_SAMPLES"))) == 0
     directory = tmp_path / "LEO_SineLine_mine"
-    config = json.loads((directory / "config.json").read_text())
+    config = read(directory, "config")
     assert (config["NOISE_STD"], config["SUPPORT_SAMPLES"], config["EVAL_STEPS"], config["LEO_KL_WEIGHT"]) == (0.3, 5, 5, 0.5)
     with np.load(directory / "plots" / "data.npz") as arrays:
         assert arrays["grid_samples"].shape == (6, 100, 201)
-    assert "samples" in names
+    assert "samples" in drawn
 
 
-def test_inputs_of_several_dimensions_run_to_the_end(tmp_path, with_figures, monkeypatch):
-    names = set()
-    monkeypatch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.add(name))
+def test_inputs_of_several_dimensions_run_to_the_end(tmp_path, drawn):
     assert main.main(command(tmp_path, INPUT_DIM=3)) == 0
-    assert "performance" in names and "task_predictions" not in names
+    assert "performance" in drawn and "task_predictions" not in drawn
 
 
 def test_a_run_without_a_standard_error_goes_on(tmp_path, monkeypatch):
