@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import random
@@ -84,11 +83,51 @@ def at_step(number: int, action: Callable[[], Any], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(MetaStep, "_update", hit)
 
 
-def test_a_normal_end_leaves_the_host_as_it_was(tmp_path: Path) -> None:
-    main(command(tmp_path / "first", "--method", "leo"))  # imports and caches, once
+def fail(error: Exception) -> None:
+    raise error
+
+
+LEO = ("--method", "leo")
+WILD = {"META_LEARNING_RATE": 10.0, "META_GRADIENT_CLIP": 0, "AMPLITUDE_MAX": 1e6, "NUM_TASKS": 300}
+ERRORS = (["--method", "nobody"], ["--set", "EPOCHS=no"], ["--resume", "nowhere"], ["--compare", "nowhere"], ["--seed", "x"])
+FAILURES = (OSError(28, "No space left on device"), MemoryError(), RuntimeError("a fault of the code"))
+WAYS_OUT: dict[str, tuple[int | None, Callable[[Path], list[str]], Callable[[], Any]]] = {
+    "a normal end": (0, lambda output: command(output, *LEO), lambda: None),
+    "divergence": (3, lambda output: command(output, *LEO, **WILD), lambda: None),
+    **{" ".join(argv): (2, lambda output, argv=argv: ["--output", str(output), *argv], lambda: None) for argv in ERRORS},
+    **{
+        repr(error): (
+            None if isinstance(error, RuntimeError) else 1,
+            lambda output: command(output, *LEO),
+            lambda error=error: fail(error),
+        )
+        for error in FAILURES
+    },
+    **{
+        number.name: (
+            0 if number.name in SAVING else 128 + number,
+            lambda output: command(output, *LEO),
+            lambda number=number: os.kill(os.getpid(), number),
+        )
+        for number in NUMBERS
+    },
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_every_way_out_leaves_the_host_as_it_was(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, argv, action = WAYS_OUT[way]
+    main(command(tmp_path / "first", *LEO))  # imports and caches, once
+    at_step(2, action, monkeypatch)
     before = host_state()
-    assert main(command(tmp_path / "second", "--method", "leo")) == 0
+    if code is None:
+        with pytest.raises(RuntimeError, match="a fault of the code"):
+            main(argv(tmp_path / "second"))
+    else:
+        assert main(argv(tmp_path / "second")) == code
     assert host_state() == before
+    if way in STOPPING:
+        assert report_of(only_run(tmp_path / "second"))["reason"] == way
 
 
 def test_a_run_is_closed_when_its_threads_have_ended() -> None:
@@ -109,7 +148,7 @@ def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
     # a figure of each kind takes ten times as long, and changes nothing else
     monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
     monkeypatch.setattr("report.figures.run_figures", lambda *args: dict(list(run_figures(*args).items())[:1]))
-    main(command(tmp_path / "first", "--method", "leo"))
+    main(command(tmp_path / "first", *LEO))
     before = host_state()
     assert main(["--output", str(tmp_path / "first"), "--evaluate", "latest"]) == 0
     assert list(tmp_path.glob("first/*/plots/*.png")) and host_state() == before
@@ -150,68 +189,20 @@ def test_only_a_process_of_our_own_keeps_what_was_made_out_of_the_collection() -
         gc.enable()
 
 
-@pytest.mark.parametrize(
-    "argv", [["--method", "nobody"], ["--set", "EPOCHS=no"], ["--resume", "nowhere"], ["--compare", "nowhere"], ["--seed", "x"]]
-)
-def test_an_error_leaves_the_host_as_it_was(argv: list[str], tmp_path: Path) -> None:
-    before = host_state()
-    assert main(["--output", str(tmp_path), *argv]) == 2
-    assert host_state() == before
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError(), RuntimeError("a fault of the code")])
-def test_a_failure_in_training_leaves_the_host_as_it_was(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail() -> None:
-        raise error
-
-    at_step(2, fail, monkeypatch)
-    before = host_state()
-    with contextlib.suppress(RuntimeError):
-        assert main(command(tmp_path, "--method", "leo")) == 1
-    assert host_state() == before
-
-
-def test_divergence_leaves_the_host_as_it_was(tmp_path: Path) -> None:
-    before = host_state()
-    argv = command(tmp_path, "--method", "leo", META_LEARNING_RATE=10.0, META_GRADIENT_CLIP=0, AMPLITUDE_MAX=1e6, NUM_TASKS=300)
-    assert main(argv) == 3
-    assert host_state() == before
-
-
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number.name)
-def test_a_signal_stops_the_run_and_leaves_the_host_as_it_was(
-    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_step(2, lambda: os.kill(os.getpid(), number), monkeypatch)
-    before = host_state()
-    code = main(command(tmp_path, "--method", "leo"))
-    assert code == (0 if number.name in SAVING else 128 + number)
-    assert host_state() == before
-    if number.name in STOPPING:
-        assert report_of(only_run(tmp_path))["reason"] == number.name
-
-
-@pytest.mark.parametrize("step", range(1, 11))
+@pytest.mark.parametrize("step", [1, 2, 5])
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_interrupt_never_ends_the_host_and_its_own_ctrl_c_works_afterwards(
     step: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_step(step, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(times)], monkeypatch)
-    assert main(command(tmp_path, "--method", "leo")) == 130
+    assert main(command(tmp_path, *LEO)) == 130
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("times", [1, 2, 3])
-def test_interrupts_in_the_evaluation_never_end_the_host(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def judge(_: Experiment) -> None:
-        for _ in range(times):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr("commands.evaluate.judge", judge)
-    assert main(command(tmp_path, "--method", "leo")) == 130
+def test_interrupts_in_the_evaluation_never_end_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commands.evaluate.judge", lambda _: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    assert main(command(tmp_path, *LEO)) == 130
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -220,32 +211,23 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path, monkeypatch: pytest.Mon
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         at_step(2, lambda: os.kill(os.getpid(), signal.SIGHUP), monkeypatch)
-        assert main(command(tmp_path, "--method", "leo")) == 0
+        assert main(command(tmp_path, *LEO)) == 0
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_run_in_a_thread_trains_evaluates_and_leaves_the_host_as_it_was(tmp_path: Path) -> None:
+def test_a_run_in_a_thread_gives_the_bits_of_the_main_thread_s_and_leaves_the_host_as_it_was(tmp_path: Path) -> None:
+    assert main(command(tmp_path / "main", *LEO)) == 0
     before, codes = host_state(), []
-    thread = threading.Thread(target=lambda: codes.append(main(command(tmp_path, "--method", "leo"))))
+    thread = threading.Thread(target=lambda: codes.append(main(command(tmp_path / "thread", *LEO))))
     thread.start()
     thread.join(60)
     assert codes == [0] and host_state() == before
-
-
-def test_a_thread_s_run_equals_that_of_the_main_thread(tmp_path: Path) -> None:
-    for name in ("main", "thread"):
-        thread = threading.Thread(target=main, args=(command(tmp_path / name, "--method", "leo"),))
-        if name == "thread":
-            thread.start()
-            thread.join(60)
-        else:
-            main(command(tmp_path / name, "--method", "leo"))
     assert same(result_of(only_run(tmp_path / "main")), result_of(only_run(tmp_path / "thread")))
 
 
 def test_the_report_names_the_command_that_was_given_and_not_the_host_s(tmp_path: Path) -> None:
-    argv = command(tmp_path, "--method", "leo")
+    argv = command(tmp_path, *LEO)
     main(argv)
     assert report_of(only_run(tmp_path))["command"] == ["main.py", *argv]

@@ -176,20 +176,15 @@ def test_a_longer_run_killed_before_its_evaluation_is_not_taken_for_complete(tmp
     assert result_of(only_run(tmp_path))["train"][-1]["iteration"] == 23
 
 
-@pytest.mark.parametrize("method", CHAOS_METHODS)
-def test_a_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(method: str, tmp_path: Path, say: Say) -> None:
-    resumes_from_every_checkpoint(tmp_path, say, method, CHECKPOINT_INTERVAL=1)
-
-
-def test_a_compiled_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(tmp_path: Path, say: Say) -> None:
-    resumes_from_every_checkpoint(tmp_path, say, "maml", **compiling())
-
-
-def resumes_from_every_checkpoint(tmp_path: Path, say: Say, method: str, **settings: object) -> None:
+@pytest.mark.parametrize(("method", "how"), [*((method, "eager") for method in CHAOS_METHODS), ("maml", "compiled")])
+def test_a_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(
+    method: str, how: str, tmp_path: Path, say: Say
+) -> None:
+    settings = compiling() if how == "compiled" else {"CHECKPOINT_INTERVAL": 1}
     kept = tmp_path / "kept"
     finished(command(tmp_path / "whole", "--method", method, **settings), "plain", f"keep:{kept}")
     whole = result_of(only_run(tmp_path / "whole"))
-    if settings.get("COMPILE") == "always":
+    if how == "compiled":
         assert report_of(only_run(tmp_path / "whole"))["compilation"].startswith("worth it")
     checkpoints = sorted(kept.iterdir())
 
@@ -198,6 +193,5 @@ def resumes_from_every_checkpoint(tmp_path: Path, say: Say, method: str, **setti
         return same(result_of(place), whole)
 
     equal = sum(side_by_side(goes_on, checkpoints))
-    how = "compiled" if "COMPILE" in settings else "eager"
     say(f"resume from every checkpoint: {len(checkpoints)} tried, {equal} ended with the same bits ({method}, {how})")
     assert equal == len(checkpoints) > 3
