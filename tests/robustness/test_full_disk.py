@@ -86,14 +86,6 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def test_an_output_folder_that_is_read_only_is_refused_and_nothing_is_left(open_folder: Path) -> None:
-    (open_folder / "output").mkdir(mode=0o555)
-    for output in (open_folder / "output", open_folder / "output" / "deeper"):
-        child = run(command(output), "plain", "user:65534")
-        assert child.poll() == 1 and "Permission denied" in child.error and child.err.count("\n") == 1
-    assert tree(open_folder) == {"output": ""}
-
-
 def test_a_run_that_became_read_only_is_refused_and_left_alone(open_folder: Path) -> None:
     finished(command(open_folder), "plain")
     directory = only_run(open_folder)
