@@ -22,7 +22,7 @@ from benchmarks.speed import implementations, peers_torch, scaling, speed
 from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.measure import count_products
 from benchmarks.speed.work import CASES, ThisProject, Work
-from benchmarks.tables import averaging, choice, methods
+from benchmarks.tables import methods
 
 SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
@@ -175,9 +175,8 @@ def test_no_script_and_none_of_its_functions_is_long(path: Path) -> None:
 
 
 def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
-    names = "paper/paper.py speed/speed.py speed/scaling.py tables/baselines.py tables/methods.py tables/averaging.py"
-    names += " tables/choice.py tables/size.py"
-    commands = [ROOT / "benchmarks" / name for name in names.split()]
+    names = ["paper/paper.py", "speed/speed.py", "speed/scaling.py", "tables/baselines.py", "tables/methods.py"]
+    commands = [ROOT / "benchmarks" / name for name in names]
     argv = [[sys.executable, str(command), "--help"] for command in commands]
     started = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for words in argv]
     for command, process in zip(commands, started, strict=True):
@@ -185,41 +184,12 @@ def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
         assert f"python {command.relative_to(ROOT).as_posix()}" in command.with_name("README.md").read_text(encoding="utf-8")
 
 
-# ---- averaging on tables
+# ---- tables
 
 
-def test_stopping_on_half_of_the_subjects_is_judged_on_the_other_half() -> None:
-    alike = np.array([[3.0, 3, 3, 3], [1, 1, 1, 1], [2, 2, 2, 2]])  # validations x subjects: all agree on the second
-    assert averaging.stopped_on_half(alike) == 1
-    lucky = np.array(
-        [[0.0, 2, 2, 2], [1, 1, 1, 1]]
-    )  # the half with the first subject stops at once, or ties, to the other's cost
-    assert lucky.mean(1).min() == 1 < averaging.stopped_on_half(lucky)
-
-
-def test_averaging_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert averaging.main(["--quick", "--methods", "r2d2", "--splits", "0"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "r2d2" and len(lines) == 4 + len(averaging.DECAYS) + 1
-
-
-# ---- the choice of a method on tables
-
-
-def test_a_subject_that_is_left_out_takes_no_part_in_the_choice() -> None:
-    rule = choice.RULES["mean over subjects, at the run's K"]
-    errors = {4: np.array([[1.0, 1, 1, np.nan], [0.1, 0.1, 9, np.nan]])}  # methods x subjects
-    assert choice.left_out(rule, errors, 4) == np.mean([1, 1, 9])  # the third alone speaks against the second method
-    errors |= {8: np.array([[5.0, 5, 5, 5], [1, 1, 1, 1]])}
-    assert choice.left_out(choice.RULES["mean over subjects, geometric over K"], errors, 4) == np.mean([0.1, 0.1, 9])
-
-
-def test_tables_and_the_choice_are_made_from_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_are_made_from_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("commands.evaluate.draw", lambda *_: None)  # the scripts read numbers only
     about = ["--quick", "--methods", "r2d2", "alpaca", "--splits", "0", "--runs", str(tmp_path)]
-    assert choice.main(about) == 2  # no runs yet
     small = [word for text in methods.QUICK for word in ("--set", text)]
     for name, columns in methods.TABLES.items():
         words = ["--data", str(ROOT / "examples" / f"{name}.csv"), *(["--columns", *columns] if columns else []), "--seed", "0"]
@@ -231,7 +201,3 @@ def test_tables_and_the_choice_are_made_from_runs(
     text = (tmp_path / "TABLES.md").read_text(encoding="utf-8")
     assert "--methods r2d2 alpaca --quick" in text
     assert text.count("| chosen by validation") == 1 + len(methods.TABLES) == text.count("| linear mixed model ")
-    capsys.readouterr()
-    assert choice.main(about) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 + len(choice.RULES) + 2 and all(name in lines[0] for name in methods.TABLES)
