@@ -1,1 +1,1 @@
-"""Scripts that compare this project with the papers (paper/) and with other software (speed/)."""
+"""Comparisons with published results (paper/), with other software (speed/), and of methods on tables (tables/)."""

@@ -1,11 +1,11 @@
-"""Shared by the folders of benchmarks: the machine's description, Markdown tables, flags, and the writing of results."""
+"""What all benchmarks share: flags, a description of the machine, Markdown tables, and the files that are written."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,44 +13,61 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from system.files import json_bytes
+from system.files import figure_bytes, json_bytes, write_atomically
 from system.machine import git_state, system_report
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "numpy", "jax", "jaxlib", "torchopt", "higher")  # whose versions are recorded
 
 
-# ---- flags of the speed benchmarks
+# ---- flags
 
 
-def add_common_flags(parser: argparse.ArgumentParser) -> None:
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with --quick, which all benchmarks have; `description` is the script's docstring."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--quick", action="store_true", help="a tiny version that tests the script; its numbers mean nothing")
+    return parser
+
+
+def add_output_flag(parser: argparse.ArgumentParser) -> None:
+    help = "gets benchmarks/ and docs/; default: this project, and with --quick benchmarks/runs/quick"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=help)
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help=f"cpu, cuda or cuda:N; default here: {default}")
     parser.add_argument("--threads", type=int, default=available_threads(), help="most CPU threads; default: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a tiny version that tests the script; its times mean little")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR", help="default: benchmarks/results"
-    )
 
 
-def set_defaults(args: argparse.Namespace, values: dict[str, Any]) -> None:
-    """Give the flags that were left out the values that depend on other flags."""
-    for key, value in values.items():
-        if getattr(args, key) is None:
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, usual: Mapping[str, Any], quick: Mapping[str, Any]
+) -> argparse.Namespace:
+    """The flags; those that were left out get their value of `usual`, and with --quick that of `quick`.
+
+    Exits with code 2 for numbers that are not above 0, and for a device that is not there.
+    """
+    args = parser.parse_args(argv)
+    defaults = {**usual, "output": ROOT} | ({**quick, "output": ROOT / "benchmarks" / "runs" / "quick"} if args.quick else {})
+    for key, value in defaults.items():
+        if getattr(args, key, None) is None:
             setattr(args, key, value)
-
-
-def check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace, positive: Sequence[str]) -> None:
-    """Exit with code 2 for an unusable device or number of threads, or where one of `positive` is given and not above 0."""
-    for key in positive:
-        value = getattr(args, key)
-        if value is not None and not value > 0:
-            parser.error(f"--{key.replace('_', '-')} can't be used (got {value}; expected above 0)")
-    if args.threads < 1:
-        parser.error(f"--threads can't be used (got {args.threads}; expected at least 1)")
+    for key in {"tasks", "rounds", "seconds", "threads"} & vars(args).keys():
+        if not getattr(args, key) > 0:  # NaN is not
+            parser.error(f"--{key} can't be used (got {getattr(args, key)}; expected above 0)")
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if args.device not in {"cpu", *(["cuda"] if devices else []), *(f"cuda:{index}" for index in range(devices))}:
-        parser.error(f"--device can't be used (got {args.device}; expected cpu, or one of {devices} CUDA devices)")
+    usable = ["cpu", *(["cuda"] if devices else []), *(f"cuda:{index}" for index in range(devices))]
+    if getattr(args, "device", "cpu") not in usable:
+        parser.error(f"--device can't be used (got {args.device}; expected one of {', '.join(usable)})")
+    return args
+
+
+def progress(text: str) -> None:
+    """Report on stderr what is being done; not part of the result."""
+    print(text, file=sys.stderr, flush=True)
 
 
 # ---- the machine
@@ -61,7 +78,7 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """The machine, the code and the libraries, as recorded in the JSON."""
     system = system_report()
     versions: dict[str, str | None] = {}
@@ -80,14 +97,18 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def machine_line(machine: dict[str, Any]) -> str:
+def machine_line(machine: Mapping[str, Any]) -> str:
     """The machine in one line."""
-    cores, libraries = machine["cpu"]["logical_cores"], machine["libraries"]
-    installed = ", ".join(f"{name} {version}" for name, version in libraries.items() if version)
-    return f"{machine['device']}, {cores} cores; {installed}"
+    installed = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items() if version)
+    return f"{machine['device']}, {machine['cpu']['logical_cores']} cores; {installed}"
 
 
-# ---- output
+def commit_text(git: Mapping[str, Any]) -> str:
+    """The commit of a `git_state`, and whether it had changes."""
+    return str(git["commit"])[:12] + (" with changes" if git["dirty"] else "")
+
+
+# ---- Markdown and files
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -105,13 +126,24 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     return "\n".join(line(cells) for cells in [header, rule, *rows])
 
 
-def progress(text: str) -> None:
-    """Report on stderr what is being done; not part of the result."""
-    print(text, file=sys.stderr, flush=True)
+def with_part(document: Path, name: str, text: str) -> str:
+    """The contents of a document with `text` between its lines <!-- NAME --> and <!-- end of NAME -->, added where missing."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = (document.read_text(encoding="utf-8") if document.exists() else "").partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{text}\n\n{end}{after or chr(10)}"
 
 
-def save(directory: Path, name: str, record: dict[str, Any], figure: Figure) -> None:
-    """Write NAME.json and NAME.png into `directory`."""
-    (directory / f"{name}.json").write_bytes(json_bytes(record))
-    figure.savefig(directory / f"{name}.png", dpi=150)
-    print(f"written: {name}.json and {name}.png in {directory}", flush=True)
+def write(output: Path, contents: Mapping[str, str | bytes | Figure | dict[str, Any]]) -> None:
+    """Write files under `output`, by name: a text, bytes, a figure as PNG, or a record as JSON."""
+    for name, content in contents.items():
+        if isinstance(content, Figure):
+            data = figure_bytes(content, "png")
+        elif isinstance(content, dict):
+            data = json_bytes(content)
+        else:
+            data = content if isinstance(content, bytes) else content.encode()
+        path = output / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+        print(f"written: {path}", flush=True)

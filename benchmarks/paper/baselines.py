@@ -4,42 +4,27 @@
 * pretrained: one network fitted to all tasks at once (MAML without an inner step), fine-tuned;
 * oracle: a network that has the true amplitude and phase as inputs, and does not adapt.
 
-The first two are fine-tuned with the step size that is best on the validation tasks. Here are also the task family that
-the oracle is trained on, and the loading of trained networks. How runs are trained is in runs.py.
+The first two are fine-tuned with the step size that is best on the validation tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import registry
-from commands.runs import build
+from benchmarks.paper.oracle import OracleTaskGenerator
+from benchmarks.project import Experiment, build, errors, load_best
 from config import Config
-from dataset import Array, FunctionFamily, Points, SinusoidalTaskGenerator
+from dataset import Points
 from evaluation.comparison import Entry
-from evaluation.errors import errors
 from learner import predict_tasks
-from system.checkpoints import read_checkpoint
-from training.experiment import Experiment
 
 # Wide enough that the best one is never at an end: from 0.02 on some tasks diverge.
 STEP_SIZES = (0.0003, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02)
-
-
-def load_best(directory: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment of a finished run with its best checkpoint, for evaluation; `changes` to its settings."""
-    state = read_checkpoint(directory / "checkpoints" / "best.pt")
-    config = Config.resolve(state["config"], {"COMPILE": "never"}, changes or {})
-    experiment = build(state["method"], state["tasks"], config)
-    experiment.trainer.load(state)
-    return experiment
-
-
-# ---- fine-tuned networks
 
 
 class FineTuned(NamedTuple):
@@ -88,52 +73,6 @@ def random_start(config: Config, step_sizes: Sequence[float] = STEP_SIZES) -> Fi
 def pretrained(directory: Path, config: Config, step_sizes: Sequence[float] = STEP_SIZES) -> FineTuned:
     """The network of a run without inner steps, fine-tuned and evaluated as MAML with `config` is."""
     return fine_tuned("pretrained", lambda size: load_best(directory, candidate(config, size)), step_sizes)
-
-
-# ---- the oracle
-
-
-class OracleTaskGenerator(FunctionFamily):
-    """y = A sin(x - phase) as a function of x, A and phase, the latter two scaled to the range of x.
-
-    Every input is uniform, so each point is from another sinusoid of the distribution of `sinusoids`: plain regression,
-    with nothing to adapt to.
-    """
-
-    name = "OracleSinusoidal"
-
-    def __init__(self, sinusoids: SinusoidalTaskGenerator):
-        super().__init__(3, sinusoids.x_range)
-        self.ranges = sinusoids.amplitude_range, sinusoids.phase_range
-
-    @classmethod
-    def from_config(cls, config: Config) -> OracleTaskGenerator:
-        amplitudes, phases = (config.AMPLITUDE_MIN, config.AMPLITUDE_MAX), (config.PHASE_MIN, config.PHASE_MAX)
-        return cls(SinusoidalTaskGenerator(1, (config.X_MIN, config.X_MAX), 0.0, amplitudes, phases))
-
-    def draw(self, num_tasks: int, rng: np.random.Generator) -> Array:
-        return np.zeros((num_tasks, 1), np.float32)  # all tasks are the same
-
-    def curve(self, params: Array, x: Array) -> Array:
-        low, high = self.x_range
-        share = (x[..., 1:] - low) / (high - low)  # 0 to 1: of the way from the smallest to the largest
-        amplitude, phase = (
-            smallest + (largest - smallest) * share[..., column : column + 1]
-            for column, (smallest, largest) in enumerate(self.ranges)
-        )
-        return (amplitude * np.sin(x[..., :1] - phase)).astype(np.float32)
-
-    def inputs(self, params: Array, x: Array) -> Array:
-        """The oracle's inputs [T, N, 3] for sinusoids with `params` [T, >= 2] at `x` [T, N, 1]."""
-        low, high = self.x_range
-        scaled = [
-            low + (high - low) * (params[:, None, column : column + 1] - smallest) / (largest - smallest)
-            for column, (smallest, largest) in enumerate(self.ranges)
-        ]
-        return np.concatenate([x, *(np.broadcast_to(part, x.shape) for part in scaled)], axis=2).astype(np.float32)
-
-
-registry.TASKS["oracle"] = OracleTaskGenerator.from_config  # so that it can be trained from the command line
 
 
 def oracle(directory: Path, config: Config) -> Entry:

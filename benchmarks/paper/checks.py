@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.project import mean_and_interval
 from evaluation.comparison import statistics
-from evaluation.statistics import mean_and_interval
 
 
 class Check(NamedTuple):

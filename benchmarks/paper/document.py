@@ -6,32 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.common import machine, machine_line, table
+from benchmarks.common import commit_text, machine, machine_line, table
 from benchmarks.paper.baselines import STEP_SIZES, FineTuned
 from benchmarks.paper.checks import Check, PairedComparison, verdict
-from benchmarks.paper.runs import Job, commits, seconds
+from benchmarks.paper.methods import ROWS
+from benchmarks.runs import Run, commits, training_seconds
 from evaluation.comparison import Comparison, Row
 
 GRADIENTS = (1, 5, 10)  # the columns of the paper's table
-
-# The rows of this project, in the order of tables and figures: label -> protocol.
-PROTOCOLS = {
-    "MAML": "trained 10-shot, 1 step",
-    "first-order MAML": "the same, inner gradients as constants",
-    "Meta-SGD": "trained 10-shot, 1 step, a learned step size for each weight",
-    "ANIL": "trained 10-shot, 1 step, last layer only",
-    "CAVIA": "trained 10-shot, 1 step in 5 context parameters",
-    "R2-D2": "trained 10-shot; last layer in closed form, further gradients change nothing",
-    "R2-D2, trained 5-shot": "trained 5-shot; the same",
-    "ALPaCA": "trained 10-shot; the same with a prior of rank 8",
-    "ALPaCA, trained 5-shot": "trained 5-shot; the same",
-    "LEO": "trained 10-shot, 5 steps in z, 5 in weights",
-    "LEO, trained 5-shot": "trained 5-shot, 5 steps in z, 5 in weights",
-    "oracle": "amplitude and phase are inputs; no gradient",
-    "pretrained": "fine-tuned, step size from validation tasks",
-    "random": "untrained; fine-tuned, step size from validation tasks",
-}
-BASELINES = ("oracle", "pretrained", "random")
 
 
 class Published(NamedTuple):
@@ -85,9 +67,9 @@ def paper_table(found: Comparison, shots: int) -> str:
         if shots in one.values:
             values = [f"{one.values[shots][step]:g}" if step in one.values[shots] else "" for step in GRADIENTS]
             rows.append([one.source, one.mark, one.protocol, *values])
-    for label, protocol in PROTOCOLS.items():
+    for label, method in ROWS.items():
         own = [row for row in found.rows if (row.group, row.shots) == (label, shots) and row.gradients in GRADIENTS]
-        rows.append([f"**{label}**", "measured", protocol, *map(error_cell, own)])
+        rows.append([f"**{label}**", "measured", method.protocol, *map(error_cell, own)])
     columns = [f"{step} gradient{'' if step == 1 else 's'}" for step in GRADIENTS]
     return table(["method", "mark", "protocol", *columns], rows, left=3)
 
@@ -168,25 +150,23 @@ def explanation(row: Row) -> str:
     )
 
 
-def provenance(jobs: Sequence[Job], extra: Mapping[str, Any], arguments: Sequence[str], trained: int, took: float) -> str:
+def provenance(runs: Sequence[Run], smaller: Mapping[str, Any], arguments: Sequence[str], trained: int, took: float) -> str:
     """Where, when and from what the results come.
 
     Args:
-        extra: the settings of a smaller version; arguments: of the command.
+        smaller: the settings of a smaller version; arguments: of the command.
         trained: how many runs this call has trained; took: its seconds.
     """
-    here = machine("cpu")
-    git = here["git"]
+    here, seeds = machine(), sorted({run.seed for run in runs})
     lines = [
         f"* command: `{' '.join(['python benchmarks/paper/paper.py', *arguments])}`",
-        f"* commit: {str(git['commit'])[:12]}{' with changes' if git['dirty'] else ''}; the runs were trained at "
-        + ", ".join(commits(jobs)),
+        f"* commit: {commit_text(here['git'])}; the runs were trained at {', '.join(commits(runs))}",
         f"* machine: {machine_line(here)}",
-        f"* seeds: {', '.join(map(str, sorted({one.seed for one in jobs})))}",
-        f"* time: {seconds(jobs):.0f} s of training and compiling in {len(jobs)} runs, each on one core; this call took "
-        f"{took:.0f} s and trained {trained} of them",
+        f"* seeds: {', '.join(map(str, seeds))}",
+        f"* time: {training_seconds(runs):.0f} s of training and compiling in {len(runs)} runs, each on one core; this call "
+        f"took {took:.0f} s and trained {trained} of them",
     ]
-    if extra:
-        changed = ", ".join(f"{key}={value}" for key, value in extra.items())
+    if smaller:
+        changed = ", ".join(f"{key}={value}" for key, value in smaller.items())
         lines.append(f"* **not the papers' settings**: a smaller version, in which all runs have {changed}")
     return "\n".join(lines)

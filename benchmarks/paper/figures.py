@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.animation import PillowWriter
@@ -12,42 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from benchmarks.paper.methods import ROWS
+from benchmarks.project import mean_and_interval
 from dataset import Published
 from evaluation.comparison import Comparison
-from evaluation.statistics import mean_and_interval
-from visualization import (
-    BLACK,
-    BLUE,
-    GREEN,
-    MARKERS,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    figure_grid,
-    gradients,
-    shared_legend,
-)
+from visualization import BLACK, BLUE, ORANGE, VERMILION, figure_grid, gradients, shared_legend
 
-# Methods in colour, a colour each, a variant of one with a broken line; baselines in grey.
-VARIANT = (0, (4, 1.5))
-BROWN = "#6B3A10"  # a seventh colour, darker than all others but black
-STYLES: dict[str, dict[str, Any]] = {
-    "MAML": {"color": BLUE, "marker": MARKERS[0]},
-    "first-order MAML": {"color": BLUE, "marker": MARKERS[0], "ls": VARIANT, "mfc": "white"},
-    "Meta-SGD": {"color": SKY, "marker": MARKERS[1]},
-    "ANIL": {"color": ORANGE, "marker": MARKERS[2]},
-    "CAVIA": {"color": PURPLE, "marker": MARKERS[3]},
-    "R2-D2": {"color": GREEN, "marker": MARKERS[4]},
-    "R2-D2, trained 5-shot": {"color": GREEN, "marker": MARKERS[4], "ls": VARIANT, "mfc": "white"},
-    "ALPaCA": {"color": BROWN, "marker": "*"},
-    "ALPaCA, trained 5-shot": {"color": BROWN, "marker": "*", "ls": VARIANT, "mfc": "white"},
-    "LEO": {"color": VERMILION, "marker": MARKERS[5]},
-    "LEO, trained 5-shot": {"color": VERMILION, "marker": MARKERS[5], "ls": VARIANT, "mfc": "white"},
-    "oracle": {"color": "0.35", "ls": (0, (1, 1))},
-    "pretrained": {"color": "0.5", "ls": (0, (6, 2))},
-    "random": {"color": "0.65", "ls": (0, (6, 2, 1, 2))},
-}
 HIGHEST = 1e3  # errors above are of networks that diverge, and stay outside of the figures
 
 
@@ -109,7 +79,7 @@ def error_panels(panels: Mapping[str, Mapping[str, Curve]], x: np.ndarray, xlabe
     lowest, highest = (drawn.min(), drawn.max()) if len(drawn) else (1e-3, 1.0)
     for axis, (title, labelled) in zip(axes, panels.items(), strict=True):
         for label, (mean, half) in labelled.items():
-            style = {"ls": "solid", "lw": 1.5, "ms": 4, "mew": 1} | STYLES[label]
+            style = {"ls": "solid", "lw": 1.5, "ms": 4, "mew": 1} | ROWS[label].style
             low = np.maximum(mean - half, lowest / 3)  # a band may reach below zero, which a logarithm has no place for
             finite = np.isfinite(mean + half)
             axis.fill_between(x, low, mean + half, where=finite.tolist(), color=style["color"], alpha=0.12, lw=0)

@@ -3,7 +3,7 @@
 Curves are sampled for many support sets and compared with held-out points: whether their spread is larger where their
 error is, whether their intervals cover as many noisy targets as they should, and whether both families appear where a
 support set leaves the family open. Samples of the exact posterior, for families whose prior can be sampled, are measured
-by the same functions: no method can do better on average. Arrays in, numbers out; independent of methods, files and plots.
+by the same functions: no method can do better on average.
 
 Notation: T tasks, M sampled curves a task (1 = a single prediction), N points; "grid" is a vector of inputs.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.project import rank_correlation
 from dataset import FunctionFamily, Points, SineLineTaskGenerator
 from learner import MetaLearner, predict_tasks
 
@@ -118,19 +119,6 @@ def negative_log_likelihood(curves: Array, targets: Array, noise_std: float) -> 
     deviation = torch.from_numpy((targets[:, None] - curves) / noise_std).double()  # [T, M, N]
     log_density = torch.logsumexp(-0.5 * deviation.square(), dim=1) - math.log(curves.shape[1] * noise_std)  # [T, N]
     return (0.5 * math.log(2 * math.pi) - log_density).mean(1).numpy()
-
-
-def ranks(values: Array) -> Array:
-    """Rank of each entry of `values` [N] among them, from 1; equal ones share their mean rank."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]
-
-
-def rank_correlation(left: Array, right: Array) -> float:
-    """Spearman's correlation of two [N]; NaN where one is constant."""
-    left, right = ranks(left) - (len(left) + 1) / 2, ranks(right) - (len(right) + 1) / 2
-    size = math.sqrt(float(left @ left) * float(right @ right))
-    return float(left @ right) / size if size else math.nan
 
 
 def spread_against_error(curves: Array, truth: Array, rng: np.random.Generator, resamples: int = 1000) -> Estimate:

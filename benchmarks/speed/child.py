@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 PRELOAD = ["torch", "torch._dynamo"]  # what the fork server imports once for all its processes
-TIMEOUT = 300.0  # seconds
+TIMEOUT = 300.0  # seconds that one call may take
+PATIENCE = 20.0  # seconds to end
 
 
 class MeasurementError(RuntimeError):
@@ -15,31 +16,24 @@ class MeasurementError(RuntimeError):
 
 
 class Child:
-    """A process that runs `function(connection, *arguments)`, which answers by `answer`.
+    """A process that calls functions, one after another; as a context manager it ends with the block."""
 
-    As a context manager it waits at the end until the process has exited, and kills it after an error.
-    """
-
-    def __init__(self, function: Callable[..., None], *arguments: Any):
+    def __init__(self) -> None:
         # not fork: a forked process would inherit this one's memory, and thread pools without their threads
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=function, args=(other, *arguments), daemon=True)
+        self._process = context.Process(target=serve, args=(other,), daemon=True)
         self._process.start()
         other.close()
 
-    def send(self, question: Any) -> None:
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns in the process; raises `MeasurementError` where it fails or takes too long."""
         try:
-            self._connection.send(question)
-        except OSError:
-            raise MeasurementError("its process died") from None
-
-    def receive(self, timeout: float = TIMEOUT) -> Any:
-        """The next answer; raises `MeasurementError` with the reason where there is none."""
-        try:
-            if not self._connection.poll(timeout):
-                raise MeasurementError(f"it took longer than {timeout:.0f} s")
+            self._connection.send((function, arguments))
+            if not self._connection.poll(TIMEOUT):
+                self._process.kill()
+                raise MeasurementError(f"it took longer than {TIMEOUT:.0f} s")
             succeeded, result = self._connection.recv()
         except (EOFError, OSError):
             raise MeasurementError("its process died, as one does that takes too much memory") from None
@@ -47,25 +41,28 @@ class Child:
             raise MeasurementError(result)
         return result
 
-    def close(self, patience: float = 20.0) -> None:
-        """End the process; `patience` in seconds."""
+    def close(self) -> None:
         self._connection.close()
-        self._process.join(patience)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._process.join(PATIENCE)
+        self._process.kill()
+        self._process.join()
 
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        self.close(0.0 if kind else 20.0)
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def answer(connection: Any, function: Callable[..., Any], *arguments: Any) -> None:
-    """Send what the function returns as (True, result), or its error as (False, reason)."""
-    try:
-        message = True, function(*arguments)
-    except Exception as error:
-        message = False, " ".join((str(error) or type(error).__name__).split())[:200]
-    connection.send(message)
+def serve(connection: Any) -> None:
+    """In the process: answer each call with (True, what it returned) or (False, its error in one line)."""
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = True, function(*arguments)
+        except Exception as error:
+            answer = False, " ".join((str(error) or type(error).__name__).split())[:200]
+        connection.send(answer)

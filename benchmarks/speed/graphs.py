@@ -1,97 +1,67 @@
 """What a training step asks of a GPU: time and launches, operation by operation and compiled.
 
     python benchmarks/speed/graphs.py
-    python benchmarks/speed/graphs.py --methods maml leo --steps 2000
+    python benchmarks/speed/graphs.py --methods maml leo --seconds 10
 
-A launch is a call that starts work on the device: a kernel, a copy, a fill, or a whole recorded CUDA graph. Before anything is
-timed, the compiled step has to agree with the one that runs operation by operation. On a CPU it counts no launches.
+A launch is a call that starts work on the device: a kernel, a copy, a fill, or a whole recorded CUDA graph. The last column
+is the relative difference of the compiled step's meta-gradient. On a CPU it counts no launches.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, wherever the script is called from
 
-import torch
+import numpy as np
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.speed.work import Case, Work, prepare
+from benchmarks.common import add_device_flags, new_parser, parse, table
+from benchmarks.speed.measure import seconds_per_iteration
+from benchmarks.speed.work import Case, ThisProject, Work
 from registry import METHODS
 
-ROUNDS, COUNTED = 5, 20
-LAUNCHES = {
-    "cudaLaunchKernel",
-    "cudaLaunchKernelExC",
-    "cuLaunchKernel",
-    "cuLaunchKernelEx",
-    "cudaMemcpyAsync",
-    "cudaMemsetAsync",
-}
-GRAPHS = {"cudaGraphLaunch"}
+COUNTED = 20  # steps
+GRAPH = "cudaGraphLaunch"
+KERNELS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+LAUNCHES = {GRAPH, *KERNELS, "cudaMemcpyAsync", "cudaMemsetAsync"}
 
 
-def wait(device: str) -> None:
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def milliseconds(steps: Iterator[Any], count: int, device: str) -> float:
-    """Median over rounds of the time of one step."""
-    rounds = []
-    for _ in range(ROUNDS):
-        wait(device)
-        started = time.perf_counter()
-        for _ in range(count):
-            next(steps)
-        wait(device)
-        rounds.append(1000 * (time.perf_counter() - started) / count)
-    return statistics.median(rounds)
-
-
-def launches(steps: Iterator[Any], device: str) -> tuple[float, float]:
+def launches(project: ThisProject, device: str) -> tuple[float, float]:
     """Launches of a step, and how many of them are of a recorded graph."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device != "cpu")
+    activities = [ProfilerActivity.CPU] if device == "cpu" else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     with profile(activities=activities) as profiler:
-        for _ in range(COUNTED):
-            next(steps)
-        wait(device)
-    calls: collections.Counter[str] = collections.Counter()
-    for event in profiler.key_averages():
-        calls[event.key] += event.count
-    graphs = sum(calls[name] for name in GRAPHS)
-    return (sum(calls[name] for name in LAUNCHES) + graphs) / COUNTED, graphs / COUNTED
+        project.run(COUNTED)
+    events = profiler.key_averages()
+    counts = [sum(event.count for event in events if event.key in names) for names in (LAUNCHES, {GRAPH})]
+    return counts[0] / COUNTED, counts[1] / COUNTED
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time and launches of a training step.", allow_abbrev=False)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = new_parser(__doc__)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
-    print(f"{'method':10s}{'':10s}{'ms a step':>10s}{'launches':>10s}{'graphs':>8s}{'ready in':>10s}{'difference':>12s}")
+    parser.add_argument("--seconds", type=float, help="to time each for; default: 2")
+    add_device_flags(parser)
+    args = parse(parser, argv, {"seconds": 2.0}, {"seconds": 0.05})
+    rows = []
     for method in args.methods:
-        work, moments = Work(Case(method, METHODS[method], {}), 25, args.device), []
-        for mode in ("never", "always"):
-            trainer = work.trainer(mode)
-            prepare(trainer)
-            steps = trainer.train()
-            next(steps)
-            moments.append(trainer.step.exp_avg.clone())  # the meta-gradient of the first step, times a constant
-            difference = float((moments[-1] - moments[0]).norm() / moments[0].norm())
-            taken = milliseconds(steps, args.steps, args.device)
-            total, graphs = launches(steps, args.device)
-            ready = f"{trainer.compile_seconds:8.1f} s"
-            print(f"{method:10s}{mode:10s}{taken:10.3f}{total:10.1f}{graphs:8.1f}{ready:>10s}{difference:12.1e}", flush=True)
-            trainer.close()
+        work, first = Work(Case(method, METHODS[method], {}), 25, args.device), None
+        for mode in ("never", "never") if args.quick else ("never", "always"):
+            started, project = time.perf_counter(), ThisProject(work, mode)
+            gradient = project.meta_gradient()
+            ready = time.perf_counter() - started
+            first = gradient if first is None else first
+            difference = np.linalg.norm(gradient - first) / np.linalg.norm(first)
+            taken = 1000 * statistics.median(seconds_per_iteration(project, args.seconds))
+            numbers = (f"{count:.1f}" for count in launches(project, args.device))
+            rows.append([method, mode, f"{taken:.3f}", *numbers, f"{ready:.1f}", f"{difference:.0e}"])
+    print(table(["method", "compile", "ms a step", "launches", "graphs", "ready in s", "difference"], rows, left=2))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

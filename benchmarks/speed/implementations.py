@@ -10,12 +10,12 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.speed.child import Child, MeasurementError, answer
+from benchmarks.speed.child import Child, MeasurementError
 from benchmarks.speed.work import CASES, Implementation, ThisProject, Work
 
 
@@ -24,15 +24,20 @@ class Listed(NamedTuple):
 
     Attributes:
         title: in tables and figures.
-        needs: the module that has to be installed; "" = nothing but this project.
-        cases: what it can compute.
         build: makes it; called in its own process, and only there imports the peer.
+        cases: what it can compute.
+        needs: the module that has to be installed; "" = nothing but this project.
     """
 
     title: str
-    needs: str
-    cases: tuple[str, ...]
     build: Callable[[Work], Implementation]
+    cases: tuple[str, ...] = tuple(CASES)
+    needs: str = ""
+
+    @property
+    def missing(self) -> bool:
+        """Whether the module that it needs is not installed."""
+        return bool(self.needs) and importlib.util.find_spec(self.needs) is None
 
 
 def torch_peer(backward: str) -> Callable[[Work], Implementation]:
@@ -59,24 +64,18 @@ def without_compiler(work: Work) -> Implementation:
     return ThisProject(work, "always")
 
 
-ALL_CASES, MAML_CASES = tuple(CASES), ("maml-1", "maml-5")
+MAML_CASES = ("maml-1", "maml-5")
 IMPLEMENTATIONS = {
-    "compiled": Listed("this project", "", ALL_CASES, lambda work: ThisProject(work, "always")),
-    "traced": Listed("this project, no C++ compiler", "", ALL_CASES, without_compiler),
-    "eager": Listed("this project, eager", "", ALL_CASES, lambda work: ThisProject(work, "never")),
-    "jax-scan": Listed("JAX jit + lax.scan", "jax", ALL_CASES, jax_peer(True)),
-    "jax-call": Listed("JAX jit, a call per step", "jax", MAML_CASES, jax_peer(False)),
-    "loop": Listed("plain autograd loop", "", MAML_CASES, torch_peer("plain_loop")),
-    "torchopt": Listed("torchopt MetaSGD", "torchopt", MAML_CASES, torch_peer("with_torchopt")),
-    "higher": Listed("higher", "higher", MAML_CASES, torch_peer("with_higher")),
+    "compiled": Listed("this project", lambda work: ThisProject(work, "always")),
+    "traced": Listed("this project, no C++ compiler", without_compiler),
+    "eager": Listed("this project, eager", lambda work: ThisProject(work, "never")),
+    "jax-scan": Listed("JAX jit + lax.scan", jax_peer(True), needs="jax"),
+    "jax-call": Listed("JAX jit, a call per step", jax_peer(False), MAML_CASES, "jax"),
+    "loop": Listed("plain autograd loop", torch_peer("plain_loop"), MAML_CASES),
+    "torchopt": Listed("torchopt MetaSGD", torch_peer("with_torchopt"), MAML_CASES, "torchopt"),
+    "higher": Listed("higher", torch_peer("with_higher"), MAML_CASES, "higher"),
 }
 OWN = ("compiled", "traced", "eager")
-
-
-def missing_module(name: str) -> str:
-    """The module that has to be installed for implementation `name`, or ""."""
-    needs = IMPLEMENTATIONS[name].needs
-    return needs if needs and importlib.util.find_spec(needs) is None else ""
 
 
 def thread_options(name: str, device: str, allowed: int) -> list[int]:
@@ -98,26 +97,29 @@ class InProcess:
     start_seconds: float
 
     def __init__(self, name: str, case: str, tasks: int, device: str, threads: int):
-        self._started = time.perf_counter()
-        self._child = Child(serve, name, case, tasks, device, threads)
+        self._arguments, self._child = (name, case, tasks, device, threads), Child()
 
     def meta_gradient(self) -> np.ndarray:
         """The meta-gradient [M] on the common batch and weights."""
-        gradient, self.unit, self.threads = self._child.receive()
-        self.start_seconds = time.perf_counter() - self._started
-        return gradient
+        started = time.perf_counter()
+        gradient, self.unit, self.threads = self._child.call(_start, *self._arguments)
+        self.start_seconds = time.perf_counter() - started
+        return np.asarray(gradient)
 
     def seconds_for(self, iterations: int) -> float:
         """Seconds for that many iterations, measured in its process."""
-        self._child.send(iterations)
-        return self._child.receive()
+        return float(self._child.call(_run, iterations))
 
     def close(self) -> None:
         self._child.close()
 
 
-def serve(connection: Any, name: str, case: str, tasks: int, device: str, threads: int) -> None:
-    """In the child: answer with the meta-gradient, then with the time for each number of iterations that is received."""
+# ---- in the process
+
+_running: list[Implementation] = []  # the one implementation of this process
+
+
+def _start(name: str, case: str, tasks: int, device: str, threads: int) -> tuple[np.ndarray, int, int]:
     # XLA reads these once, when it starts; other implementations do not use them
     os.environ["NPROC"] = str(threads)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others share the GPU
@@ -126,24 +128,15 @@ def serve(connection: Any, name: str, case: str, tasks: int, device: str, thread
     if device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
     torch.set_num_threads(threads)
-    built: list[Implementation] = []
+    one = IMPLEMENTATIONS[name].build(Work(CASES[case], tasks, device))
+    _running.append(one)
+    return one.meta_gradient(), one.unit, one.threads or threads
 
-    def start() -> tuple[np.ndarray, int, int]:
-        built.append(IMPLEMENTATIONS[name].build(Work(CASES[case], tasks, device)))
-        return built[0].meta_gradient(), built[0].unit, built[0].threads or threads
 
-    def run(iterations: int) -> float:
-        started = time.perf_counter()
-        loss = built[0].run(iterations)
-        taken = time.perf_counter() - started
-        if not np.isfinite(loss):
-            raise MeasurementError(f"its meta-loss became {loss}")
-        return taken
-
-    answer(connection, start)
-    while True:
-        try:
-            iterations = connection.recv()
-        except EOFError:
-            return
-        answer(connection, run, iterations)
+def _run(iterations: int) -> float:
+    started = time.perf_counter()
+    loss = _running[0].run(iterations)
+    taken = time.perf_counter() - started
+    if not np.isfinite(loss):
+        raise MeasurementError(f"its meta-loss became {loss}")
+    return taken

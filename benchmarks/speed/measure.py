@@ -6,10 +6,7 @@ The functions are meant for a process of their own, so that the peak memory is t
 from __future__ import annotations
 
 import ctypes
-import os
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed.work import Case, ThisProject, Work, prepare
-from training import processes
+from benchmarks.speed.work import Case, Implementation, ThisProject, Work
 
 REPEATS = 5  # how often something is timed; the median counts
 PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm, torch.ops.aten.baddbmm}
@@ -31,11 +27,11 @@ def measure_step(case: Case, tasks: int, device: str, compile_mode: str, seconds
     """Time and peak memory of a meta-step, and the operations in it.
 
     Args:
-        seconds: about how long to time; at least one iteration is.
+        seconds: about how long to time.
         threads: the most that the trainer may use.
 
     Returns:
-        ms, range_ms: of an iteration, with tasks drawn and the optimiser; median and range of up to `REPEATS` times.
+        ms, range_ms: of an iteration, with tasks drawn and the optimiser; median and range of `REPEATS` times.
         peak_mib: memory that one step adds at its highest point to what the process holds between steps.
         process_mib: the most that the process held at any time, torch itself and the compiler included
             (on CUDA: the most that was allocated on the device).
@@ -48,10 +44,12 @@ def measure_step(case: Case, tasks: int, device: str, compile_mode: str, seconds
     project = ThisProject(Work(case, tasks, device), compile_mode)
     project.meta_gradient()
     start_seconds = time.perf_counter() - started
-    times = seconds_per_iteration(project, seconds)
-    peak, process = peak_memory(project, device)
+    times = [1000 * taken for taken in seconds_per_iteration(project, seconds)]
+    peak, process = cuda_memory(project, device) if device != "cpu" else cpu_memory(project)
     flops, moved = count_products(case, tasks)
-    return in_milliseconds(times) | {
+    return {
+        "ms": statistics.median(times),
+        "range_ms": [min(times), max(times)],
         "peak_mib": peak / 2**20,
         "process_mib": process / 2**20,
         "flops": flops,
@@ -61,57 +59,49 @@ def measure_step(case: Case, tasks: int, device: str, compile_mode: str, seconds
     }
 
 
-def in_milliseconds(times: list[float]) -> dict[str, Any]:
-    """Median and range of `times` (seconds)."""
-    return {"ms": 1000 * statistics.median(times), "range_ms": [1000 * min(times), 1000 * max(times)]}
-
-
-def seconds_per_iteration(project: ThisProject, seconds: float) -> list[float]:
-    """Seconds an iteration, from several series of iterations of equal length."""
+def seconds_per_iteration(one: Implementation, seconds: float) -> list[float]:
+    """Seconds an iteration, from `REPEATS` series of iterations of equal length."""
 
     def run(iterations: int) -> float:
         started = time.perf_counter()
-        project.run(iterations)
+        one.run(iterations)
         return (time.perf_counter() - started) / iterations
 
-    first = run(1)
-    if REPEATS * first > seconds:  # slow: every iteration is a series
-        return [first, *(run(1) for _ in range(int(seconds / first)))]
-    usual = run(max(1, int(seconds / 10 / first)))
-    return [run(max(1, round(seconds / REPEATS / usual))) for _ in range(REPEATS)]
+    usual = run(max(1, int(seconds / 10 / run(1))))  # the first one is slower
+    count = max(1, round(seconds / REPEATS / usual))
+    return [run(count) for _ in range(REPEATS)]
 
 
-# ---- memory
+# ---- memory: bytes that one step adds at its peak, and the most that was ever held
 
 
-def peak_memory(project: ThisProject, device: str) -> tuple[float, float]:
-    """Bytes that one step adds at its peak, and the most that this process ever held."""
-    if device != "cpu":
-        before = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        resting = torch.cuda.memory_allocated(device)
-        project.run(1)
-        peak = torch.cuda.max_memory_allocated(device)
-        return peak - resting, max(before, peak)
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def cuda_memory(project: ThisProject, device: str) -> tuple[float, float]:
+    before = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    resting = torch.cuda.memory_allocated(device)
+    project.run(1)
+    peak = torch.cuda.max_memory_allocated(device)
+    return peak - resting, max(before, peak)
+
+
+def cpu_memory(project: ThisProject) -> tuple[float, float]:
+    """As Linux counts it; NaN elsewhere."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():  # not Linux: there is no second peak to be had, and what came before hides the step's
-        return float("nan"), highest
-    _trim()  # freed memory that the process keeps would hide what the step takes
-    resting = _status_bytes(status, "VmRSS")
+    if not reset.exists():
+        return float("nan"), float("nan")
+
+    def held(key: str) -> int:
+        line = next(line for line in status.read_text().splitlines() if line.startswith(f"{key}:"))
+        return int(line.split()[1]) * 1024
+
+    highest = held("VmHWM")
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)  # freed memory that the process keeps would hide what the step takes
+    resting = held("VmRSS")
     reset.write_text("5")  # lowers the recorded peak to what is held now
     project.run(1)
-    return _status_bytes(status, "VmHWM") - resting, highest
-
-
-def _trim() -> None:
-    """Give freed memory back to the system, where the C library can."""
-    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
-
-
-def _status_bytes(status: Path, key: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024
+    return held("VmHWM") - resting, highest
 
 
 # ---- arithmetic
@@ -142,8 +132,7 @@ def count_products(case: Case, tasks: int) -> tuple[int, int]:
     """
     counts = []
     for few in (1, 2):
-        trainer = Work(case, few, "cpu").trainer("never")
-        steps = trainer.train()
+        steps = Work(case, few, "cpu").trainer("never").train()
         with FlopCounterMode(display=False) as flops, Traffic() as traffic:
             next(steps)
         counts.append((flops.get_total_flops(), traffic.bytes))
@@ -154,11 +143,11 @@ def count_products(case: Case, tasks: int) -> tuple[int, int]:
 def machine_rates(device: str, threads: int, quick: bool) -> dict[str, float]:
     """What the machine can do with `threads` threads, best of several: flop/s of a matrix product, bytes/s of a copy."""
     torch.set_num_threads(threads)
-    large = device != "cpu"
-    size = 256 if quick else 8192 if large else 1024
+    size, mib = (1024, 64) if device == "cpu" else (8192, 256)  # the copy is beyond every cache
+    if quick:
+        size, mib = 256, 1
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    out = torch.empty_like(a)
-    source = torch.ones((1 if quick else 256 if large else 64) * 2**18, device=device)  # beyond every cache
+    out, source = torch.empty_like(a), torch.ones(mib * 2**18, device=device)
     target = torch.empty_like(source)
     product = _best_seconds(lambda: torch.mm(a, b, out=out), device)
     copy = _best_seconds(lambda: target.copy_(source), device)
@@ -174,33 +163,3 @@ def _best_seconds(action: Callable[[], Any], device: str) -> float:
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times[2:])
-
-
-# ---- several processes on one meta-batch
-
-
-def train_as_peer(
-    rank: int, world: int, port: int, case: Case, tasks: int, device: str, compile_mode: str, seconds: float
-) -> dict[str, Any]:
-    """Train as process `rank` of `world` on one thread; the times of this process, as of `measure_step`."""
-    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in launch.items()})
-    torch.set_num_threads(1)
-    processes.connect()
-    trainer = Work(case, tasks, device).trainer(compile_mode)
-    prepare(trainer)
-    processes.wait_for_peers()
-    steps = trainer.train()
-
-    def run(iterations: int) -> float:
-        started = time.perf_counter()
-        for _ in range(iterations):
-            _, metrics = next(steps)
-        float(metrics[0])  # waits for the device
-        return (time.perf_counter() - started) / iterations
-
-    run(2)
-    count = processes.broadcast(max(1, round(seconds / REPEATS / run(3))))  # all have to take the same steps
-    times = [run(count) for _ in range(REPEATS)]
-    processes.disconnect()
-    return in_milliseconds(times) | {"threads": 1}

@@ -7,12 +7,13 @@
 The work is a meta-iteration with the default settings: tasks drawn, second-order meta-gradient, clipping, optimiser. Before
 anything is timed, every implementation has to compute the same meta-gradient on the same batch and weights; one that does
 not is left out. All are then timed in rounds, one after another, so that other load on the machine affects all of them, and
-ratios are taken within a round. Prints tables; writes speed.json and speed.png.
+ratios are taken within a round. Prints tables; writes them into RESULTS.md, and speed.json and speed.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,25 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, wherever the script is called from
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.common import add_common_flags, check_flags, machine, machine_line, progress, save, set_defaults, table
+from benchmarks.common import (
+    add_device_flags,
+    add_output_flag,
+    machine,
+    machine_line,
+    new_parser,
+    parse,
+    progress,
+    table,
+    with_part,
+    write,
+)
 from benchmarks.speed.child import MeasurementError
-from benchmarks.speed.implementations import IMPLEMENTATIONS, OWN, InProcess, missing_module, thread_options
+from benchmarks.speed.implementations import IMPLEMENTATIONS, OWN, InProcess, thread_options
 from benchmarks.speed.work import CASES, Implementation, ThisProject, Work
-from visualization import BLACK, BLUE, SKY, STYLE
+from visualization import BLACK, BLUE, SKY, figure_grid
 
 TOLERANCE = 1e-4  # relative difference of meta-gradients up to which the work counts as the same
 
@@ -67,37 +78,38 @@ class Ready(NamedTuple):
     pace: float  # seconds an iteration, about
 
 
+def start(name: str, case: str, args: argparse.Namespace, threads: int, reference: np.ndarray) -> Ready:
+    """Start an implementation with a number of threads. Raises `MeasurementError`."""
+    process = InProcess(name, case, args.tasks, args.device, threads)
+    try:
+        return Ready(process, gradient_difference(process, reference), seconds_per_iteration(process, min(0.5, args.seconds)))
+    except MeasurementError:
+        process.close()
+        raise
+
+
 def start_fastest(name: str, case: str, args: argparse.Namespace, reference: np.ndarray) -> Ready:
     """Start an implementation with each number of threads, and keep the fastest. Raises `MeasurementError`."""
-    best: Ready | None = None
+    started: list[Ready] = []
     for threads in thread_options(name, args.device, args.threads):
-        process = InProcess(name, case, args.tasks, args.device, threads)
-        try:
-            difference = gradient_difference(process, reference)
-            here = Ready(process, difference, seconds_per_iteration(process, min(0.5, args.seconds)))
-        except MeasurementError:
-            process.close()
-            if best:
-                best.process.close()
-            raise
-        slower = here if best and best.pace <= here.pace else best
-        best = best if slower is here else here
-        if slower:
+        started.append(start(name, case, args, threads, reference))
+        started.sort(key=lambda ready: ready.pace)
+        for slower in started[1:]:
             slower.process.close()
-    assert best is not None
-    return best
+        del started[1:]
+    return started[0]
 
 
 def time_in_rounds(ready: Mapping[str, Ready], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Milliseconds an iteration of each implementation in each round; each is given about `seconds` in a round."""
     times: dict[str, list[float]] = {name: [] for name in ready}
     names = list(ready)
-    for number in range(rounds if names else 0):
-        first = number % len(names)  # the order rotates: each leaves the cache to another one
-        for name in names[first:] + names[:first]:
+    for _ in range(rounds):
+        for name in names:
             process, _, pace = ready[name]
             count = max(1, round(seconds / pace / process.unit)) * process.unit
             times[name].append(1000 * process.seconds_for(count) / count)
+        names = names[1:] + names[:1]  # the order rotates: each leaves the cache to another one
     return times
 
 
@@ -108,8 +120,8 @@ def measure_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
     ready: dict[str, Ready] = {}
     try:
         for name in (name for name in args.implementations if case in IMPLEMENTATIONS[name].cases):
-            if module := missing_module(name):
-                left_out[name] = f"{module} is not installed"
+            if IMPLEMENTATIONS[name].missing:
+                left_out[name] = f"{IMPLEMENTATIONS[name].needs} is not installed"
                 continue
             progress(f"{case}: starting {IMPLEMENTATIONS[name].title}")
             try:
@@ -122,13 +134,14 @@ def measure_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
         for one in ready.values():
             one.process.close()
     base = next((name for name in OWN if name in times), None)
-    results = {name: result(name, one, times[name], times[base] if base else None) for name, one in ready.items()}
+    results = {name: result(name, one, times[name], times[base] if base else []) for name, one in ready.items()}
     return {"title": CASES[case].title, "base": base, "implementations": results, "left_out": left_out}
 
 
-def result(name: str, one: Ready, times: Sequence[float], base: Sequence[float] | None) -> dict[str, Any]:
-    """Median and range of `times` (ms), and of their ratios to `base` in the same round."""
-    record = {
+def result(name: str, one: Ready, times: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    """Median and range of `times` (ms), and of their ratios to `base` in the same round, NaN where there is no base."""
+    ratios = [here / there for here, there in zip(times, base, strict=True)] if base else [math.nan]
+    return {
         "title": IMPLEMENTATIONS[name].title,
         "threads": one.process.threads,
         "start_seconds": one.process.start_seconds,
@@ -136,56 +149,45 @@ def result(name: str, one: Ready, times: Sequence[float], base: Sequence[float] 
         "ms": list(times),
         "median_ms": statistics.median(times),
         "range_ms": [min(times), max(times)],
+        "ratio": statistics.median(ratios),
+        "range_ratio": [min(ratios), max(ratios)],
     }
-    if base:
-        ratios = [here / there for here, there in zip(times, base, strict=True)]
-        record |= {"ratio": statistics.median(ratios), "range_ratio": [min(ratios), max(ratios)]}
-    return record
 
 
 # ---- output
 
 
-def print_case(case: Mapping[str, Any]) -> None:
-    """One case as a table."""
-    base, rows = case["base"], []
-    against = f"x {IMPLEMENTATIONS[base].title}" if base else "ratio"
+def case_text(case: Mapping[str, Any]) -> str:
+    """One case as a table, and a line for each implementation that was left out."""
+    rows = []
     for record in sorted(case["implementations"].values(), key=lambda record: record["median_ms"]):
-        (low, high), (least, most) = record["range_ms"], record.get("range_ratio", (float("nan"), float("nan")))
-        rows.append(
-            [
-                record["title"],
-                str(record["threads"]),
-                f"{record['median_ms']:.3f}",
-                f"{low:.3f} - {high:.3f}",
-                f"{record.get('ratio', float('nan')):.2f}",
-                f"{least:.2f} - {most:.2f}",
-                f"{record['gradient_difference']:.0e}",
-            ]
-        )
+        (low, high), (least, most) = record["range_ms"], record["range_ratio"]
+        times = [f"{record['median_ms']:.3f}", f"{low:.3f} - {high:.3f}"]
+        ratios = [f"{record['ratio']:.2f}", f"{least:.2f} - {most:.2f}"]
+        rows.append([record["title"], str(record["threads"]), *times, *ratios, f"{record['gradient_difference']:.0e}"])
+    against = f"x {IMPLEMENTATIONS[case['base']].title}" if case["base"] else "ratio"
     header = ["implementation", "threads", "ms / iteration", "lowest - highest", against, "lowest - highest", "gradient off by"]
-    print(f"\n{case['title']}\n\n{table(header, rows)}", flush=True)
-    for name, reason in case["left_out"].items():
-        print(f"left out: {IMPLEMENTATIONS[name].title}: {reason}", flush=True)
+    left_out = [f"left out: {IMPLEMENTATIONS[name].title}: {reason}" for name, reason in case["left_out"].items()]
+    return "\n\n".join([f"### {case['title']}", table(header, rows), *left_out])
 
 
-@matplotlib.rc_context(STYLE)
 def draw(record: Mapping[str, Any]) -> Figure:
     """Medians as bars on a logarithmic axis, lowest to highest round as a line, one panel a case."""
     cases = [case for case in record["cases"].values() if case["implementations"]]
     heights = [len(case["implementations"]) + 1 for case in cases] or [1]
-    figure = Figure(figsize=(7.5, 0.9 + 0.3 * sum(heights)), layout="constrained")
-    panels = figure.subplots(len(heights), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    figure, axes = figure_grid(len(heights), 1, 7.5, 0.9 + 0.3 * sum(heights), sharex=True, height_ratios=heights)
+    panels = axes[:, 0]
     for panel, case in zip(panels, cases, strict=False):
         items = sorted(case["implementations"].items(), key=lambda item: -item[1]["median_ms"])
         for place, (name, entry) in enumerate(items):
             middle, (low, high) = entry["median_ms"], entry["range_ms"]
             panel.barh(place, middle, color=BLUE if name in OWN else SKY, height=0.7)
             panel.errorbar(middle, place, xerr=[[middle - low], [high - middle]], color=BLACK, lw=1, capsize=2)
-            text = f"{middle:.3g} ms" + (f"  ({ratio_text(entry['ratio'])})" if "ratio" in entry else "")
+            text = f"{middle:.3g} ms  ({entry['ratio']:.3g}x)"
             panel.annotate(text, (high, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
         panel.set_yticks(range(len(items)), [entry["title"] for _, entry in items])
         panel.set_title(case["title"], loc="left")
+        panel.grid(axis="y", visible=False)
     ends = [time for case in cases for entry in case["implementations"].values() for time in entry["range_ms"]]
     panels[-1].set_xscale("log")
     panels[-1].xaxis.set_major_formatter("{x:g}")
@@ -195,48 +197,36 @@ def draw(record: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def ratio_text(ratio: float) -> str:
-    """A ratio with about two digits, such as 0.68x, 6.4x, 87x."""
-    return f"{ratio:.{2 if ratio < 1.95 else 1 if ratio < 9.95 else 0}f}x"
-
-
 # ---- the command
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0], allow_abbrev=False)
+def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = new_parser(__doc__)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
-    parser.add_argument(
-        "--implementations",
-        nargs="+",
-        choices=list(IMPLEMENTATIONS),
-        default=list(IMPLEMENTATIONS),
-        metavar="NAME",
-        help=f"of {', '.join(IMPLEMENTATIONS)}; default: all that are installed",
-    )
+    names = list(IMPLEMENTATIONS)
+    parser.add_argument("--implementations", nargs="+", choices=names, default=names, metavar="NAME", help="default: all")
     parser.add_argument("--tasks", type=int, default=25, help="tasks in a meta-batch; default: %(default)s")
     parser.add_argument("--rounds", type=int, help="default: 7")
     parser.add_argument("--seconds", type=float, help="of each implementation in each round; default: 1.5")
-    add_common_flags(parser)
-    args = parser.parse_args(argv)
-    check_flags(parser, args, ("tasks", "rounds", "seconds"))
-    quick, usual = {"cases": ["maml-1"], "rounds": 2, "seconds": 0.2}, {"cases": list(CASES), "rounds": 7, "seconds": 1.5}
-    set_defaults(args, quick if args.quick else usual)
-    return args
+    add_device_flags(parser)
+    add_output_flag(parser)
+    usual = {"cases": list(CASES), "rounds": 7, "seconds": 1.5}
+    return parse(parser, argv, usual, {"cases": ["maml-1"], "rounds": 2, "seconds": 0.2})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 1 where a case has no implementation that could be timed."""
-    args = parse(argv)
-    args.output.mkdir(parents=True, exist_ok=True)  # before the minutes of work: it may not be possible
+    args = parse_flags(argv)
     options = {key: getattr(args, key) for key in ("tasks", "rounds", "seconds", "threads", "quick")}
-    record: dict[str, Any] = {"schema_version": 1, "machine": machine(args.device), "options": options, "cases": {}}
-    print(machine_line(record["machine"]), flush=True)
-    for case in dict.fromkeys(args.cases):
-        record["cases"][case] = measure_case(case, args)
-        print_case(record["cases"][case])
-    save(args.output, "speed", record, draw(record))
-    return 0 if all(case["implementations"] for case in record["cases"].values()) else 1
+    about = machine(args.device)
+    cases = {case: measure_case(case, args) for case in args.cases}
+    record = {"schema_version": 2, "machine": about, "options": options, "cases": cases}
+    text = "\n\n".join([machine_line(about), *map(case_text, cases.values())])
+    print(text)
+    contents: dict[str, Any] = {"benchmarks/results/speed.json": record, "benchmarks/results/speed.png": draw(record)}
+    contents["benchmarks/RESULTS.md"] = with_part(args.output / "benchmarks" / "RESULTS.md", "speed.py", text)
+    write(args.output, contents)
+    return 0 if all(case["implementations"] for case in cases.values()) else 1
 
 
 if __name__ == "__main__":

@@ -12,12 +12,9 @@ support points are random, and for forecasting (--forecast) the first ones of a 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,121 +24,158 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, whe
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import ROOT, machine, machine_line, progress, table
-from evaluation.statistics import geometric_mean
+from benchmarks.common import ROOT, add_output_flag, machine, machine_line, new_parser, parse, table, write
+from benchmarks.project import geometric_mean
+from benchmarks.runs import Run, new_run, train
 from registry import METHODS
 from system.errors import RunError
 from visualization import CYCLE, MARKERS, figure_grid, shared_legend
 
 TABLES = {"chicks": ("task=Chick", "x=Time", "y=weight"), "spruce": ()}  # in examples/
+CHOSEN = "chosen by validation"
 FARTHEST = 50  # times the best baseline's error: the end of the figure's axis
-QUICK = ("EPOCHS=2", "HIDDEN_DIM=8", "COMPILE=never", "VALIDATION_INTERVAL=1")
+QUICK = {"EPOCHS": 2, "HIDDEN_DIM": 8, "COMPILE": "never", "VALIDATION_INTERVAL": 1}
 
 
-def finite(error: float | None) -> float:
-    """An error as JSON has it: null where it was not finite."""
-    return math.inf if error is None else error
+class Source(NamedTuple):
+    """A table, and what is asked of it: `support` says which points are known, "random" or "first"."""
+
+    name: str
+    path: Path
+    columns: Sequence[str]
+    support: str
+
+    @property
+    def title(self) -> str:
+        return self.name + (", forecast" if self.support == "first" else "")
+
+
+class Result(NamedTuple):
+    """What one run says of the test subjects at its own K."""
+
+    method: str
+    metrics: dict[str, Any]
+    shots: str
+
+    @property
+    def here(self) -> dict[str, Any]:
+        return dict(self.metrics["evaluation"]["shots"][self.shots])
+
+    @property
+    def validation(self) -> float:
+        """The geometric mean over all K; infinite where an error was not finite, which is null in JSON."""
+        errors = [one["validation"] for one in self.metrics["evaluation"]["shots"].values()]
+        return geometric_mean([math.inf if error is None else error for error in errors])
+
+    def errors(self) -> dict[str, float]:
+        """Mean squared errors in standardised units: the method's (under its own name) and the baselines'."""
+        own = self.here["mse"][-1]
+        baselines = self.metrics["evaluation"].get("baselines", {})
+        others = {name: one[self.shots]["mse"] for name, one in baselines.items()}
+        return {self.method: math.inf if own is None else own} | others
+
+
+class Evaluated(NamedTuple):
+    """All results on one table, a list over splits each."""
+
+    source: Source
+    runs: dict[str, list[Result]]  # by method
+    errors: dict[str, list[float]]  # by method or baseline, and of the method that validation chooses
+    chosen: list[str]  # by validation
+
+    def means(self) -> dict[str, float]:
+        return {name: float(np.mean(errors)) for name, errors in self.errors.items()}
+
+
+# ---- runs
+
+
+def runs_of(source: Source, args: argparse.Namespace) -> list[Run]:
+    folder = args.output / "benchmarks" / "runs" / "tables"
+    settings = {"DATA": str(source.path), "SUPPORT_FROM": source.support}
+    if source.columns:
+        settings["COLUMNS"] = list(source.columns)
+    label, smaller = f"{source.name} {source.support}", QUICK if args.quick else {}
+    return [
+        new_run(label, method, "table", folder, settings | {"RANDOM_SEED": split}, smaller)
+        for method in args.methods
+        for split in args.splits
+    ]
+
+
+def evaluated(source: Source, runs: Sequence[Run]) -> Evaluated:
+    found: dict[str, list[Result]] = {}
+    for run in runs:
+        name = run.method.upper()
+        shots = str(run.read("full_report.json")["config"]["SUPPORT_SAMPLES"])
+        found.setdefault(name, []).append(Result(name, run.read("metrics.json"), shots))
+    by_split = [
+        dict(item for result in results for item in result.errors().items()) for results in zip(*found.values(), strict=True)
+    ]
+    errors = {name: [one[name] for one in by_split] for name in by_split[0]}
+    chosen = [min(results, key=lambda result: result.validation).method for results in zip(*found.values(), strict=True)]
+    errors[CHOSEN] = [one[name] for one, name in zip(by_split, chosen, strict=True)]
+    return Evaluated(source, found, errors, chosen)
+
+
+# ---- the document
 
 
 def number(error: float) -> str:
     return f"{error:.4f}" if error < 100 else f"{error:.3g}"
 
 
-class Source(NamedTuple):
-    name: str
-    path: Path
-    columns: tuple[str, ...]
-
-
-class Result(NamedTuple):
-    """What one run says: errors at its own K, and of the baselines on the same draws."""
-
-    metrics: dict[str, Any]
-    shots: str
-    validation: float
-    seconds: float
-
-    def errors(self) -> dict[str, float]:
-        """Mean squared errors in standardised units: the method's (under its own name) and the baselines'."""
-        evaluation = self.metrics["evaluation"]
-        found = {self.metrics["method"].upper(): finite(evaluation["shots"][self.shots]["mse"][-1])}
-        return found | {name: one[self.shots]["mse"] for name, one in evaluation.get("baselines", {}).items()}
-
-
-def result(source: Source, method: str, split: int, forecast: bool, args: argparse.Namespace) -> Result:
-    """The result of a run, made in a process of its own where it is missing; raises `RunError` where that fails."""
-    name = f"{source.name}-{'first' if forecast else 'random'}-{split}{'-quick' if args.quick else ''}"
-    directory = args.runs / f"{method.upper()}_Table_{name}"
-    if not (directory / "report.html").exists():
-        settings = [f"SUPPORT_FROM={'first' if forecast else 'random'}", *(QUICK if args.quick else ())]
-        words = ["--method", method, "--data", str(source.path), "--seed", str(split), "--output", str(args.runs)]
-        words += ["--columns", *source.columns] if source.columns else []
-        words += ["--name", name, *(word for text in settings for word in ("--set", text))]
-        words = ["--resume", str(directory)] if (directory / "checkpoints" / "last.pt").exists() else words
-        progress(f"{source.name}, split {split}, {method}")
-        command, variables = [sys.executable, str(ROOT / "main.py"), *words], os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=variables)
-        if done.returncode:
-            raise RunError(f"{directory} is not complete (got {done.stderr.strip()[-300:]}; expected a run that ends)", 1)
-    metrics = json.loads((directory / "metrics.json").read_bytes())
-    report = json.loads((directory / "full_report.json").read_bytes())
-    validation = geometric_mean([finite(one["validation"]) for one in metrics["evaluation"]["shots"].values()])
-    return Result(metrics, str(report["config"]["SUPPORT_SAMPLES"]), validation, metrics["performance"]["train_seconds"])
-
-
-# ---- the document
-
-
-def block(source: Source, found: dict[str, list[Result]]) -> tuple[list[str], dict[str, float]]:
-    """The part of one table: its lines, and each entry's mean error over splits."""
-    splits = range(len(next(iter(found.values()))))
-    errors = [{name: value for runs in found.values() for name, value in runs[split].errors().items()} for split in splits]
-    means = {name: float(np.mean([one[name] for one in errors])) for name in errors[0]}
-    chosen = [min(found, key=lambda method: found[method][split].validation).upper() for split in splits]
-    means["chosen by validation"] = float(np.mean([errors[split][chosen[split]] for split in splits]))
-    first = next(iter(found.values()))[0]
-    unit = first.metrics["evaluation"]["shots"][first.shots]
-    scale = unit["rmse"][-1] / np.sqrt(unit["mse"][-1])
+def section(one: Evaluated) -> str:
+    """The part of one table."""
+    first = next(iter(one.runs.values()))[0]
+    unit = first.here["rmse"][-1] / np.sqrt(first.here["mse"][-1])
     rows = []
-    for name, mean in sorted(means.items(), key=lambda item: item[1]):
-        runs = found.get(name.lower(), [])
-        intervals = [one for run in runs if (one := run.metrics["evaluation"]["shots"][run.shots].get("interval"))]
-        about = [float(np.mean([one[key] for one in intervals])) for key in ("coverage", "width")] if intervals else []
-        held = f"{about[0]:.1%}, {about[1]:.3g}" if about else ""
-        seconds = f"{np.mean([run.seconds for run in runs]):.0f}" if runs else ""
-        each = " / ".join(f"{errors[split][name if name in errors[split] else chosen[split]]:.4g}" for split in splits)
-        rows.append([name, number(mean), each, f"{scale * np.sqrt(mean):.4g}", held, seconds])
+    for name, mean in sorted(one.means().items(), key=lambda item: item[1]):
+        each = " / ".join(f"{error:.4g}" for error in one.errors[name])
+        rows.append([name, number(mean), each, f"{unit * np.sqrt(mean):.4g}", *training_cells(one.runs.get(name, []))])
     header = ["", "mean squared error", "each split", "in own unit, about", "90% interval: holds, width", "seconds of training"]
-    lines = [f"## {source.name}, K = {first.shots}", "", table(header, rows), ""]
-    lines += [f"Chosen by validation error: {', '.join(chosen)}.", ""]
-    for split in splits:
-        evaluation = found[chosen[split].lower()][split].metrics["evaluation"]
-        lines.append(f"* split {split}, {evaluation['verdict']}")
-    return [*lines, ""], means
+    lines = [f"## {one.source.title}, K = {first.shots}", "", table(header, rows), ""]
+    lines += [f"Chosen by validation error: {', '.join(one.chosen)}.", ""]
+    for split, name in enumerate(one.chosen):
+        lines.append(f"* split {split}, {one.runs[name][split].metrics['evaluation']['verdict']}")
+    return "\n".join(lines) + "\n"
 
 
-def geometric_means(means: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Of each entry over the tables."""
-    return {name: geometric_mean([one[name] for one in means.values()]) for name in next(iter(means.values()))}
+def training_cells(results: Sequence[Result]) -> list[str]:
+    """What the 90% intervals hold and how wide they are, and seconds of training; means over splits, empty for a baseline."""
+    if not results:
+        return ["", ""]
+    seconds = f"{np.mean([one.metrics['performance']['train_seconds'] for one in results]):.0f}"
+    intervals = [one.here["interval"] for one in results if one.here.get("interval")]
+    if not intervals:
+        return ["", seconds]
+    coverage, width = (np.mean([one[key] for one in intervals]) for key in ("coverage", "width"))
+    return [f"{coverage:.1%}, {width:.3g}", seconds]
 
 
-def figure(means: dict[str, dict[str, float]]) -> Figure:
-    """Each entry's error relative to the best baseline of the table, a panel for each table, the best one overall on top."""
-    columns = len(means) if len(means) <= 4 else -(-len(means) // 2)
-    rows = -(-len(means) // columns)
+def overall(tables: Sequence[Evaluated]) -> dict[str, float]:
+    """The geometric mean over tables of each method and baseline."""
+    means = [one.means() for one in tables]
+    return {name: geometric_mean([one[name] for one in means]) for name in means[0]}
+
+
+def figure(tables: Sequence[Evaluated]) -> Figure:
+    """Each error relative to the best baseline of the table, a panel for each table, the best one overall on top."""
+    columns = len(tables) if len(tables) <= 4 else -(-len(tables) // 2)
+    rows = -(-len(tables) // columns)
     made, axes = figure_grid(rows, columns, 3.6 * columns, 4.2 * rows, sharey=True)
-    overall = geometric_means(means)
-    names = sorted(overall, key=overall.__getitem__, reverse=True)
-    for axis in axes.flat[len(means) :]:
+    names = sorted(means := overall(tables), key=means.__getitem__, reverse=True)
+    for axis in axes.flat[len(tables) :]:
         axis.set_visible(False)
-    for axis, (title, one) in zip(axes.flat, means.items(), strict=False):
-        best = min(value for name, value in one.items() if name.lower() not in METHODS and name != "chosen by validation")
+    for axis, one in zip(axes.flat, tables, strict=False):
+        errors = one.means()
+        best = min(error for name, error in errors.items() if name not in one.runs and name != CHOSEN)
         for place, name in enumerate(names):
-            ratio = one[name] / best
+            ratio = errors[name] / best
             marker = ">" if ratio > FARTHEST else MARKERS[place % 6]
             axis.plot([min(ratio, FARTHEST)], [place], marker, color=CYCLE[place % 6], ms=7)
         axis.axvline(1, color="0.6", lw=1, label="best baseline")
-        axis.set(title=title, xlabel="error, relative to the best baseline", xscale="log")
+        axis.set(title=one.source.title, xlabel="error, relative to the best baseline", xscale="log")
         low, high = axis.get_xlim()
         ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -151,68 +185,68 @@ def figure(means: dict[str, dict[str, float]]) -> Figure:
     return made
 
 
-def command(args: argparse.Namespace) -> str:
-    """The command line, without folders."""
+def document(args: argparse.Namespace, command: str, protocols: Mapping[str, Sequence[Evaluated]]) -> str:
+    """The contents of TABLES.md."""
+    means = {protocol: overall(tables) for protocol, tables in protocols.items()}
+    order = sorted(means["random support points"].items(), key=lambda item: item[1])
+    rows = [[name, *(number(one[name]) for one in means.values())] for name, _ in order]
+    forecast = "\nForecast: the support points are the first of each subject." if args.forecast else ""
+    head = f"""\
+# Tables: methods and baselines on the same draws
+
+![Errors relative to the best baseline](results/tables.png)
+
+Made by `{command}`: {len(args.splits)} splits over subjects,
+default settings. Errors are mean squared errors on all remaining points of the test subjects, in squared standard
+deviations of the training subjects' target. Chosen by validation: of each split, the method with the lowest
+validation error (geometric mean over subjects and over the run's EVAL_SHOTS). In the figure an arrow stands for more
+than 50 times the error of the best baseline.{forecast}
+
+Machine: {machine_line(machine())}.
+
+## Geometric mean over tables
+
+{table(["mean squared error", *means], rows)}
+"""
+    return "\n".join([head, *(section(one) for tables in protocols.values() for one in tables)])
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command, without folders."""
     words = [word for path, *columns in args.table for word in ("--table", Path(path).name, *columns)]
-    words += ["--methods", *args.methods] if args.methods != list(METHODS) else []
-    words += ["--forecast"] * args.forecast + ["--quick"] * args.quick
+    if args.methods != list(METHODS):
+        words += ["--methods", *args.methods]
+    words += [f"--{flag}" for flag in ("forecast", "quick") if getattr(args, flag)]
     return " ".join(["python benchmarks/tables/methods.py", *words])
 
 
-def document(args: argparse.Namespace, sources: Sequence[Source]) -> None:
-    lines, groups = [], dict[str, dict[str, dict[str, float]]]()
-    for forecast in (False, True) if args.forecast else (False,):
-        means = groups["forecast" if forecast else "random support points"] = {}
-        for source in sources:
-            found = {one: [result(source, one, split, forecast, args) for split in args.splits] for one in args.methods}
-            title = source.name + (", forecast" if forecast else "")
-            part, means[title] = block(source._replace(name=title), found)
-            lines += part
-    overall = {protocol: geometric_means(means) for protocol, means in groups.items()}
-    order = sorted(overall["random support points"].items(), key=lambda item: item[1])
-    rows = [[name, *(number(one[name]) for one in overall.values())] for name, _ in order]
-    head = [
-        "# Tables: methods and baselines on the same draws",
-        "",
-        "![Errors relative to the best baseline](results/tables.png)",
-        "",
-        f"Made by `{command(args)}`: {len(args.splits)} splits over subjects,",
-        "default settings. Errors are mean squared errors on all remaining points of the test subjects, in squared standard",
-        "deviations of the training subjects' target. Chosen by validation: of each split, the method with the lowest",
-        "validation error (geometric mean over subjects and over the run's EVAL_SHOTS). In the figure an arrow stands for more",
-        "than 50 times the error of the best baseline.",
-        *(["Forecast: the support points are the first of each subject."] if args.forecast else []),
-        "",
-        f"Machine: {machine_line(machine('cpu'))}.",
-        "",
-        "## Geometric mean over tables",
-        "",
-        table(["mean squared error", *overall], rows),
-        "",
-    ]
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "results").mkdir(exist_ok=True)
-    (args.output / "TABLES.md").write_text("\n".join([*head, *lines]).rstrip() + "\n", encoding="utf-8")
-    figure({title: one for means in groups.values() for title, one in means.items()}).savefig(
-        args.output / "results" / "tables.png", dpi=130
-    )
-    print(f"written: {args.output / 'TABLES.md'}")
+def run(args: argparse.Namespace) -> None:
+    tables = [(name, ROOT / "examples" / f"{name}.csv", columns) for name, columns in TABLES.items()]
+    tables += [(Path(path).stem, Path(path).resolve(), tuple(columns)) for path, *columns in args.table]
+    supports = {"random support points": "random"} | ({"forecast": "first"} if args.forecast else {})
+    protocols = {}
+    for protocol, support in supports.items():
+        sources = [Source(*one, support) for one in tables]
+        runs = [runs_of(source, args) for source in sources]
+        train([one for of_table in runs for one in of_table], args.workers)
+        protocols[protocol] = [evaluated(*one) for one in zip(sources, runs, strict=True)]
+    contents = {
+        "benchmarks/TABLES.md": document(args, command_line(args), protocols),
+        "benchmarks/results/tables.png": figure([one for found in protocols.values() for one in found]),
+    }
+    write(args.output, contents)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--table", nargs="+", action="append", default=[], metavar="WORD", help="a file, then its columns")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--forecast", action="store_true", help="also from the first points of each subject")
-    parser.add_argument("--quick", action="store_true", help="a tiny version that tests the script; its numbers mean nothing")
-    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs" / "tables")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
-    args = parser.parse_args(argv)
-    sources = [Source(name, ROOT / "examples" / f"{name}.csv", columns) for name, columns in TABLES.items()]
-    sources += [Source(Path(path).stem, Path(path).resolve(), tuple(columns)) for path, *columns in args.table]
+    add_output_flag(parser)
+    args = parse(parser, argv, usual={"workers": 1}, quick={"workers": 0})
     try:
-        document(args, sources)
+        run(args)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code

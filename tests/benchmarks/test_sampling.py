@@ -18,8 +18,6 @@ from benchmarks.paper.sampling import (
     mean_over_tasks,
     negative_log_likelihood,
     posterior_curves,
-    rank_correlation,
-    ranks,
     sample_metrics,
     single_curves,
     spread_against_error,
@@ -109,17 +107,6 @@ def test_likelihood_is_best_at_the_true_spread(rng: np.random.Generator) -> None
 
 
 # ---- spread and error
-
-
-def test_ranks_of_equal_values_are_shared() -> None:
-    assert_array_equal(ranks(np.array([3.0, 1.0, 3.0, 9.0])), [2.5, 1, 2.5, 4])
-
-
-def test_rank_correlation_sees_order_only(rng: np.random.Generator) -> None:
-    values = rng.normal(size=50)
-    assert rank_correlation(values, np.exp(values)) == pytest.approx(1)
-    assert rank_correlation(values, -(values**3)) == pytest.approx(-1)
-    assert math.isnan(rank_correlation(values, np.ones(50)))
 
 
 def test_calibrated_spread_goes_with_error(rng: np.random.Generator) -> None:

@@ -1,0 +1,51 @@
+"""What benchmarks use of the project's commands and evaluation: where one of these moves, this is the file that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import main
+from commands.compare import read_run
+from commands.predict import predict_points
+from commands.runs import build
+from config import Config
+from evaluation.errors import errors
+from evaluation.intervals import rank_correlation
+from evaluation.statistics import geometric_mean, mean_and_interval
+from report.text import csv_table
+from system.checkpoints import read_checkpoint
+from tables.points import read_request
+from training.experiment import Experiment
+
+__all__ = [
+    "Experiment",
+    "build",
+    "csv_table",
+    "errors",
+    "geometric_mean",
+    "load_best",
+    "main_without_figures",
+    "mean_and_interval",
+    "predict_points",
+    "rank_correlation",
+    "read_request",
+    "read_run",
+]
+
+
+def load_best(directory: Path, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment of a finished run with its best checkpoint, for evaluation; `changes` to its settings."""
+    state = read_checkpoint(directory / "checkpoints" / "best.pt")
+    config = Config.resolve(state["config"], {"COMPILE": "never"}, changes or {})
+    experiment = build(state["method"], state["tasks"], config)
+    experiment.trainer.load(state)
+    return experiment
+
+
+def main_without_figures(argv: list[str]) -> int:
+    """main.py in this process, without the run's own figures, which take most of the time of a tiny run."""
+    with patch("commands.evaluate.draw"), patch.object(Experiment, "show_progress"):
+        return main.main(argv)
