@@ -23,24 +23,20 @@ LIBRARIES = ("torch", "numpy", "jax", "jaxlib", "torchopt", "higher")  # whose v
 # ---- flags
 
 
-def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with --quick, which all benchmarks have; `description` is the script's docstring."""
+def new_parser(description: str | None, output: bool = True, device: bool = False) -> argparse.ArgumentParser:
+    """A parser with --quick; `output`: the benchmark writes files, `device`: it can use a GPU and several threads."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--quick", action="store_true", help="a tiny version that tests the script; its numbers mean nothing")
+    if output:
+        help = "gets benchmarks/ and docs/; default: this project, and with --quick benchmarks/runs/quick"
+        parser.add_argument("--output", type=Path, metavar="DIR", help=help)
+    if device:
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        parser.add_argument("--device", default=default, help=f"cpu, cuda or cuda:N; default here: {default}")
+        parser.add_argument("--threads", type=int, default=available_threads(), help="most CPU threads; default: %(default)s")
     return parser
-
-
-def add_output_flag(parser: argparse.ArgumentParser) -> None:
-    help = "gets benchmarks/ and docs/; default: this project, and with --quick benchmarks/runs/quick"
-    parser.add_argument("--output", type=Path, metavar="DIR", help=help)
-
-
-def add_device_flags(parser: argparse.ArgumentParser) -> None:
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, help=f"cpu, cuda or cuda:N; default here: {default}")
-    parser.add_argument("--threads", type=int, default=available_threads(), help="most CPU threads; default: %(default)s")
 
 
 def parse(
@@ -80,26 +76,20 @@ def available_threads() -> int:
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """The machine, the code and the libraries, as recorded in the JSON."""
-    system = system_report()
-    versions: dict[str, str | None] = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
+    system, installed = system_report(), {package.name: package.version for package in metadata.distributions()}
     return {
         "device": torch.cuda.get_device_name(device) if device != "cpu" else system["cpu"]["model"],
         "cpu": system["cpu"],
         "memory_gib": system["memory"]["total_gib"],
         "python": system["python"],
-        "libraries": versions,
+        "libraries": {name: installed[name] for name in LIBRARIES if name in installed},
         "git": git_state(),
     }
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
     """The machine in one line."""
-    installed = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items() if version)
+    installed = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     return f"{machine['device']}, {machine['cpu']['logical_cores']} cores; {installed}"
 
 
@@ -126,12 +116,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     return "\n".join(line(cells) for cells in [header, rule, *rows])
 
 
-def with_part(document: Path, name: str, text: str) -> str:
-    """The contents of a document with `text` between its lines <!-- NAME --> and <!-- end of NAME -->, added where missing."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, _, rest = (document.read_text(encoding="utf-8") if document.exists() else "").partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}\n\n{text}\n\n{end}{after or chr(10)}"
+def filled(output: Path, document: str, parts: Mapping[str, str]) -> str:
+    """A document of `output`, or else of this project, with new text from its lines <!-- NAME --> to <!-- end of NAME -->."""
+    path = next(folder / document for folder in (output, ROOT) if (folder / document).exists())
+    text = path.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        start = text.index(begin) + len(begin)
+        text = f"{text[:start]}\n{part}\n{text[text.index(end, start) :]}"
+    return text
 
 
 def write(output: Path, contents: Mapping[str, str | bytes | Figure | dict[str, Any]]) -> None:

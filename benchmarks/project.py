@@ -8,32 +8,18 @@ from typing import Any
 from unittest.mock import patch
 
 import main
-from commands.compare import read_run
-from commands.predict import predict_points
-from commands.runs import build
+from commands.compare import read_run as read_run
+from commands.predict import predict_points as predict_points
+from commands.runs import build as build
 from config import Config
-from evaluation.errors import errors
-from evaluation.intervals import rank_correlation
-from evaluation.statistics import geometric_mean, mean_and_interval
-from report.text import csv_table
+from evaluation.errors import errors as errors
+from evaluation.intervals import rank_correlation as rank_correlation
+from evaluation.statistics import geometric_mean as geometric_mean
+from evaluation.statistics import mean_and_interval as mean_and_interval
+from report.text import csv_table as csv_table
 from system.checkpoints import read_checkpoint
-from tables.points import read_request
-from training.experiment import Experiment
-
-__all__ = [
-    "Experiment",
-    "build",
-    "csv_table",
-    "errors",
-    "geometric_mean",
-    "load_best",
-    "main_without_figures",
-    "mean_and_interval",
-    "predict_points",
-    "rank_correlation",
-    "read_request",
-    "read_run",
-]
+from tables.points import read_request as read_request
+from training.experiment import Experiment as Experiment
 
 
 def load_best(directory: Path, changes: Mapping[str, Any] | None = None) -> Experiment:

@@ -7,91 +7,70 @@ from typing import Any, NamedTuple
 from visualization import BLUE, GREEN, MARKERS, ORANGE, PURPLE, SKY, VERMILION
 
 BROWN = "#6B3A10"  # a seventh colour, darker than all others but black
-VARIANT = {"ls": (0, (4, 1.5)), "mfc": "white"}  # of another row's method
+VARIANT = (0, (4, 1.5))  # the broken line of a method that has another row, too
 
 
 class Training(NamedTuple):
     """What the runs of one label have in common: the method, its tasks, and settings beside their defaults."""
 
     method: str
-    tasks: str = "sinusoid"
     settings: dict[str, Any] = {}  # noqa: RUF012  never changed
+    tasks: str = "sinusoid"
 
 
 class Row(NamedTuple):
     """A row of the tables and a line of the figures: methods in colour, baselines in grey."""
 
     protocol: str
-    style: dict[str, Any]
     training: Training | None
+    color: str
+    marker: str = ""
+    ls: Any = "solid"
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """As matplotlib takes it."""
+        face = "white" if self.ls == VARIANT else self.color
+        return {"color": self.color, "marker": self.marker, "ls": self.ls, "mfc": face}
 
 
-FIVE_SHOT: dict[str, Any] = {"SUPPORT_SAMPLES": 5}
-ORACLE: dict[str, Any] = {  # plain regression with the same network: nothing to adapt to, so all points are query points
-    "INPUT_DIM": 3,
-    "INNER_STEPS": 0,
-    "EVAL_STEPS": 0,
-    "EVAL_SHOTS": [1],
-    "SUPPORT_SAMPLES": 1,
-    "QUERY_SAMPLES": 40,
-    "META_LEARNING_RATE": 0.01,  # 0.001 leaves it worse than LEO
-}
-
-
-def line(color: str, marker: str) -> dict[str, Any]:
-    return {"color": color, "marker": marker}
-
+FIVE = {"SUPPORT_SAMPLES": 5}
+NO_STEPS = {"INNER_STEPS": 0}
+# plain regression with the same network: nothing to adapt to, so all points are query points; a rate of 0.001 is worse than LEO
+ORACLE = NO_STEPS | {"INPUT_DIM": 3, "EVAL_STEPS": 0, "SUPPORT_SAMPLES": 1, "QUERY_SAMPLES": 40, "META_LEARNING_RATE": 0.01}
 
 BASELINES = {
     "oracle": Row(
         "amplitude and phase are inputs; no gradient",
-        {"color": "0.35", "ls": (0, (1, 1))},
-        Training("maml", "oracle", ORACLE),
+        Training("maml", ORACLE | {"EVAL_SHOTS": [1]}, "oracle"),
+        "0.35",
+        ls=(0, (1, 1)),
     ),
-    "pretrained": Row(
-        "fine-tuned, step size from validation tasks",
-        {"color": "0.5", "ls": (0, (6, 2))},
-        Training("maml", settings={"INNER_STEPS": 0}),
-    ),
-    "random": Row("untrained; fine-tuned, step size from validation tasks", {"color": "0.65", "ls": (0, (6, 2, 1, 2))}, None),
+    "pretrained": Row("fine-tuned, step size from validation tasks", Training("maml", NO_STEPS), "0.5", ls=(0, (6, 2))),
+    "random": Row("untrained; fine-tuned, step size from validation tasks", None, "0.65", ls=(0, (6, 2, 1, 2))),
 }
+LEO_STEPS = "5 steps in z, 5 in weights"
+CLOSED_FORM = "trained 10-shot; last layer in closed form, further gradients change nothing"
+FIRST_ORDER = Training("maml", {"FIRST_ORDER": True})
 ROWS = {
-    "MAML": Row("trained 10-shot, 1 step", line(BLUE, MARKERS[0]), Training("maml")),
-    "first-order MAML": Row(
-        "the same, inner gradients as constants",
-        line(BLUE, MARKERS[0]) | VARIANT,
-        Training("maml", settings={"FIRST_ORDER": True}),
-    ),
-    "Meta-SGD": Row(
-        "trained 10-shot, 1 step, a learned step size for each weight", line(SKY, MARKERS[1]), Training("meta-sgd")
-    ),
-    "ANIL": Row("trained 10-shot, 1 step, last layer only", line(ORANGE, MARKERS[2]), Training("anil")),
-    "CAVIA": Row("trained 10-shot, 1 step in 5 context parameters", line(PURPLE, MARKERS[3]), Training("cavia")),
-    "R2-D2": Row(
-        "trained 10-shot; last layer in closed form, further gradients change nothing",
-        line(GREEN, MARKERS[4]),
-        Training("r2d2"),
-    ),
-    "R2-D2, trained 5-shot": Row(
-        "trained 5-shot; the same", line(GREEN, MARKERS[4]) | VARIANT, Training("r2d2", settings=FIVE_SHOT)
-    ),
-    "ALPaCA": Row("trained 10-shot; the same with a prior of rank 8", line(BROWN, "*"), Training("alpaca")),
-    "ALPaCA, trained 5-shot": Row(
-        "trained 5-shot; the same", line(BROWN, "*") | VARIANT, Training("alpaca", settings=FIVE_SHOT)
-    ),
-    "LEO": Row("trained 10-shot, 5 steps in z, 5 in weights", line(VERMILION, MARKERS[5]), Training("leo")),
-    "LEO, trained 5-shot": Row(
-        "trained 5-shot, 5 steps in z, 5 in weights",
-        line(VERMILION, MARKERS[5]) | VARIANT,
-        Training("leo", settings=FIVE_SHOT),
-    ),
+    "MAML": Row("trained 10-shot, 1 step", Training("maml"), BLUE, MARKERS[0]),
+    "first-order MAML": Row("the same, inner gradients as constants", FIRST_ORDER, BLUE, MARKERS[0], VARIANT),
+    "Meta-SGD": Row("trained 10-shot, 1 step, a learned step size for each weight", Training("meta-sgd"), SKY, MARKERS[1]),
+    "ANIL": Row("trained 10-shot, 1 step, last layer only", Training("anil"), ORANGE, MARKERS[2]),
+    "CAVIA": Row("trained 10-shot, 1 step in 5 context parameters", Training("cavia"), PURPLE, MARKERS[3]),
+    "R2-D2": Row(CLOSED_FORM, Training("r2d2"), GREEN, MARKERS[4]),
+    "R2-D2, trained 5-shot": Row("trained 5-shot; the same", Training("r2d2", FIVE), GREEN, MARKERS[4], VARIANT),
+    "ALPaCA": Row("trained 10-shot; the same with a prior of rank 8", Training("alpaca"), BROWN, "*"),
+    "ALPaCA, trained 5-shot": Row("trained 5-shot; the same", Training("alpaca", FIVE), BROWN, "*", VARIANT),
+    "LEO": Row(f"trained 10-shot, {LEO_STEPS}", Training("leo"), VERMILION, MARKERS[5]),
+    "LEO, trained 5-shot": Row(f"trained 5-shot, {LEO_STEPS}", Training("leo", FIVE), VERMILION, MARKERS[5], VARIANT),
     **BASELINES,
 }
 
 # All runs, by label. The longest ones come first, so that two workers finish at about the same time.
 TRAININGS = {
-    "LEO on sine-line": Training("leo", "sine-line"),
-    "MAML on sine-line": Training("maml", "sine-line"),
+    "LEO on sine-line": Training("leo", tasks="sine-line"),
+    "MAML on sine-line": Training("maml", tasks="sine-line"),
     **{label: row.training for label, row in ROWS.items() if row.training},
 }
 

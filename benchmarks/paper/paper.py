@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, whe
 
 import numpy as np
 
-from benchmarks.common import ROOT, add_output_flag, available_threads, new_parser, parse, progress, write
+from benchmarks.common import ROOT, available_threads, filled, new_parser, parse, progress, write
 from benchmarks.paper import sine_line
 from benchmarks.paper.baselines import FineTuned, oracle, pretrained, random_start
 from benchmarks.paper.checks import (
@@ -31,7 +31,7 @@ from benchmarks.paper.checks import (
     order_check,
     times_better,
 )
-from benchmarks.paper.document import GRADIENTS, document, provenance
+from benchmarks.paper.document import GRADIENTS, check_table, order_table, paper_table, provenance, step_size_table
 from benchmarks.paper.figures import adaptation_animation, error_against_gradients, error_against_shots
 from benchmarks.paper.methods import BASELINES, QUICK, ROWS, TRAININGS
 from benchmarks.project import csv_table, errors, load_best, predict_points, read_request, read_run
@@ -137,7 +137,6 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="runs at a time, each on one core; default: 2, or as many as there are cores"
     )
-    add_output_flag(parser)
     workers = min(2, available_threads())
     args = parse(parser, argv, {"seeds": [0, 1, 2], "workers": workers}, {"seeds": [0, 1], "workers": 0})
     if args.workers < 0 or len(set(args.seeds)) < len(args.seeds):
@@ -168,8 +167,17 @@ def compare(args: argparse.Namespace, arguments: Sequence[str]) -> list[Check]:
     contents["benchmarks/results/paper.csv"] = csv_table(found)
     took = time.perf_counter() - began
     checks = [*sinusoid_checks(found, pairs, by_label["LEO"]), *sine_line.checks(mixed), time_check(runs, trained, took)]
-    origin = provenance(runs, smaller, arguments, trained, took)
-    contents["benchmarks/PAPER.md"] = document(found, tuned, pairs, checks, origin, sine_line.section(mixed))
+    parts = {
+        "provenance": provenance(runs, smaller, arguments, trained, took),
+        "checks": check_table(checks),
+        "5-shot": paper_table(found, 5),
+        "10-shot": paper_table(found, 10),
+        "order": order_table(pairs),
+        "step sizes": step_size_table(tuned),
+        "families": sine_line.family_table(mixed),
+        "samples": sine_line.sample_table(mixed),
+    }
+    contents["benchmarks/PAPER.md"] = filled(args.output, "benchmarks/PAPER.md", parts)
     write(args.output, contents)
     return checks
 

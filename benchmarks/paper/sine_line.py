@@ -1,6 +1,6 @@
 """LEO's own experiment for paper.py: sinusoids and lines, noisy targets, and sampled curves.
 
-Finished runs in; checks, a section of PAPER.md and figures out. The metrics are defined in sampling.py.
+Finished runs in; checks, tables and figures out. The metrics are defined in sampling.py.
 """
 
 from __future__ import annotations
@@ -228,36 +228,3 @@ def sample_table(found: SineLine) -> str:
         rows.append([label, seed, *errors, f"{one.coverage.value:.1%}", f"{one.nll.value:.3f}", *correlations])
     header = ["curves", "seed", "error, sinusoids", "error, lines", "error, all", "90% coverage", "NLL"]
     return table([*header, "spread against error", "within a task"], rows)
-
-
-def section(found: SineLine) -> str:
-    """The section of PAPER.md."""
-    return f"""\
-Half sinusoids, half lines, targets with noise of standard deviation 0.3; trained and tested 5-shot. \
-MAML takes 10 gradients, LEO the 5 in z that it was trained with.
-
-{family_table(found)}
-
-Errors are against the noise-free function, on all test tasks, with LEO's code and weights at their means.
-
-{sample_table(found)}
-
-On the first {SAMPLED_TASKS} test tasks, {found.samples} sampled curves each. Error: of the mean curve. Coverage: share of \
-noisy held-out targets in the central 90% interval of the curves and the known noise. NLL: nats a point, of the mixture of \
-Gaussians around the curves (of one Gaussian, where there is one curve). Spread against error: Spearman's correlation \
-between the standard deviation of the curves and the error of their mean, over all held-out points (its interval by a \
-bootstrap of tasks), and within each task. No method can do better on average than the exact posterior. Noise x {WIDER:g}: \
-samples of spreads as much wider, which cover more and have the lower NLL on *validation* tasks (seed 0), too.
-
-Few tasks make the mean. Measured once, at commit a455135e839f: the 20 test tasks of 1000 on which LEO errs most have 59 to \
-69% of its error, by seed. On these LEO's error is 5.9 to 8.9 and the exact posterior's 2.0; on the others LEO's is 0.08, and \
-the exact posterior's, on 20 of them, 0.04 to 0.06. The support points of the 20 tasks lie in a narrow stretch, 4.7 to 5.4 \
-wide instead of 6.7, and say too little about the rest: for 5 or 6 of the 20 the exact posterior prefers the wrong family.
-
-![sampled networks on test tasks](../docs/paper_samples.png)
-
-![sampled networks on ambiguous support sets](../docs/paper_ambiguous.png)
-
-Above, test tasks; below, points from the nearly straight stretch of a sinusoid, which a line could have given: both \
-families are among the {found.samples} samples for {shares_text(found)} of {AMBIGUOUS_SETS} such support sets (each seed), \
-and for {found.exact_both_families:.0%} with the exact posterior."""

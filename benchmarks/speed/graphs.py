@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, whe
 import numpy as np
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.common import add_device_flags, new_parser, parse, table
+from benchmarks.common import new_parser, parse, table
 from benchmarks.speed.measure import seconds_per_iteration
 from benchmarks.speed.work import Case, ThisProject, Work
 from registry import METHODS
@@ -42,14 +42,13 @@ def launches(project: ThisProject, device: str) -> tuple[float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, output=False, device=True)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seconds", type=float, help="to time each for; default: 2")
-    add_device_flags(parser)
     args = parse(parser, argv, {"seconds": 2.0}, {"seconds": 0.05})
     rows = []
     for method in args.methods:
-        work, first = Work(Case(method, METHODS[method], {}), 25, args.device), None
+        work, first = Work(Case(method, method, {}), 25, args.device), None
         for mode in ("never", "never") if args.quick else ("never", "always"):
             started, project = time.perf_counter(), ThisProject(work, mode)
             gradient = project.meta_gradient()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.speed.child import Child, MeasurementError
+from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.work import CASES, Implementation, ThisProject, Work
 
 
@@ -40,22 +40,16 @@ class Listed(NamedTuple):
         return bool(self.needs) and importlib.util.find_spec(self.needs) is None
 
 
-def torch_peer(backward: str) -> Callable[[Work], Implementation]:
-    def build(work: Work) -> Implementation:
-        from benchmarks.speed import peers_torch
+def torch_peer(work: Work, backward: str) -> Implementation:
+    from benchmarks.speed import peers_torch
 
-        return peers_torch.TorchPeer(work, getattr(peers_torch, backward))
-
-    return build
+    return peers_torch.TorchPeer(work, getattr(peers_torch, backward))
 
 
-def jax_peer(scanned: bool) -> Callable[[Work], Implementation]:
-    def build(work: Work) -> Implementation:
-        from benchmarks.speed import peers_jax
+def jax_peer(work: Work, scanned: bool) -> Implementation:
+    from benchmarks.speed import peers_jax
 
-        return peers_jax.JaxPeer(work, scanned)
-
-    return build
+    return peers_jax.JaxPeer(work, scanned)
 
 
 def without_compiler(work: Work) -> Implementation:
@@ -69,11 +63,11 @@ IMPLEMENTATIONS = {
     "compiled": Listed("this project", lambda work: ThisProject(work, "always")),
     "traced": Listed("this project, no C++ compiler", without_compiler),
     "eager": Listed("this project, eager", lambda work: ThisProject(work, "never")),
-    "jax-scan": Listed("JAX jit + lax.scan", jax_peer(True), needs="jax"),
-    "jax-call": Listed("JAX jit, a call per step", jax_peer(False), MAML_CASES, "jax"),
-    "loop": Listed("plain autograd loop", torch_peer("plain_loop"), MAML_CASES),
-    "torchopt": Listed("torchopt MetaSGD", torch_peer("with_torchopt"), MAML_CASES, "torchopt"),
-    "higher": Listed("higher", torch_peer("with_higher"), MAML_CASES, "higher"),
+    "jax-scan": Listed("JAX jit + lax.scan", lambda work: jax_peer(work, scanned=True), needs="jax"),
+    "jax-call": Listed("JAX jit, a call per step", lambda work: jax_peer(work, scanned=False), MAML_CASES, "jax"),
+    "loop": Listed("plain autograd loop", lambda work: torch_peer(work, "plain_loop"), MAML_CASES),
+    "torchopt": Listed("torchopt MetaSGD", lambda work: torch_peer(work, "with_torchopt"), MAML_CASES, "torchopt"),
+    "higher": Listed("higher", lambda work: torch_peer(work, "with_higher"), MAML_CASES, "higher"),
 }
 OWN = ("compiled", "traced", "eager")
 
@@ -85,41 +79,13 @@ def thread_options(name: str, device: str, allowed: int) -> list[int]:
     return [1, allowed]
 
 
-class InProcess:
-    """An implementation in a process of its own; raises `MeasurementError` where it fails.
-
-    Attributes:
-        unit, threads: as of `Implementation`; start_seconds: to build and compile it. All set by `meta_gradient`.
-    """
-
-    unit: int
-    threads: int
-    start_seconds: float
-
-    def __init__(self, name: str, case: str, tasks: int, device: str, threads: int):
-        self._arguments, self._child = (name, case, tasks, device, threads), Child()
-
-    def meta_gradient(self) -> np.ndarray:
-        """The meta-gradient [M] on the common batch and weights."""
-        started = time.perf_counter()
-        gradient, self.unit, self.threads = self._child.call(_start, *self._arguments)
-        self.start_seconds = time.perf_counter() - started
-        return np.asarray(gradient)
-
-    def seconds_for(self, iterations: int) -> float:
-        """Seconds for that many iterations, measured in its process."""
-        return float(self._child.call(_run, iterations))
-
-    def close(self) -> None:
-        self._child.close()
-
-
 # ---- in the process
 
 _running: list[Implementation] = []  # the one implementation of this process
 
 
-def _start(name: str, case: str, tasks: int, device: str, threads: int) -> tuple[np.ndarray, int, int]:
+def start(name: str, case: str, tasks: int, device: str, threads: int) -> tuple[np.ndarray, int, int]:
+    """Build an implementation; its meta-gradient [M] on the common batch and weights, its `unit`, and its threads."""
     # XLA reads these once, when it starts; other implementations do not use them
     os.environ["NPROC"] = str(threads)
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # others share the GPU
@@ -133,7 +99,8 @@ def _start(name: str, case: str, tasks: int, device: str, threads: int) -> tuple
     return one.meta_gradient(), one.unit, one.threads or threads
 
 
-def _run(iterations: int) -> float:
+def seconds_for(iterations: int) -> float:
+    """The time that the implementation of this process takes for iterations."""
     started = time.perf_counter()
     loss = _running[0].run(iterations)
     taken = time.perf_counter() - started

@@ -16,6 +16,7 @@ import argparse
 import math
 import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,21 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, whe
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.common import (
-    add_device_flags,
-    add_output_flag,
-    machine,
-    machine_line,
-    new_parser,
-    parse,
-    progress,
-    table,
-    with_part,
-    write,
-)
-from benchmarks.speed.child import MeasurementError
-from benchmarks.speed.implementations import IMPLEMENTATIONS, OWN, InProcess, thread_options
-from benchmarks.speed.work import CASES, Implementation, ThisProject, Work
+from benchmarks.common import filled, machine, machine_line, new_parser, parse, progress, table, write
+from benchmarks.speed.child import Child, MeasurementError
+from benchmarks.speed.implementations import IMPLEMENTATIONS, OWN, seconds_for, start, thread_options
+from benchmarks.speed.work import CASES, ThisProject, Work
 from visualization import BLACK, BLUE, SKY, figure_grid
 
 TOLERANCE = 1e-4  # relative difference of meta-gradients up to which the work counts as the same
@@ -48,9 +38,8 @@ TOLERANCE = 1e-4  # relative difference of meta-gradients up to which the work c
 # ---- measuring
 
 
-def gradient_difference(implementation: Implementation | InProcess, reference: np.ndarray) -> float:
-    """The relative difference of its meta-gradient [M] from `reference` [M]; raises `MeasurementError` above `TOLERANCE`."""
-    gradient = implementation.meta_gradient()
+def gradient_difference(gradient: np.ndarray, reference: np.ndarray) -> float:
+    """The relative difference of a meta-gradient [M] from `reference` [M]; raises `MeasurementError` above `TOLERANCE`."""
     if gradient.shape != reference.shape:
         raise MeasurementError(f"its meta-gradient has the shape {gradient.shape}, not {reference.shape}")
     error = float(np.linalg.norm(gradient - reference) / np.linalg.norm(reference))
@@ -59,45 +48,48 @@ def gradient_difference(implementation: Implementation | InProcess, reference: n
     return error
 
 
-def seconds_per_iteration(implementation: InProcess, seconds: float) -> float:
-    """From about `seconds` of work after a warm-up."""
-    implementation.seconds_for(implementation.unit)
-    count = implementation.unit
-    while True:
-        taken = implementation.seconds_for(count)
-        if taken >= seconds / 2:
-            return taken / count
-        count *= 2
-
-
 class Ready(NamedTuple):
-    """An implementation that computes the right meta-gradient."""
+    """An implementation that computes the right meta-gradient, in a process of its own."""
 
-    process: InProcess
+    process: Child
+    unit: int  # it does iterations in multiples of this
+    threads: int
+    start_seconds: float  # to build and compile it
     difference: float  # of its meta-gradient, relative
     pace: float  # seconds an iteration, about
 
 
-def start(name: str, case: str, args: argparse.Namespace, threads: int, reference: np.ndarray) -> Ready:
+def start_with(threads: int, name: str, case: str, args: argparse.Namespace, reference: np.ndarray) -> Ready:
     """Start an implementation with a number of threads. Raises `MeasurementError`."""
-    process = InProcess(name, case, args.tasks, args.device, threads)
+    process, began = Child(), time.perf_counter()
     try:
-        return Ready(process, gradient_difference(process, reference), seconds_per_iteration(process, min(0.5, args.seconds)))
+        gradient, unit, threads = process.call(start, name, case, args.tasks, args.device, threads)
+        taken, difference = time.perf_counter() - began, gradient_difference(gradient, reference)
+        return Ready(process, unit, threads, taken, difference, pace(process, unit, min(0.5, args.seconds)))
     except MeasurementError:
         process.close()
         raise
 
 
+def pace(process: Child, unit: int, seconds: float) -> float:
+    """Seconds an iteration, from about `seconds` of work after a warm-up."""
+    process.call(seconds_for, unit)
+    count, taken = unit, 0.0
+    while taken < seconds / 2:
+        count *= 2
+        taken = process.call(seconds_for, count)
+    return taken / count
+
+
 def start_fastest(name: str, case: str, args: argparse.Namespace, reference: np.ndarray) -> Ready:
     """Start an implementation with each number of threads, and keep the fastest. Raises `MeasurementError`."""
-    started: list[Ready] = []
-    for threads in thread_options(name, args.device, args.threads):
-        started.append(start(name, case, args, threads, reference))
-        started.sort(key=lambda ready: ready.pace)
-        for slower in started[1:]:
-            slower.process.close()
-        del started[1:]
-    return started[0]
+    options = thread_options(name, args.device, args.threads)
+    started = [start_with(threads, name, case, args, reference) for threads in options]
+    fastest = min(started, key=lambda ready: ready.pace)
+    for one in started:
+        if one is not fastest:
+            one.process.close()
+    return fastest
 
 
 def time_in_rounds(ready: Mapping[str, Ready], rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -106,9 +98,9 @@ def time_in_rounds(ready: Mapping[str, Ready], rounds: int, seconds: float) -> d
     names = list(ready)
     for _ in range(rounds):
         for name in names:
-            process, _, pace = ready[name]
-            count = max(1, round(seconds / pace / process.unit)) * process.unit
-            times[name].append(1000 * process.seconds_for(count) / count)
+            one = ready[name]
+            count = max(1, round(seconds / one.pace / one.unit)) * one.unit
+            times[name].append(1000 * one.process.call(seconds_for, count) / count)
         names = names[1:] + names[:1]  # the order rotates: each leaves the cache to another one
     return times
 
@@ -143,8 +135,8 @@ def result(name: str, one: Ready, times: Sequence[float], base: Sequence[float])
     ratios = [here / there for here, there in zip(times, base, strict=True)] if base else [math.nan]
     return {
         "title": IMPLEMENTATIONS[name].title,
-        "threads": one.process.threads,
-        "start_seconds": one.process.start_seconds,
+        "threads": one.threads,
+        "start_seconds": one.start_seconds,
         "gradient_difference": one.difference,
         "ms": list(times),
         "median_ms": statistics.median(times),
@@ -201,15 +193,13 @@ def draw(record: Mapping[str, Any]) -> Figure:
 
 
 def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = new_parser(__doc__)
+    parser = new_parser(__doc__, device=True)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), metavar="CASE", help=f"of {', '.join(CASES)}; default: all")
     names = list(IMPLEMENTATIONS)
     parser.add_argument("--implementations", nargs="+", choices=names, default=names, metavar="NAME", help="default: all")
     parser.add_argument("--tasks", type=int, default=25, help="tasks in a meta-batch; default: %(default)s")
     parser.add_argument("--rounds", type=int, help="default: 7")
     parser.add_argument("--seconds", type=float, help="of each implementation in each round; default: 1.5")
-    add_device_flags(parser)
-    add_output_flag(parser)
     usual = {"cases": list(CASES), "rounds": 7, "seconds": 1.5}
     return parse(parser, argv, usual, {"cases": ["maml-1"], "rounds": 2, "seconds": 0.2})
 
@@ -224,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n\n".join([machine_line(about), *map(case_text, cases.values())])
     print(text)
     contents: dict[str, Any] = {"benchmarks/results/speed.json": record, "benchmarks/results/speed.png": draw(record)}
-    contents["benchmarks/RESULTS.md"] = with_part(args.output / "benchmarks" / "RESULTS.md", "speed.py", text)
+    contents["benchmarks/RESULTS.md"] = filled(args.output, "benchmarks/RESULTS.md", {"speed.py": text})
     write(args.output, contents)
     return 0 if all(case["implementations"] for case in cases.values()) else 1
 

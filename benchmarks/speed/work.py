@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -9,49 +10,31 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.project import build
 from benchmarks.speed.child import MeasurementError
 from config import Config
-from dataset import Points, Task, TaskDataset, stream
-from learner import MetaLearner, on_device
-from leo import LEO
-from maml import MAML
-from registry import METHODS, TASKS, defaults
+from dataset import Points, Task
+from learner import on_device
+from registry import defaults
 from training.loop import Trainer
 from training.optimiser import MOMENTUM
 
-FOREVER = 10**9  # iterations of a run: none comes to its end, and the schedule stays at its start
+FOREVER = 10**6  # epochs: no run comes to its end, and the schedule stays at its start
 
 
 class Case(NamedTuple):
-    """A method, and its settings where they are not the defaults."""
+    """A method by its name in the registry, and its settings where they are not the defaults."""
 
     title: str
-    method: type[MetaLearner]
+    method: str
     settings: dict[str, Any]
 
 
 CASES = {
-    "maml-1": Case("MAML, 1 inner step", MAML, {}),
-    "maml-5": Case("MAML, 5 inner steps", MAML, {"INNER_STEPS": 5}),
-    "leo": Case("LEO, 5 steps in z and 5 in weights", LEO, {}),
+    "maml-1": Case("MAML, 1 inner step", "maml", {}),
+    "maml-5": Case("MAML, 5 inner steps", "maml", {"INNER_STEPS": 5}),
+    "leo": Case("LEO, 5 steps in z and 5 in weights", "leo", {}),
 }
-
-
-def build_trainer(method: type[MetaLearner], config: Config, device: str, compile_mode: str) -> Trainer:
-    """A trainer as the command line would build it from `config`."""
-    seed = config.RANDOM_SEED
-    sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
-    return Trainer(
-        method.from_config(config, stream(seed, "weights")),
-        TaskDataset(TASKS["sinusoid"](config), *sizes, seed),
-        iterations=FOREVER,
-        meta_lr=config.META_LEARNING_RATE,
-        schedule=config.META_SCHEDULE,
-        clip=config.META_GRADIENT_CLIP,
-        muon=config.META_OPTIMISER == "muon",
-        device=device,
-        compile_mode=compile_mode,
-    )
 
 
 class Work:
@@ -67,8 +50,8 @@ class Work:
 
     def __init__(self, case: Case, tasks: int, device: str):
         self.case, self.device = case, device
-        name = next(name for name, method in METHODS.items() if method is case.method)
-        self.config = Config.resolve(defaults(name, "sinusoid"), {"META_BATCH_SIZE": tasks} | case.settings)
+        settings = {"META_BATCH_SIZE": tasks, "DEVICE": device, "EPOCHS": FOREVER} | case.settings
+        self.config = Config.resolve(defaults(case.method, "sinusoid"), settings)
         trainer = self.trainer("never")
         self.learner = trainer.learner
         self.start = {name: p.detach().cpu().numpy().ravel().copy() for name, p in self.learner.named_parameters()}
@@ -78,7 +61,7 @@ class Work:
 
     def trainer(self, compile_mode: str) -> Trainer:
         """A trainer of this project that starts from the common weights and the common meta-batch."""
-        return build_trainer(self.case.method, self.config, self.device, compile_mode)
+        return build(self.case.method, "sinusoid", dataclasses.replace(self.config, COMPILE=compile_mode)).trainer
 
     def batches(self) -> Iterator[Task]:
         """Endless meta-batches of tensors, drawn in blocks, as this project draws its own."""

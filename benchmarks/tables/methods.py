@@ -1,4 +1,4 @@
-"""Every method and baseline on every table: one command makes TABLES.md and its figure.
+"""Every method and baseline on every table: one command makes the numbers of TABLES.md and its figure.
 
     python benchmarks/tables/methods.py                                  # the tables of examples/, all methods, 3 splits
     python benchmarks/tables/methods.py --table mine.csv task=Patient x=Hours y=Level
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,98 +24,76 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, whe
 
 from matplotlib.figure import Figure
 
-from benchmarks.common import ROOT, add_output_flag, machine, machine_line, new_parser, parse, table, write
+from benchmarks.common import ROOT, filled, machine, machine_line, new_parser, parse, table, write
 from benchmarks.project import geometric_mean
 from benchmarks.runs import Run, new_run, train
 from registry import METHODS
 from system.errors import RunError
 from visualization import CYCLE, MARKERS, figure_grid, shared_legend
 
-TABLES = {"chicks": ("task=Chick", "x=Time", "y=weight"), "spruce": ()}  # in examples/
+TABLES = {"chicks": ["task=Chick", "x=Time", "y=weight"], "spruce": []}  # in examples/
 CHOSEN = "chosen by validation"
 FARTHEST = 50  # times the best baseline's error: the end of the figure's axis
 QUICK = {"EPOCHS": 2, "HIDDEN_DIM": 8, "COMPILE": "never", "VALIDATION_INTERVAL": 1}
 
 
-class Source(NamedTuple):
-    """A table, and what is asked of it: `support` says which points are known, "random" or "first"."""
-
-    name: str
-    path: Path
-    columns: Sequence[str]
-    support: str
-
-    @property
-    def title(self) -> str:
-        return self.name + (", forecast" if self.support == "first" else "")
-
-
 class Result(NamedTuple):
     """What one run says of the test subjects at its own K."""
 
-    method: str
-    metrics: dict[str, Any]
     shots: str
+    errors: dict[str, float]  # mean squared errors in standardised units: the method's and the baselines'
+    validation: float  # geometric mean of the validation errors at all K
+    unit: float  # one standard deviation in the target's own unit
+    interval: dict[str, float]  # of 90%: coverage and width
+    seconds: float  # of training
+    verdict: str
+
+
+class Table(NamedTuple):
+    """All results on one table."""
+
+    title: str
+    results: dict[str, list[Result]]  # by method, over splits
+    errors: dict[str, list[float]]  # by method, baseline, and the method that validation chooses, over splits
+    chosen: list[str]  # by validation, over splits
 
     @property
-    def here(self) -> dict[str, Any]:
-        return dict(self.metrics["evaluation"]["shots"][self.shots])
-
-    @property
-    def validation(self) -> float:
-        """The geometric mean over all K; infinite where an error was not finite, which is null in JSON."""
-        errors = [one["validation"] for one in self.metrics["evaluation"]["shots"].values()]
-        return geometric_mean([math.inf if error is None else error for error in errors])
-
-    def errors(self) -> dict[str, float]:
-        """Mean squared errors in standardised units: the method's (under its own name) and the baselines'."""
-        own = self.here["mse"][-1]
-        baselines = self.metrics["evaluation"].get("baselines", {})
-        others = {name: one[self.shots]["mse"] for name, one in baselines.items()}
-        return {self.method: math.inf if own is None else own} | others
-
-
-class Evaluated(NamedTuple):
-    """All results on one table, a list over splits each."""
-
-    source: Source
-    runs: dict[str, list[Result]]  # by method
-    errors: dict[str, list[float]]  # by method or baseline, and of the method that validation chooses
-    chosen: list[str]  # by validation
-
     def means(self) -> dict[str, float]:
         return {name: float(np.mean(errors)) for name, errors in self.errors.items()}
 
 
-# ---- runs
+# ---- results
 
 
-def runs_of(source: Source, args: argparse.Namespace) -> list[Run]:
-    folder = args.output / "benchmarks" / "runs" / "tables"
-    settings = {"DATA": str(source.path), "SUPPORT_FROM": source.support}
-    if source.columns:
-        settings["COLUMNS"] = list(source.columns)
-    label, smaller = f"{source.name} {source.support}", QUICK if args.quick else {}
-    return [
-        new_run(label, method, "table", folder, settings | {"RANDOM_SEED": split}, smaller)
-        for method in args.methods
-        for split in args.splits
-    ]
+def finite(error: float | None) -> float:
+    """An error of metrics.json, which has null where it was not finite."""
+    return math.inf if error is None else error
 
 
-def evaluated(source: Source, runs: Sequence[Run]) -> Evaluated:
-    found: dict[str, list[Result]] = {}
+def read_result(run: Run) -> Result:
+    metrics = run.read("metrics.json")
+    evaluation, shots = metrics["evaluation"], str(run.config.SUPPORT_SAMPLES)
+    here = evaluation["shots"][shots]
+    errors = {run.method.upper(): finite(here["mse"][-1])}
+    errors |= {name: one[shots]["mse"] for name, one in evaluation.get("baselines", {}).items()}
+    validation = geometric_mean([finite(one["validation"]) for one in evaluation["shots"].values()])
+    unit = here["rmse"][-1] / np.sqrt(here["mse"][-1])
+    seconds = metrics["performance"]["train_seconds"]
+    return Result(shots, errors, validation, unit, here.get("interval") or {}, seconds, evaluation["verdict"])
+
+
+def read_table(title: str, runs: Sequence[Run]) -> Table:
+    results: dict[str, list[Result]] = {}
     for run in runs:
-        name = run.method.upper()
-        shots = str(run.read("full_report.json")["config"]["SUPPORT_SAMPLES"])
-        found.setdefault(name, []).append(Result(name, run.read("metrics.json"), shots))
-    by_split = [
-        dict(item for result in results for item in result.errors().items()) for results in zip(*found.values(), strict=True)
-    ]
-    errors = {name: [one[name] for one in by_split] for name in by_split[0]}
-    chosen = [min(results, key=lambda result: result.validation).method for results in zip(*found.values(), strict=True)]
-    errors[CHOSEN] = [one[name] for one, name in zip(by_split, chosen, strict=True)]
-    return Evaluated(source, found, errors, chosen)
+        results.setdefault(run.method.upper(), []).append(read_result(run))
+    errors: dict[str, list[float]] = {}
+    chosen = []
+    for split in zip(*results.values(), strict=True):
+        found = {name: error for result in split for name, error in result.errors.items()}
+        chosen.append(min(results, key=lambda name: split[list(results).index(name)].validation))
+        for name, error in (found | {CHOSEN: found[chosen[-1]]}).items():
+            errors.setdefault(name, []).append(error)
+    return Table(title, results, errors, chosen)
 
 
 # ---- the document
@@ -125,57 +103,48 @@ def number(error: float) -> str:
     return f"{error:.4f}" if error < 100 else f"{error:.3g}"
 
 
-def section(one: Evaluated) -> str:
-    """The part of one table."""
-    first = next(iter(one.runs.values()))[0]
-    unit = first.here["rmse"][-1] / np.sqrt(first.here["mse"][-1])
+def table_text(one: Table) -> str:
+    first = next(iter(one.results.values()))[0]
     rows = []
-    for name, mean in sorted(one.means().items(), key=lambda item: item[1]):
+    for name, mean in sorted(one.means.items(), key=lambda item: item[1]):
         each = " / ".join(f"{error:.4g}" for error in one.errors[name])
-        rows.append([name, number(mean), each, f"{unit * np.sqrt(mean):.4g}", *training_cells(one.runs.get(name, []))])
+        rows.append([name, number(mean), each, f"{first.unit * np.sqrt(mean):.4g}", *training_cells(one.results.get(name, []))])
     header = ["", "mean squared error", "each split", "in own unit, about", "90% interval: holds, width", "seconds of training"]
-    lines = [f"## {one.source.title}, K = {first.shots}", "", table(header, rows), ""]
-    lines += [f"Chosen by validation error: {', '.join(one.chosen)}.", ""]
-    for split, name in enumerate(one.chosen):
-        lines.append(f"* split {split}, {one.runs[name][split].metrics['evaluation']['verdict']}")
-    return "\n".join(lines) + "\n"
+    verdicts = [f"* split {split}, {one.results[name][split].verdict}" for split, name in enumerate(one.chosen)]
+    parts = [f"## {one.title}, K = {first.shots}", table(header, rows), f"Chosen by validation error: {', '.join(one.chosen)}."]
+    return "\n\n".join([*parts, "\n".join(verdicts)])
 
 
 def training_cells(results: Sequence[Result]) -> list[str]:
     """What the 90% intervals hold and how wide they are, and seconds of training; means over splits, empty for a baseline."""
-    if not results:
-        return ["", ""]
-    seconds = f"{np.mean([one.metrics['performance']['train_seconds'] for one in results]):.0f}"
-    intervals = [one.here["interval"] for one in results if one.here.get("interval")]
-    if not intervals:
-        return ["", seconds]
-    coverage, width = (np.mean([one[key] for one in intervals]) for key in ("coverage", "width"))
-    return [f"{coverage:.1%}, {width:.3g}", seconds]
+    intervals = [one.interval for one in results if one.interval]
+    coverage, width = ([one[key] for one in intervals] for key in ("coverage", "width"))
+    held = f"{np.mean(coverage):.1%}, {np.mean(width):.3g}" if intervals else ""
+    return [held, f"{np.mean([one.seconds for one in results]):.0f}" if results else ""]
 
 
-def overall(tables: Sequence[Evaluated]) -> dict[str, float]:
+def overall(tables: Sequence[Table]) -> dict[str, float]:
     """The geometric mean over tables of each method and baseline."""
-    means = [one.means() for one in tables]
-    return {name: geometric_mean([one[name] for one in means]) for name in means[0]}
+    return {name: geometric_mean([one.means[name] for one in tables]) for name in tables[0].errors}
 
 
-def figure(tables: Sequence[Evaluated]) -> Figure:
+def figure(tables: Sequence[Table]) -> Figure:
     """Each error relative to the best baseline of the table, a panel for each table, the best one overall on top."""
-    columns = len(tables) if len(tables) <= 4 else -(-len(tables) // 2)
+    columns = min(4, len(tables))
     rows = -(-len(tables) // columns)
     made, axes = figure_grid(rows, columns, 3.6 * columns, 4.2 * rows, sharey=True)
-    names = sorted(means := overall(tables), key=means.__getitem__, reverse=True)
+    means = overall(tables)
+    names = sorted(means, key=means.__getitem__, reverse=True)
     for axis in axes.flat[len(tables) :]:
         axis.set_visible(False)
     for axis, one in zip(axes.flat, tables, strict=False):
-        errors = one.means()
-        best = min(error for name, error in errors.items() if name not in one.runs and name != CHOSEN)
+        best = min(error for name, error in one.means.items() if name not in one.results and name != CHOSEN)
         for place, name in enumerate(names):
-            ratio = errors[name] / best
+            ratio = one.means[name] / best
             marker = ">" if ratio > FARTHEST else MARKERS[place % 6]
             axis.plot([min(ratio, FARTHEST)], [place], marker, color=CYCLE[place % 6], ms=7)
         axis.axvline(1, color="0.6", lw=1, label="best baseline")
-        axis.set(title=one.source.title, xlabel="error, relative to the best baseline", xscale="log")
+        axis.set(title=one.title, xlabel="error, relative to the best baseline", xscale="log")
         low, high = axis.get_xlim()
         ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50) if low <= tick <= high]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -185,56 +154,43 @@ def figure(tables: Sequence[Evaluated]) -> Figure:
     return made
 
 
-def document(args: argparse.Namespace, command: str, protocols: Mapping[str, Sequence[Evaluated]]) -> str:
-    """The contents of TABLES.md."""
-    means = {protocol: overall(tables) for protocol, tables in protocols.items()}
-    order = sorted(means["random support points"].items(), key=lambda item: item[1])
-    rows = [[name, *(number(one[name]) for one in means.values())] for name, _ in order]
-    forecast = "\nForecast: the support points are the first of each subject." if args.forecast else ""
-    head = f"""\
-# Tables: methods and baselines on the same draws
-
-![Errors relative to the best baseline](results/tables.png)
-
-Made by `{command}`: {len(args.splits)} splits over subjects,
-default settings. Errors are mean squared errors on all remaining points of the test subjects, in squared standard
-deviations of the training subjects' target. Chosen by validation: of each split, the method with the lowest
-validation error (geometric mean over subjects and over the run's EVAL_SHOTS). In the figure an arrow stands for more
-than 50 times the error of the best baseline.{forecast}
-
-Machine: {machine_line(machine())}.
-
-## Geometric mean over tables
-
-{table(["mean squared error", *means], rows)}
-"""
-    return "\n".join([head, *(section(one) for tables in protocols.values() for one in tables)])
+# ---- the command
 
 
-def command_line(args: argparse.Namespace) -> str:
-    """The command, without folders."""
-    words = [word for path, *columns in args.table for word in ("--table", Path(path).name, *columns)]
-    if args.methods != list(METHODS):
-        words += ["--methods", *args.methods]
-    words += [f"--{flag}" for flag in ("forecast", "quick") if getattr(args, flag)]
-    return " ".join(["python benchmarks/tables/methods.py", *words])
+def measure(args: argparse.Namespace, support: str, suffix: str) -> list[Table]:
+    """All tables with "random" or the "first" points of each subject as support points; `suffix` of their titles."""
+    sources = [(name, ROOT / "examples" / f"{name}.csv", columns) for name, columns in TABLES.items()]
+    sources += [(Path(path).stem, Path(path).resolve(), columns) for path, *columns in args.table]
+    folder, smaller = args.output / "benchmarks" / "runs" / "tables", QUICK if args.quick else {}
+    runs: dict[str, list[Run]] = {}
+    for name, path, columns in sources:
+        settings: dict[str, Any] = {"DATA": str(path), "SUPPORT_FROM": support, "COLUMNS": columns}
+        runs[name] = [
+            new_run(f"{name} {support}", method, "table", folder, settings | {"RANDOM_SEED": split}, smaller)
+            for method in args.methods
+            for split in args.splits
+        ]
+    train([run for of_table in runs.values() for run in of_table], args.workers)
+    return [read_table(name + suffix, of_table) for name, of_table in runs.items()]
 
 
-def run(args: argparse.Namespace) -> None:
-    tables = [(name, ROOT / "examples" / f"{name}.csv", columns) for name, columns in TABLES.items()]
-    tables += [(Path(path).stem, Path(path).resolve(), tuple(columns)) for path, *columns in args.table]
-    supports = {"random support points": "random"} | ({"forecast": "first"} if args.forecast else {})
-    protocols = {}
-    for protocol, support in supports.items():
-        sources = [Source(*one, support) for one in tables]
-        runs = [runs_of(source, args) for source in sources]
-        train([one for of_table in runs for one in of_table], args.workers)
-        protocols[protocol] = [evaluated(*one) for one in zip(sources, runs, strict=True)]
-    contents = {
-        "benchmarks/TABLES.md": document(args, command_line(args), protocols),
-        "benchmarks/results/tables.png": figure([one for found in protocols.values() for one in found]),
+def compare(args: argparse.Namespace, arguments: Sequence[str]) -> None:
+    found = {"random support points": measure(args, "random", "")}
+    if args.forecast:
+        found["forecast"] = measure(args, "first", ", forecast")
+    tables = [one for of_protocol in found.values() for one in of_protocol]
+    means = {protocol: overall(of_protocol) for protocol, of_protocol in found.items()}
+    order = sorted(means["random support points"], key=means["random support points"].__getitem__)
+    rows = [[name, *(number(one[name]) for one in means.values())] for name in order]
+    command = " ".join(["python benchmarks/tables/methods.py", *(Path(word).name for word in arguments)])
+    splits = ", ".join(map(str, args.splits))
+    parts = {
+        "provenance": f"* command: `{command}`\n* machine: {machine_line(machine())}\n* splits over subjects: {splits}",
+        "overall": table(["mean squared error", *means], rows),
+        "tables": "\n\n".join(map(table_text, tables)),
     }
-    write(args.output, contents)
+    document = filled(args.output, "benchmarks/TABLES.md", parts)
+    write(args.output, {"benchmarks/TABLES.md": document, "benchmarks/results/tables.png": figure(tables)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -243,10 +199,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--splits", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--forecast", action="store_true", help="also from the first points of each subject")
-    add_output_flag(parser)
     args = parse(parser, argv, usual={"workers": 1}, quick={"workers": 0})
     try:
-        run(args)
+        compare(args, sys.argv[1:] if argv is None else argv)
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.code
