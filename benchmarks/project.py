@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import main
 from commands.compare import read_run as read_run
-from commands.predict import predict_points as predict_points
 from commands.runs import build as build
 from config import Config
 from evaluation.errors import errors as errors
@@ -18,7 +17,6 @@ from evaluation.statistics import geometric_mean as geometric_mean
 from evaluation.statistics import mean_and_interval as mean_and_interval
 from report.text import csv_table as csv_table
 from system.checkpoints import read_checkpoint
-from tables.points import read_request as read_request
 from training.experiment import Experiment as Experiment
 
 

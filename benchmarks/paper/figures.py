@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.animation import PillowWriter
@@ -21,11 +20,7 @@ from visualization import BLACK, BLUE, ORANGE, VERMILION, figure_grid, gradients
 HIGHEST = 1e3  # errors above are of networks that diverge, and stay outside of the figures
 
 
-class Curve(NamedTuple):
-    """Mean squared errors [N] and the half-widths [N] of their 95% intervals over tasks."""
-
-    mean: np.ndarray
-    half: np.ndarray
+Curve = tuple[np.ndarray, np.ndarray]  # mean squared errors [N], and half-widths [N] of their 95% intervals over tasks
 
 
 def curves(found: Comparison) -> dict[int, dict[str, Curve]]:
@@ -34,7 +29,7 @@ def curves(found: Comparison) -> dict[int, dict[str, Curve]]:
     for shots, groups in found.errors.items():
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = {label: mean_and_interval(errors.mean(0)) for label, errors in groups.items()}
-        result[shots] = {label: Curve(number["mse"], number["ci95"]) for label, number in numbers.items()}
+        result[shots] = {label: (number["mse"], number["ci95"]) for label, number in numbers.items()}
     return result
 
 
@@ -54,10 +49,10 @@ def error_against_gradients(found: Comparison, published: Published) -> Figure:
 def error_against_shots(found: Comparison, steps: Sequence[int]) -> Figure:
     """A panel for each number of gradients in `steps`."""
     by_shots = curves(found)
-    shots, panels = sorted(by_shots), {}
+    shots, panels = sorted(by_shots), dict[str, dict[str, Curve]]()
     for step in steps:
         panels[f"after {gradients(step)}"] = {
-            label: Curve(*(np.array([by_shots[count][label][part][step] for count in shots]) for part in (0, 1)))
+            label: tuple(np.array([[part[step] for part in by_shots[count][label]] for count in shots]).T)
             for label in found.labels
         }
     figure, axes = error_panels(panels, np.array(shots), "support points K")
@@ -74,7 +69,7 @@ def error_panels(panels: Mapping[str, Mapping[str, Curve]], x: np.ndarray, xlabe
     """Labelled curves over `x` [N] in a row of panels with a common logarithmic axis: the figure and its axes [panels]."""
     figure, grid = figure_grid(1, len(panels), max(6.5, 3.6 * len(panels)), 4.8, sharey=True)
     axes = grid[0]
-    drawn = np.concatenate([curve.mean for labelled in panels.values() for curve in labelled.values()])
+    drawn = np.concatenate([mean for labelled in panels.values() for mean, _ in labelled.values()])
     drawn = drawn[(drawn > 0) & (drawn < HIGHEST)]
     lowest, highest = (drawn.min(), drawn.max()) if len(drawn) else (1e-3, 1.0)
     for axis, (title, labelled) in zip(axes, panels.items(), strict=True):

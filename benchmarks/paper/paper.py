@@ -14,27 +14,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, wherever the script is called from
 
 import numpy as np
 
 from benchmarks.common import ROOT, available_threads, filled, new_parser, parse, progress, write
-from benchmarks.paper import sine_line
+from benchmarks.paper import checks, sine_line
 from benchmarks.paper.baselines import FineTuned, oracle, pretrained, random_start
-from benchmarks.paper.checks import (
-    Check,
-    PairedComparison,
-    better_than_published,
-    compare_in_order,
-    order_check,
-    times_better,
-)
+from benchmarks.paper.checks import Check, PairedComparison
 from benchmarks.paper.document import GRADIENTS, check_table, order_table, paper_table, provenance, step_size_table
 from benchmarks.paper.figures import adaptation_animation, error_against_gradients, error_against_shots
 from benchmarks.paper.methods import BASELINES, QUICK, ROWS, TRAININGS
-from benchmarks.project import csv_table, errors, load_best, predict_points, read_request, read_run
+from benchmarks.project import csv_table, errors, load_best, read_run
 from benchmarks.runs import Run, new_run, train, training_seconds
 from config import ConfigError, parse_assignment
 from dataset import Points, SinusoidalTaskGenerator
@@ -47,18 +40,11 @@ FINN = SinusoidalTaskGenerator().published  # the MAML paper's own row
 POINTS = ROOT / "docs" / "points.csv"  # of 2.5 sin(x - 1), without noise
 
 
-class Results(NamedTuple):
-    """What was measured on the sinusoids."""
-
-    comparison: Comparison
-    tuned: list[tuple[int, FineTuned]]  # (seed, a fine-tuned baseline)
-
-
 # ---- measuring
 
 
-def measure(runs: Sequence[Run]) -> Results:
-    """All methods and baselines on the sinusoids' test tasks, from finished runs, in the order of `ROWS`."""
+def measure(runs: Sequence[Run]) -> tuple[Comparison, list[tuple[int, FineTuned]]]:
+    """All methods and baselines on the sinusoids' test tasks, in the order of `ROWS`; and (seed, fine-tuned baseline)."""
     order, found = list(ROWS), {(run.label, run.seed): run for run in runs}
     methods = {key: read_run(run.directory) for key, run in found.items() if key[0] in ROWS and key[0] not in BASELINES}
     entries(list(methods.values()))  # raises RunError for runs whose test tasks differ
@@ -73,31 +59,31 @@ def measure(runs: Sequence[Run]) -> Results:
             tuned.append((seed, baseline))
     measured.sort(key=lambda entry: order.index(entry.label))
     tuned.sort(key=lambda one: order.index(one[1].entry.label))
-    return Results(compare_entries(measured), tuned)
+    return compare_entries(measured), tuned
 
 
 def prediction_check(leo_runs: Sequence[Run]) -> Check:
-    """The points of docs/points.csv, adapted to as `--predict` does, against the function that they are from."""
-    points, found = read_request(POINTS, 1).points(0), []
+    """The points of docs/points.csv, adapted to, against the function that they are from."""
+    x, y = np.loadtxt(POINTS, delimiter=",", skiprows=1).T
+    found = []
     for run in leo_runs:
-        leo = load_best(run.directory)
-        model = FewShotRegressor(leo.learner, leo.config.EVAL_STEPS, 1, leo.generator.x_range)
-        predicted = predict_points(model, points)
-        found.append(float(np.square(predicted.outputs[-1] - 2.5 * np.sin(predicted.x[:, 0] - 1)).mean()))
+        model = FewShotRegressor.load(run.directory)
+        grid = np.linspace(*model.x_range[:, 0], 201)
+        found.append(float(np.square(model.fit(x, y).predict(grid) - 2.5 * np.sin(grid - 1)).mean()))
     measured = ", ".join(f"{error:.2g}" for error in found) + " (each seed)"
     what = "`--predict` on docs/points.csv, 10 points of 2.5 sin(x - 1), LEO"
     return Check(what, "error on the whole curve below 0.02", measured, max(found) < 0.02)
 
 
 def sinusoid_checks(found: Comparison, pairs: Sequence[PairedComparison], leo_runs: Sequence[Run]) -> list[Check]:
-    means = {(row.group, row.shots, row.gradients): row.mean for row in found.rows}
+    mean = {(row.group, row.shots, row.gradients): row.mean for row in found.rows}
     last, variant = found.last, "LEO, trained 5-shot"
     what = f"5-shot after 10 gradients: {variant}, against MAML"
     return [
-        better_than_published([means["MAML", 5, step] for step in GRADIENTS], [FINN[5][step] for step in GRADIENTS]),
-        times_better(what, means[variant, 5, last], means["MAML", 5, last], 20),
-        times_better("10-shot after 10 gradients: LEO against MAML", means["LEO", 10, last], means["MAML", 10, last], 20),
-        order_check(pairs),
+        checks.better_than_published([mean["MAML", 5, step] for step in GRADIENTS], [FINN[5][step] for step in GRADIENTS]),
+        checks.times_better(what, mean[variant, 5, last], mean["MAML", 5, last], 20),
+        checks.times_better("10-shot after 10 gradients: LEO against MAML", mean["LEO", 10, last], mean["MAML", 10, last], 20),
+        checks.order_check(pairs),
         prediction_check(leo_runs),
     ]
 
@@ -134,9 +120,7 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", metavar="N", help="default: 0 1 2, and 0 1 with --quick")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="a setting of all runs")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="runs at a time, each on one core; default: 2, or as many as there are cores"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", help="runs at a time, each on one core; default: at most 2")
     workers = min(2, available_threads())
     args = parse(parser, argv, {"seeds": [0, 1, 2], "workers": workers}, {"seeds": [0, 1], "workers": 0})
     if args.workers < 0 or len(set(args.seeds)) < len(args.seeds):
@@ -157,7 +141,7 @@ def compare(args: argparse.Namespace, arguments: Sequence[str]) -> list[Check]:
     trained = train(runs, args.workers)
     by_label = {label: [run for run in runs if run.label == label] for label in TRAININGS}
     found, tuned = measure(runs)
-    pairs = compare_in_order({label: values[..., -1] for label, values in found.errors[10].items()})
+    pairs = checks.compare_in_order({label: values[..., -1] for label, values in found.errors[10].items()})
     mixed = sine_line.measure(by_label["MAML on sine-line"], by_label["LEO on sine-line"], 20 if args.quick else 100)
     progress("figures ...")
     contents: dict[str, Any] = {f"docs/{name}.png": figure for name, figure in mixed.figures.items()}
@@ -166,10 +150,10 @@ def compare(args: argparse.Namespace, arguments: Sequence[str]) -> list[Check]:
     contents["docs/adaptation.gif"] = animation(by_label["MAML"][0], by_label["LEO, trained 5-shot"][0])
     contents["benchmarks/results/paper.csv"] = csv_table(found)
     took = time.perf_counter() - began
-    checks = [*sinusoid_checks(found, pairs, by_label["LEO"]), *sine_line.checks(mixed), time_check(runs, trained, took)]
+    made = [*sinusoid_checks(found, pairs, by_label["LEO"]), *sine_line.checks(mixed), time_check(runs, trained, took)]
     parts = {
         "provenance": provenance(runs, smaller, arguments, trained, took),
-        "checks": check_table(checks),
+        "checks": check_table(made),
         "5-shot": paper_table(found, 5),
         "10-shot": paper_table(found, 10),
         "order": order_table(pairs),
@@ -179,11 +163,7 @@ def compare(args: argparse.Namespace, arguments: Sequence[str]) -> list[Check]:
     }
     contents["benchmarks/PAPER.md"] = filled(args.output, "benchmarks/PAPER.md", parts)
     write(args.output, contents)
-    return checks
-
-
-def terminate(number: int, frame: Any) -> NoReturn:
-    raise SystemExit(128 + number)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,5 +181,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, terminate)  # so that the runs can save a checkpoint
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that the runs can save a checkpoint
     sys.exit(main())

@@ -26,9 +26,9 @@ from benchmarks.speed.work import Case, ThisProject, Work
 from registry import METHODS
 
 COUNTED = 20  # steps
-GRAPH = "cudaGraphLaunch"
-KERNELS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
-LAUNCHES = {GRAPH, *KERNELS, "cudaMemcpyAsync", "cudaMemsetAsync"}
+GRAPHS = {"cudaGraphLaunch"}
+KERNELS = {"cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx"}
+LAUNCHES = GRAPHS | KERNELS | {"cudaMemcpyAsync", "cudaMemsetAsync"}
 
 
 def launches(project: ThisProject, device: str) -> tuple[float, float]:
@@ -37,8 +37,8 @@ def launches(project: ThisProject, device: str) -> tuple[float, float]:
     with profile(activities=activities) as profiler:
         project.run(COUNTED)
     events = profiler.key_averages()
-    counts = [sum(event.count for event in events if event.key in names) for names in (LAUNCHES, {GRAPH})]
-    return counts[0] / COUNTED, counts[1] / COUNTED
+    total, graphs = (sum(event.count for event in events if event.key in names) for names in (LAUNCHES, GRAPHS))
+    return total / COUNTED, graphs / COUNTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -67,12 +67,10 @@ def seconds_per_iteration(one: Implementation, seconds: float) -> list[float]:
 
 
 def cuda_memory(project: ThisProject, device: str) -> tuple[float, float]:
-    before = torch.cuda.max_memory_allocated(device)
+    highest, resting = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    resting = torch.cuda.memory_allocated(device)
     project.run(1)
-    peak = torch.cuda.max_memory_allocated(device)
-    return peak - resting, max(before, peak)
+    return torch.cuda.max_memory_allocated(device) - resting, highest
 
 
 def cpu_memory(project: ThisProject) -> tuple[float, float]:

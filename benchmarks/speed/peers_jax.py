@@ -20,12 +20,14 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.work import Implementation, Work
 from config import Config
+from learner import Network
 from leo import LOG_SPREAD
 from training.optimiser import MATRIX_STEP, MOMENTUM, NEWTON_SCHULZ
 
 jax.config.update("jax_default_matmul_precision", "float32")  # no TF32 on a GPU: torch computes in float32, too
 
 STEPS_PER_SCAN = 100
+PARTS = ("encoder", "relation", "decoder")  # the networks of LEO
 Layers = list[tuple[Array, Array]]  # (matrix [in, out], bias [out]) of each layer
 Tasks = tuple[Array, Array, Array, Array]  # support x, y [T, K, 1], query x, y [T, Q, 1]
 
@@ -130,9 +132,7 @@ def encode(params: dict[str, Any], x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def generator_penalty(params: dict[str, Any], config: Config) -> Array:
-    squares = sum(
-        jnp.square(leaf).sum() for part in ("encoder", "relation", "decoder") for leaf in jax.tree.leaves(params[part])
-    )
+    squares = sum(jnp.square(leaf).sum() for part in PARTS for leaf in jax.tree.leaves(params[part]))
     rows = params["decoder"][-1][0]  # [hidden, 2P]
     rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     departure = jnp.square(rows @ rows.T - jnp.eye(len(rows))).mean()
@@ -184,12 +184,17 @@ def optimise(state: State, gradient: Any, hidden: Any, *, lr: float, clip: float
     return State(params, mean, square, step, state.key)
 
 
+def units(network: Network) -> list[int]:
+    """Numbers of units of the layers, inputs included."""
+    return [fan_in for fan_in, _ in network.shapes] + [network.shapes[-1][1]]
+
+
 def hidden_of(work: Work, params: Any) -> Any:
     """Which of the arrays of `params` take steps of Muon."""
     hidden = jax.tree.map(lambda _: False, params)
     if work.config.META_OPTIMISER == "muon":
         chosen = {matrix.data_ptr() for matrix in work.learner.hidden_matrices()}
-        for name in ("encoder", "relation", "decoder"):
+        for name in PARTS:
             layers = getattr(work.learner, f"{name}_network").layers(getattr(work.learner, name))
             hidden[name] = [(matrix.data_ptr() in chosen, False) for matrix, _ in layers]
     return hidden
@@ -197,16 +202,13 @@ def hidden_of(work: Work, params: Any) -> Any:
 
 def start_of(work: Work) -> tuple[Any, Callable[..., Array]]:
     """The common initial meta-parameters as JAX keeps them, and the meta-loss that takes them."""
-    config, learner = work.config, work.learner
-    sizes = [fan_in for fan_in, _ in learner.network.shapes] + [learner.network.shapes[-1][1]]
+    config, sizes = work.config, units(work.learner.network)
     arrays = {name: jnp.asarray(array) for name, array in work.start.items()}
     if "theta" in arrays:
         loss = partial(maml_loss, inner_lr=config.INNER_LEARNING_RATE, steps=config.INNER_STEPS)
         return unflatten(arrays["theta"], sizes), loss
-    for name in ("encoder", "relation", "decoder"):
-        shapes = getattr(learner, f"{name}_network").shapes
-        arrays[name] = unflatten(arrays[name], [fan_in for fan_in, _ in shapes] + [shapes[-1][1]])
-    return arrays, partial(leo_loss, config=config, sizes=sizes)
+    parts = {name: unflatten(arrays[name], units(getattr(work.learner, f"{name}_network"))) for name in PARTS}
+    return arrays | parts, partial(leo_loss, config=config, sizes=sizes)
 
 
 class JaxPeer(Implementation):

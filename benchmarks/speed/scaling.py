@@ -6,21 +6,18 @@
 
 MAML along four axes (meta-batch size, inner steps, shots, hidden units), everything else at its default, and first-order
 MAML along the inner steps. Each point is measured in a process of its own; one that takes more memory or time than there is
-is left out, with the reason. Prints tables; writes them into RESULTS.md, and scaling.json and scaling.png.
+is left out, with the reason. Prints tables; writes them into RESULTS.md, and scaling.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project, wherever the script is called from
-
-from matplotlib.figure import Figure
 
 from benchmarks.common import filled, machine, machine_line, new_parser, parse, progress, table, write
 from benchmarks.speed.child import Child, MeasurementError
@@ -28,7 +25,6 @@ from benchmarks.speed.measure import measure_step
 from benchmarks.speed.work import Case
 from config import Config
 from registry import defaults
-from visualization import BLUE, GREEN, figure_grid
 
 
 class Axis(NamedTuple):
@@ -80,54 +76,17 @@ def measure_point(settings: dict[str, Any], args: argparse.Namespace) -> Point:
 # ---- output
 
 
-def measured(points: Sequence[Point]) -> list[Point]:
-    return [point for point in points if "left_out" not in point]
-
-
 def axis_text(axis: Axis, points: Sequence[Point]) -> str:
     """A row for each point that was measured, and a line for each that was not."""
     columns = ["ms", "us / task", "step MiB", "process MiB", "threads", "start s"]
-    rows = [
-        [
-            f"{point['value']:,}",
-            f"{point['ms']:.3f}",
-            f"{point['us_per_task']:.1f}",
-            f"{point['peak_mib']:.1f}" if math.isfinite(point["peak_mib"]) else "?",
-            f"{point['process_mib']:.0f}",
-            str(point["threads"]),
-            f"{point['start_seconds']:.0f}",
-        ]
-        for point in measured(points)
-    ]
+    rows = []
+    for point in points:
+        if "left_out" not in point:
+            times = [f"{point['ms']:.3f}", f"{point['us_per_task']:.1f}"]
+            memory = [f"{point['peak_mib']:.1f}", f"{point['process_mib']:.0f}"]
+            rows.append([f"{point['value']:,}", *times, *memory, str(point["threads"]), f"{point['start_seconds']:.0f}"])
     left_out = [f"left out: {point['value']:,}: {point['left_out']}" for point in points if "left_out" in point]
     return "\n\n".join([axis.title, table([axis.title, *columns], rows), *left_out])
-
-
-def draw(record: Mapping[str, Any]) -> Figure:
-    """Above, time per task; below, what a step adds to memory: one column an axis, both logarithmic."""
-    keys = list(dict.fromkeys(AXES[name].key for name in record["series"]))
-    figure, axes = figure_grid(2, len(keys), 2.6 * len(keys) + 0.6, 5.2, sharex="col", sharey="row")
-    handles = {}
-    for name, points in record["series"].items():
-        axis, points = AXES[name], measured(points)
-        time, memory = axes[:, keys.index(axis.key)]
-        x = [point["value"] for point in points]
-        color, label = (GREEN, "first order") if axis.first_order else (BLUE, "second order")
-        handles[label] = time.plot(x, [point["us_per_task"] for point in points], "o-", color=color, ms=4)[0]
-        # a step that adds less than a page has no place on a logarithmic axis
-        memory.plot(x, [max(point["peak_mib"], 1 / 256) for point in points], "o-", color=color, ms=4)
-        if not axis.first_order:
-            memory.set_xlabel(axis.title)
-    for panel in axes.flat:
-        panel.set(xscale="log", yscale="log")
-        ticks = sorted({x for line in panel.lines for x in line.get_xdata()})
-        panel.set_xticks(ticks, [f"{x:g}" for x in ticks], fontsize=7)
-        panel.set_xticks([], minor=True)
-    axes[0, 0].set_ylabel("microseconds a task")
-    axes[1, 0].set_ylabel("MiB that a step adds at its peak")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-    figure.suptitle(f"MAML, {record['options']['tasks']} tasks where not varied, {record['machine']['device']}")
-    return figure
 
 
 # ---- the command
@@ -147,9 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     record = {"schema_version": 2, "machine": about, "options": options, "series": series}
     text = "\n\n".join([machine_line(about), *(axis_text(AXES[name], points) for name, points in series.items())])
     print(text)
-    contents: dict[str, Any] = {"benchmarks/results/scaling.json": record, "benchmarks/results/scaling.png": draw(record)}
-    contents["benchmarks/RESULTS.md"] = filled(args.output, "benchmarks/RESULTS.md", {"scaling.py": text})
-    write(args.output, contents)
+    document = filled(args.output, "benchmarks/RESULTS.md", {"scaling.py": text})
+    write(args.output, {"benchmarks/results/scaling.json": record, "benchmarks/RESULTS.md": document})
     return 0
 
 
