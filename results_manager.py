@@ -45,6 +45,8 @@ class ExperimentManager:
         self.directory, self.method, self.command = directory, method, command
         self.warnings: list[str] = []
         self._lock = Lock(directory)
+        if not self._lock.exclusive:
+            self.warn(f"{directory} is on a file system without locks: two processes that write this run are not kept apart")
         self._writer: Any = None
         self._started = time.time()
         self._log_file = self.attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1, encoding="utf-8"))  # noqa: SIM115
@@ -130,7 +132,6 @@ class ExperimentManager:
 
     def save_checkpoint(self, state: dict[str, Any], best: dict[str, Any] | None = None) -> None:
         """Save last.pt, keeping the one before it as previous.pt; and `best`, an earlier state, as best.pt before them."""
-        self._lock.check()
         if best is not None:
             self.save_best(best)
         last = self.directory / "checkpoints" / "last.pt"
@@ -140,10 +141,8 @@ class ExperimentManager:
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Save best.pt."""
-        self._lock.check()
-        self._write_file(
-            self.directory / "checkpoints" / "best.pt", checkpoint_bytes({"schema_version": SCHEMA_VERSION} | state)
-        )
+        path = self.directory / "checkpoints" / "best.pt"
+        self._write_file(path, checkpoint_bytes({"schema_version": SCHEMA_VERSION} | state))
 
     def _write_file(self, path: Path, data: bytes) -> None:
         if not write_atomically(path, data):

@@ -1,7 +1,4 @@
-"""Files that are whole or absent, checkpoints that are verified, and the run directories that hold them.
-
-Independent of any method, learners and training: it is handed numbers, tensors, figures and paths.
-"""
+"""Files that are whole or absent, strict JSON, and the bytes of figures."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +17,6 @@ import numpy as np
 
 # what a file system answers that lacks a service which is only there for safety
 NOT_OFFERED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-
-
-# ---- files that are whole or absent
 
 
 def write_atomically(path: Path, data: bytes) -> bool:
@@ -39,7 +32,7 @@ def write_atomically(path: Path, data: bytes) -> bool:
             file.write(data)
             file.flush()
             durable = _sync(file.fileno())
-        _replace(temporary, path)
+        os.replace(temporary, path)
         return _sync_directory(path.parent) and durable
     finally:
         with contextlib.suppress(OSError):  # the error above says more
@@ -70,18 +63,6 @@ def _sync_directory(directory: Path) -> bool:
         os.close(descriptor)
 
 
-def _replace(source: Path, target: Path) -> None:
-    """`os.replace`, again where somebody (a virus scanner, a program that synchronises) holds the target for a moment."""
-    for pause in (0.01, 0.1, 1.0):
-        try:
-            return os.replace(source, target)
-        except OSError as error:
-            if error.errno != errno.EBUSY and getattr(error, "winerror", 0) not in (5, 32):
-                raise
-            time.sleep(pause)
-    os.replace(source, target)
-
-
 def to_json(value: Any) -> Any:
     """`value` as strict JSON: arrays become lists, numbers that are not finite become null."""
     if isinstance(value, Mapping):
@@ -97,12 +78,6 @@ def to_json(value: Any) -> Any:
 
 def json_bytes(value: Any) -> bytes:
     return (json.dumps(to_json(value), indent=1, allow_nan=False) + "\n").encode()
-
-
-# ---- checkpoints: a torch file with its own SHA-256 as the zip archive's comment
-
-
-# ---- run directories
 
 
 def figure_bytes(figure: Any, suffix: str, dpi: float | str = "figure") -> bytes:

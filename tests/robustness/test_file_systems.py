@@ -109,22 +109,3 @@ def test_what_is_not_optional_stays_an_error(call: str, number: int, tmp_path: P
     with pytest.raises(OSError) as caught:
         write_atomically(tmp_path / "file", b"new")
     assert caught.value.errno == number and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("attribute", "value"), [("errno", errno.EBUSY), ("winerror", 5), ("winerror", 32)])
-def test_a_target_that_somebody_holds_for_a_moment_is_replaced_a_moment_later(
-    attribute: str, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replace, pauses = os.replace, []
-
-    def held(source: Path, target: Path) -> None:
-        if len(pauses) < 2:
-            error = OSError(errno.EACCES, "held")
-            setattr(error, attribute, value)
-            raise error
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", held)
-    monkeypatch.setattr("system.files.time.sleep", pauses.append)
-    assert write_atomically(tmp_path / "file", b"new") and (tmp_path / "file").read_bytes() == b"new"
-    assert pauses == [0.01, 0.1]
