@@ -124,27 +124,42 @@ class Adaptation(NamedTuple):
     diagnostics: dict[str, Tensor]  # scalars worth a curve
     code: Tensor  # what the method knows of the task before any gradient: [Z], or [0] where it has no such thing
 
+    @classmethod
+    def along(cls, path: list[Tensor]) -> Adaptation:
+        """One without penalty, diagnostics and code."""
+        return cls(path, penalty=path[0].new_zeros(()), diagnostics={}, code=path[0][:0])
+
 
 class MetaLearner(nn.Module, ABC):
-    """Meta-parameters (its `nn.Parameter`s) and a way to adapt them to one task."""
+    """Meta-parameters (its `nn.Parameter`s) and a way to adapt them to one task.
 
+    Args:
+        config: the settings; of a method's own it reads those that it names in `settings`.
+        rng: draws the initial weights.
+    """
+
+    settings: ClassVar[tuple[str, ...]] = ()  # keys that the method reads, beside the sizes of the network
     network: Network  # the network that is adapted
     noise_dim: int = 0  # standard normal numbers that `adapt` wants per task
     defaults: ClassVar[dict[str, Any]] = {}  # settings that suit this method better than the shared defaults
 
+    def __init__(self, config: Any, rng: np.random.Generator):
+        super().__init__()
+        self.network = Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1))
+
     @classmethod
-    @abstractmethod
     def from_config(cls, config: Any, rng: np.random.Generator) -> MetaLearner:
         """Build the learner from a Config, with initial weights drawn from `rng`."""
+        return cls(config, rng)
 
     @classmethod
     def meta_parameters_per_weight(cls, config: Any) -> int:
-        """Meta-parameters for each weight of the network, about: what its size costs, before anything is made."""
+        """About how many meta-parameters there are for each weight of the network: asked before any memory is taken."""
         return 1
 
     @classmethod
     def numbers_per_task(cls, config: Any, shots: int) -> int:
-        """Numbers that adapting to `shots` points holds at a time, beside weights and units of the network: a lower bound."""
+        """At least how many numbers adapting to `shots` points keeps in memory, beside the network's weights and units."""
         return 0
 
     @abstractmethod
@@ -185,6 +200,24 @@ class MetaLearner(nn.Module, ABC):
         support = Points(like.new_zeros(1, self.network.shapes[0][0]), like.new_zeros(1, 1))
         with torch.no_grad():
             return list(self.adapt(support, like.new_zeros(self.noise_dim), 0).diagnostics)
+
+
+class GradientLearner(MetaLearner):
+    """A learner that adapts by gradient descent on the support points, with the settings of that."""
+
+    settings: ClassVar[tuple[str, ...]] = ("INNER_STEPS", "INNER_LEARNING_RATE", "INNER_GRADIENT_CLIP", "FIRST_ORDER")
+
+    def __init__(self, config: Any, rng: np.random.Generator):
+        super().__init__(config, rng)
+        self.inner_lr, self.steps = config.INNER_LEARNING_RATE, config.INNER_STEPS
+        self.clip, self.first_order = config.INNER_GRADIENT_CLIP, config.FIRST_ORDER
+
+    def descend(
+        self, loss: Callable[[Tensor], Tensor], start: Tensor, lr: float | Tensor, steps: int | None = None
+    ) -> list[Tensor]:
+        """`gradient_descent` with these settings; `steps` = None takes as many as in training."""
+        count = self.steps if steps is None else steps
+        return gradient_descent(loss, start, lr, count, first_order=self.first_order, clip=self.clip)
 
 
 # ---- adapting many tasks at once, without a graph

@@ -7,13 +7,12 @@
     meta-loss = mse(weights; query) + penalties (eq. 6-7), differentiated through all steps
 
 For regression the whole weight vector is generated, from (x, y) pairs and a single code (section 4.1). Samples
-come in through `noise`; with zeros, codes and weights are the means. Independent of other methods, the
-trainer, files and plots.
+come in through `noise`; with zeros, codes and weights are the means.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,27 +20,32 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network, gradient_descent
+from learner import Adaptation, GradientLearner, Network
 
 SPREAD_START = -5.0  # initial log standard deviation of the weights: much noise at the start drowns the signal
 LOG_SPREAD = (-10.0, 2.0)  # bounds on log standard deviations: exp of an unbounded output overflows early on
 
 
-class LEO(MetaLearner):
+class LEO(GradientLearner):
     """Meta-parameters: encoder, relation network, decoder (flat vectors), log step sizes in z [Z] and weights [P].
 
-    Args:
-        network: the network that is adapted.
-        latent_dim, encoder_dim, relation_dim, decoder_dim: Z, and units of the three generator networks.
-        latent_lr, weight_lr: initial step sizes; learned as logarithms, which keeps them positive.
-        latent_steps, steps: support gradients in z, and in all, while training.
-        clip: bound on the norm of an inner gradient; 0 = none. Without one, the first decoded networks, which
-            fit nothing yet, send z so far that training starts with NaN.
-        kl_weight, encoder_penalty, l2_weight, orthogonality: beta, gamma, lambda1, lambda2 of eq. 6 and 7.
-        first_order: treat the inner gradients, in z and in weights, as constants.
-        rng: draws the initial weights.
+    The step sizes are learned as logarithms, which keeps them positive. Without a bound on the norm of an inner gradient,
+    the first decoded networks, which fit nothing yet, send z so far that training starts with NaN.
     """
 
+    settings: ClassVar = (
+        *GradientLearner.settings,
+        "LEO_LATENT_DIM",
+        "LEO_ENCODER_DIM",
+        "LEO_RELATION_DIM",
+        "LEO_DECODER_DIM",
+        "LEO_LATENT_STEPS",
+        "LEO_LATENT_LEARNING_RATE",
+        "LEO_KL_WEIGHT",
+        "LEO_ENCODER_PENALTY",
+        "LEO_L2_WEIGHT",
+        "LEO_ORTHOGONALITY",
+    )
     defaults: ClassVar = {
         "EPOCHS": 48,  # with Adam; 16: three times the error on sinusoids
         "INNER_STEPS": 10,
@@ -50,60 +54,20 @@ class LEO(MetaLearner):
         "CHECKPOINT_INTERVAL": 1000,  # its steps take longer
     }
 
-    def __init__(
-        self,
-        network: Network,
-        rng: np.random.Generator,
-        *,
-        latent_dim: int,
-        encoder_dim: int,
-        relation_dim: int,
-        decoder_dim: int,
-        latent_lr: float,
-        weight_lr: float,
-        latent_steps: int,
-        steps: int,
-        clip: float,
-        kl_weight: float,
-        encoder_penalty: float,
-        l2_weight: float,
-        orthogonality: float,
-        first_order: bool = False,
-    ):
-        super().__init__()
-        self.network, self.latent_dim, self.latent_steps, self.steps, self.clip = network, latent_dim, latent_steps, steps, clip
-        self.kl_weight, self.encoder_penalty = kl_weight, encoder_penalty
-        self.l2_weight, self.orthogonality, self.first_order = l2_weight, orthogonality, first_order
-        input_dim = network.shapes[0][0]
-        self.encoder_network = Network((input_dim + 1, encoder_dim, encoder_dim, encoder_dim))
-        self.relation_network = Network((2 * encoder_dim, relation_dim, relation_dim, 2 * latent_dim))
-        self.decoder_network = Network((latent_dim, decoder_dim, 2 * network.num_weights), torch.tanh)
+    def __init__(self, config: Config, rng: np.random.Generator):
+        super().__init__(config, rng)
+        self.latent_dim, self.latent_steps = config.LEO_LATENT_DIM, config.LEO_LATENT_STEPS
+        self.kl_weight, self.encoder_penalty = config.LEO_KL_WEIGHT, config.LEO_ENCODER_PENALTY  # beta, gamma of eq. 6
+        self.l2_weight, self.orthogonality = config.LEO_L2_WEIGHT, config.LEO_ORTHOGONALITY  # lambda1, lambda2 of eq. 7
+        encoder, relation, weights = config.LEO_ENCODER_DIM, config.LEO_RELATION_DIM, self.network.num_weights
+        self.encoder_network = Network((config.INPUT_DIM + 1, encoder, encoder, encoder))
+        self.relation_network = Network((2 * encoder, relation, relation, 2 * self.latent_dim))
+        self.decoder_network = Network((self.latent_dim, config.LEO_DECODER_DIM, 2 * weights), torch.tanh)
         self.encoder = nn.Parameter(self.encoder_network.init(rng))
         self.relation = nn.Parameter(self.relation_network.init(rng))
         self.decoder = nn.Parameter(self._initial_decoder(rng))
-        self.log_latent_lr = nn.Parameter(torch.full((latent_dim,), latent_lr).log())
-        self.log_weight_lr = nn.Parameter(torch.full((network.num_weights,), weight_lr).log())
-
-    @classmethod
-    def from_config(cls, config: Config, rng: np.random.Generator) -> LEO:
-        return cls(
-            Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1)),
-            rng,
-            latent_dim=config.LEO_LATENT_DIM,
-            encoder_dim=config.LEO_ENCODER_DIM,
-            relation_dim=config.LEO_RELATION_DIM,
-            decoder_dim=config.LEO_DECODER_DIM,
-            latent_lr=config.LEO_LATENT_LEARNING_RATE,
-            weight_lr=config.INNER_LEARNING_RATE,
-            latent_steps=config.LEO_LATENT_STEPS,
-            steps=config.INNER_STEPS,
-            clip=config.INNER_GRADIENT_CLIP,
-            kl_weight=config.LEO_KL_WEIGHT,
-            encoder_penalty=config.LEO_ENCODER_PENALTY,
-            l2_weight=config.LEO_L2_WEIGHT,
-            orthogonality=config.LEO_ORTHOGONALITY,
-            first_order=config.FIRST_ORDER,
-        )
+        self.log_latent_lr = nn.Parameter(torch.full((self.latent_dim,), config.LEO_LATENT_LEARNING_RATE).log())
+        self.log_weight_lr = nn.Parameter(torch.full((weights,), self.inner_lr).log())
 
     @classmethod
     def meta_parameters_per_weight(cls, config: Config) -> int:
@@ -155,14 +119,13 @@ class LEO(MetaLearner):
         loss = self.support_loss(support)
         mean, log_spread = self.encode(support)
         start = mean + log_spread.exp() * z_noise
-        inner: dict[str, Any] = {"first_order": self.first_order, "clip": self.clip}
 
         def latent_loss(z: Tensor) -> Tensor:
             return loss(self.decode(z, weight_noise))
 
-        codes = gradient_descent(latent_loss, start, self.log_latent_lr.exp(), latent_steps, **inner)
+        codes = self.descend(latent_loss, start, self.log_latent_lr.exp(), latent_steps)
         path = [self.decode(z, weight_noise) for z in codes]
-        path += gradient_descent(loss, path[-1], self.log_weight_lr.exp(), steps - latent_steps, **inner)[1:]
+        path += self.descend(loss, path[-1], self.log_weight_lr.exp(), steps - latent_steps)[1:]
         kl = 0.5 * (mean.square() + (2 * log_spread).exp() - 1 - 2 * log_spread).sum()  # analytic, in nats
         encoder_penalty = (codes[-1].detach() - start).square().sum()
         penalty = self.kl_weight * kl + self.encoder_penalty * encoder_penalty + self._generator_penalty()

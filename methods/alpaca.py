@@ -21,34 +21,25 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network
+from learner import Adaptation, MetaLearner
 
 EFFECTS = 8  # R; 4 and 16 do as well
 WEIGHT = 0.1  # of the negative log evidence of a support point; 0.01 to 0.3 do as well
 
 
 class ALPaCA(MetaLearner):
-    """Meta-parameters: `theta` [P], features and prior mean of the head; `factor` [H + 1, R]; `log_noise`, of its variance [].
-
-    Args:
-        network: the network whose last layer is adapted.
-        theta: its weights before meta-training, [P].
-        factor: of the prior covariance, relative to the noise, before meta-training, [H + 1, R].
-    """
+    """Meta-parameters: `theta` [P], features and prior head; `factor` [H + 1, R]; `log_noise` [], of its variance."""
 
     defaults: ClassVar = {"EPOCHS": 48, "META_LEARNING_RATE": 0.01}  # as R2-D2's; nothing else was tried
 
-    def __init__(self, network: Network, theta: Tensor, factor: Tensor):
-        super().__init__()
-        self.network = network
-        self.theta, self.factor = nn.Parameter(theta), nn.Parameter(factor)
+    def __init__(self, config: Config, rng: np.random.Generator):
+        super().__init__(config, rng)
+        self.theta = nn.Parameter(self.network.init(rng))
+        factor = (
+            rng.standard_normal((config.HIDDEN_DIM + 1, EFFECTS)) / EFFECTS**0.5
+        )  # prior covariance relative to the noise's
+        self.factor = nn.Parameter(torch.from_numpy(factor.astype(np.float32)))
         self.log_noise = nn.Parameter(torch.tensor(-3.0))
-
-    @classmethod
-    def from_config(cls, config: Config, rng: np.random.Generator) -> ALPaCA:
-        network = Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1))
-        theta, shape = network.init(rng), (config.HIDDEN_DIM + 1, EFFECTS)
-        return cls(network, theta, torch.from_numpy((rng.standard_normal(shape) / EFFECTS**0.5).astype(np.float32)))
 
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
         body, head = self.theta.split([len(self.theta) - len(self.factor), len(self.factor)])
@@ -61,7 +52,7 @@ class ALPaCA(MetaLearner):
         spread = 2 * root.diagonal().log().sum()  # log det (I + E E')
         evidence = -(squares / self.log_noise.exp() + spread) / len(residual) / 2 - self.log_noise / 2  # without log 2 pi
         posterior = torch.cat([body, head + (self.factor @ found)[:, 0]])
-        path = [self.theta, *[posterior] * (1 if steps is None else steps)]
+        path = [self.theta] + [posterior] * (1 if steps is None else steps)
         return Adaptation(path, penalty=-WEIGHT * evidence, diagnostics={"evidence": evidence}, code=self.theta[:0])
 
     def head_factor(self, features: Tensor) -> Tensor:

@@ -18,46 +18,21 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network, gradient_descent
+from learner import Adaptation, GradientLearner
 
 
-class CAVIA(MetaLearner):
-    """Meta-parameters: `theta` [P], the shared weights, and `matrix` [C, hidden], from the context to the first layer.
+class CAVIA(GradientLearner):
+    """Meta-parameters: `theta` [P], the shared weights, and `matrix` [C, hidden], from the context to the first layer."""
 
-    Args:
-        network: the network that is adapted.
-        rng: draws the initial weights.
-        context_dim: C.
-        inner_lr: step size of the context.
-        steps: support gradients in training.
-        first_order: treat inner gradients as constants.
-        clip: bound on the norm of an inner gradient; 0 = none.
-    """
-
+    settings: ClassVar = (*GradientLearner.settings, "CONTEXT_DIM")
     defaults: ClassVar = {"INNER_LEARNING_RATE": 0.3}
 
-    def __init__(
-        self,
-        network: Network,
-        rng: np.random.Generator,
-        context_dim: int,
-        inner_lr: float,
-        steps: int,
-        first_order: bool = False,
-        clip: float = 0.0,
-    ):
-        super().__init__()
-        self.network, self.inner_lr, self.steps, self.first_order, self.clip = network, inner_lr, steps, first_order, clip
-        self.theta = nn.Parameter(network.init(rng))
-        size = (context_dim, network.shapes[0][1])
-        matrix = rng.standard_normal(size) * math.sqrt(2 / (network.shapes[0][0] + context_dim))
+    def __init__(self, config: Config, rng: np.random.Generator):
+        super().__init__(config, rng)
+        self.theta = nn.Parameter(self.network.init(rng))
+        size = (config.CONTEXT_DIM, config.HIDDEN_DIM)
+        matrix = rng.standard_normal(size) * math.sqrt(2 / (config.INPUT_DIM + config.CONTEXT_DIM))
         self.matrix = nn.Parameter(torch.from_numpy(matrix.astype(np.float32)))
-
-    @classmethod
-    def from_config(cls, config: Config, rng: np.random.Generator) -> CAVIA:
-        network = Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1))
-        inner = config.INNER_LEARNING_RATE, config.INNER_STEPS, config.FIRST_ORDER, config.INNER_GRADIENT_CLIP
-        return cls(network, rng, config.CONTEXT_DIM, *inner)
 
     def weights(self, context: Tensor) -> Tensor:
         """The network's weights [P] for a context [C]."""
@@ -65,16 +40,6 @@ class CAVIA(MetaLearner):
         return torch.cat([matrix, bias + context @ self.matrix, rest])
 
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
-        steps = self.steps if steps is None else steps
-        loss = self.support_loss(support)
-        start = self.theta.new_zeros(len(self.matrix))
-        contexts = gradient_descent(
-            lambda context: loss(self.weights(context)),
-            start,
-            self.inner_lr,
-            steps,
-            first_order=self.first_order,
-            clip=self.clip,
-        )
-        path = [self.weights(context) for context in contexts]
-        return Adaptation(path, penalty=self.theta.new_zeros(()), diagnostics={}, code=self.theta[:0])
+        loss, start = self.support_loss(support), self.theta.new_zeros(len(self.matrix))
+        contexts = self.descend(lambda context: loss(self.weights(context)), start, self.inner_lr, steps)
+        return Adaptation.along([self.weights(context) for context in contexts])
