@@ -20,19 +20,36 @@ from typing import Any
 
 MAX_JSON_BYTES = 1 << 20  # a settings file is a few kilobytes; more is a mistake, not a setting
 SMALLEST = 2.0**-126  # float32's smallest normal number: training takes what is nearer to 0 as 0
+MOST_SHOTS = 10**4  # at evaluation
 
 
 class ConfigError(ValueError):
     """A setting that can't be used; the text is one line that names the key, the value and the range."""
 
 
-def _key(default: Any, doc: str, low: float | None = None, high: float | None = None, *, above: bool = False) -> Any:
-    """Declare a key: its default, what it means, and the closed range allowed (open below if `above`)."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "above": above})
+# What a key may be for, beside its value (`keys_for`): actions on a run that exists by which it may be changed ...
+RESUME, EVALUATE, PREDICT = ("resume",), ("resume", "evaluate"), ("resume", "evaluate", "predict")
+# ... and what comparing runs asks: whether it says what the test tasks or the validation tasks are, and whether it tells no
+# methods apart. The seed is what a group of runs averages over; DEVICE, COMPILE and TASK_CHUNK change results by rounding only,
+# two intervals only what is recorded, and EVAL_SHOTS what is measured.
+TASKS, VALIDATION, SAME_METHOD = ("test tasks",), ("validation tasks",), ("same method",)
 
 
-def _choice(default: str, doc: str, *choices: str) -> Any:
-    return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices})
+def _key(
+    default: Any,
+    doc: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    above: bool = False,
+    roles: tuple[str, ...] = (),
+) -> Any:
+    """Declare a key: its default, what it means, the closed range allowed (open below if `above`), and what else it is for."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "above": above, "roles": roles})
+
+
+def _choice(default: str, doc: str, *choices: str, roles: tuple[str, ...] = ()) -> Any:
+    return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, "roles": roles})
 
 
 @dataclass(frozen=True)
@@ -44,8 +61,10 @@ class Config:
     """
 
     # training
-    RANDOM_SEED: int = _key(0, "every random stream of training derives from it, and a table's split", 0, 2**64 - 1)
-    EPOCHS: int = _key(70, "visits to each training function", 1, 10**9)
+    RANDOM_SEED: int = _key(
+        0, "every random stream of training derives from it, and a table's split", 0, 2**64 - 1, roles=SAME_METHOD
+    )
+    EPOCHS: int = _key(70, "visits to each training function", 1, 10**9, roles=RESUME)
     NUM_TASKS: int = _key(25_000, "training functions; EPOCHS=1 makes every task a fresh one", 1, 10**8)
     META_BATCH_SIZE: int = _key(25, "T: tasks in a meta-batch, one outer step", 1, 10**7)
     META_LEARNING_RATE: float = _key(0.001, "step size of the outer optimiser", 0.0, 10.0, above=True)
@@ -65,34 +84,40 @@ class Config:
     FIRST_ORDER: bool = _key(False, "treat inner gradients as constants (first-order MAML)")
 
     # the adapted network
-    INPUT_DIM: int = _key(1, "D: input dimension", 1, 10**4)
+    INPUT_DIM: int = _key(1, "D: input dimension", 1, 10**4, roles=TASKS)
     HIDDEN_DIM: int = _key(40, "units in each of its two hidden layers", 1, 10**6)
     CONTEXT_DIM: int = _key(5, "C: size of the context vector, where a method adapts one", 1, 10**4)
 
     # tasks: y = A sin(u.x - phase) + noise, or y = slope (u.x) + intercept + noise
-    AMPLITUDE_MIN: float = _key(0.1, "smallest amplitude A", 0.0, 1e6)
-    AMPLITUDE_MAX: float = _key(5.0, "largest amplitude A", 0.0, 1e6)
-    PHASE_MIN: float = _key(0.0, "smallest phase, radians", -1e3, 1e3)
-    PHASE_MAX: float = _key(math.pi, "largest phase, radians", -1e3, 1e3)
-    SLOPE_MIN: float = _key(-3.0, "smallest slope of a line (sine-line)", -1e6, 1e6)
-    SLOPE_MAX: float = _key(3.0, "largest slope of a line (sine-line)", -1e6, 1e6)
-    INTERCEPT_MIN: float = _key(-3.0, "smallest intercept of a line (sine-line)", -1e6, 1e6)
-    INTERCEPT_MAX: float = _key(3.0, "largest intercept of a line (sine-line)", -1e6, 1e6)
-    X_MIN: float = _key(-5.0, "smallest input", -1e6, 1e6)
-    X_MAX: float = _key(5.0, "largest input", -1e6, 1e6)
-    NOISE_STD: float = _key(0.0, "standard deviation of the noise on targets", 0.0, 1e6)
+    AMPLITUDE_MIN: float = _key(0.1, "smallest amplitude A", 0.0, 1e6, roles=TASKS)
+    AMPLITUDE_MAX: float = _key(5.0, "largest amplitude A", 0.0, 1e6, roles=TASKS)
+    PHASE_MIN: float = _key(0.0, "smallest phase, radians", -1e3, 1e3, roles=TASKS)
+    PHASE_MAX: float = _key(math.pi, "largest phase, radians", -1e3, 1e3, roles=TASKS)
+    SLOPE_MIN: float = _key(-3.0, "smallest slope of a line (sine-line)", -1e6, 1e6, roles=TASKS)
+    SLOPE_MAX: float = _key(3.0, "largest slope of a line (sine-line)", -1e6, 1e6, roles=TASKS)
+    INTERCEPT_MIN: float = _key(-3.0, "smallest intercept of a line (sine-line)", -1e6, 1e6, roles=TASKS)
+    INTERCEPT_MAX: float = _key(3.0, "largest intercept of a line (sine-line)", -1e6, 1e6, roles=TASKS)
+    X_MIN: float = _key(-5.0, "smallest input", -1e6, 1e6, roles=TASKS)
+    X_MAX: float = _key(5.0, "largest input", -1e6, 1e6, roles=TASKS)
+    NOISE_STD: float = _key(0.0, "standard deviation of the noise on targets", 0.0, 1e6, roles=TASKS)
 
     # tasks from a table of measurements
-    DATA: str = _key("", "its file; empty = tasks of another family")
-    COLUMNS: tuple[str, ...] = _key((), "its columns: task=NAME, x=NAME (one for each input), y=NAME, split=NAME")
-    SUPPORT_FROM: str = _choice("random", "support points: random ones of a subject, or its first ones by x", "random", "first")
+    DATA: str = _key("", "its file; empty = tasks of another family", roles=SAME_METHOD)
+    COLUMNS: tuple[str, ...] = _key(
+        (), "its columns: task=NAME, x=NAME (one for each input), y=NAME, split=NAME", roles=SAME_METHOD
+    )
+    SUPPORT_FROM: str = _choice(
+        "random", "support points: random ones of a subject, or its first ones by x", "random", "first", roles=TASKS
+    )
     TRAIN_SHARE: float = _key(
         60.0, "in a random split: training subjects, relative to the other two shares", 0.0, 1e6, above=True
     )
     VALIDATION_SHARE: float = _key(15.0, "validation subjects", 0.0, 1e6, above=True)
     TEST_SHARE: float = _key(25.0, "test subjects", 0.0, 1e6, above=True)
-    SPLIT_SEED: int = _key(-1, "the random split derives from it; -1 = from RANDOM_SEED", -1, 2**64 - 1)
-    EVAL_REPEATS: int = _key(10, "draws of support points for each validation or test subject", 1, 10**4)
+    SPLIT_SEED: int = _key(-1, "the random split derives from it; -1 = from RANDOM_SEED", -1, 2**64 - 1, roles=SAME_METHOD)
+    EVAL_REPEATS: int = _key(
+        10, "draws of support points for each validation or test subject", 1, 10**4, roles=EVALUATE + TASKS
+    )
 
     # LEO
     LEO_LATENT_DIM: int = _key(16, "Z: size of the latent code", 1, 10**4)
@@ -107,19 +132,25 @@ class Config:
     LEO_ORTHOGONALITY: float = _key(1e-4, "lambda2: weight of the decoder's row correlations", 0.0, 1e6)
 
     # evaluation
-    EVAL_TASKS: int = _key(1000, "test tasks", 2, 10**6)
-    EVAL_QUERY_SAMPLES: int = _key(100, "points that each validation or test task is judged on", 1, 10**5)
-    EVAL_STEPS: int = _key(10, "most support gradients at evaluation", 0, 1000)
-    EVAL_SHOTS: tuple[int, ...] = _key((5, 10, 20), "values of K at evaluation", 1, 10**4)
-    VALIDATION_TASKS: int = _key(200, "validation tasks; best.pt is the best on them", 2, 10**6)
+    EVAL_TASKS: int = _key(1000, "test tasks", 2, 10**6, roles=EVALUATE + TASKS)
+    EVAL_QUERY_SAMPLES: int = _key(
+        100, "points that each validation or test task is judged on", 1, 10**5, roles=EVALUATE + TASKS + VALIDATION
+    )
+    EVAL_STEPS: int = _key(10, "most support gradients at evaluation", 0, 1000, roles=PREDICT)
+    EVAL_SHOTS: tuple[int, ...] = _key(
+        (), "values of K at evaluation; empty = those that suit SUPPORT_SAMPLES", 1, MOST_SHOTS, roles=EVALUATE + SAME_METHOD
+    )
+    VALIDATION_TASKS: int = _key(200, "validation tasks; best.pt is the best on them", 2, 10**6, roles=VALIDATION)
 
     # the machine, and the record
-    DEVICE: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N")
-    COMPILE: str = _choice("auto", "compile the meta-step: where it pays, always, never", "auto", "always", "never")
-    TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = what suits the machine", 0, 10**7)
-    LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9)
-    VALIDATION_INTERVAL: int = _key(2000, "iterations between validations", 1, 10**9)
-    CHECKPOINT_INTERVAL: int = _key(10_000, "iterations between checkpoints", 1, 10**9)
+    DEVICE: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N", roles=PREDICT + SAME_METHOD)
+    COMPILE: str = _choice(
+        "auto", "compile the meta-step: where it pays, always, never", "auto", "always", "never", roles=RESUME + SAME_METHOD
+    )
+    TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = what suits the machine", 0, 10**7, roles=SAME_METHOD)
+    LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9, roles=RESUME + SAME_METHOD)
+    VALIDATION_INTERVAL: int = _key(2000, "iterations between validations", 1, 10**9, roles=RESUME)
+    CHECKPOINT_INTERVAL: int = _key(10_000, "iterations between checkpoints", 1, 10**9, roles=RESUME + SAME_METHOD)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -132,6 +163,14 @@ class Config:
         chunk, most = self.TASK_CHUNK, self.META_BATCH_SIZE
         if chunk > most:
             raise ConfigError(f"TASK_CHUNK can't be above META_BATCH_SIZE (got {chunk}; expected 0 to {most})")
+
+        if not self.EVAL_SHOTS:
+            object.__setattr__(self, "EVAL_SHOTS", suitable_shots(self.SUPPORT_SAMPLES))
+
+    @property
+    def evaluation_shots(self) -> tuple[int, ...]:
+        """All K at which a run is judged: the one that it is trained for as well."""
+        return tuple(sorted({*self.EVAL_SHOTS, self.SUPPORT_SAMPLES}))
 
     @property
     def iterations(self) -> int:
@@ -151,7 +190,7 @@ class Config:
             if name not in KEYS:
                 near = difflib.get_close_matches(str(name).upper(), KEYS, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]}?" if near else "docs/configuration.md lists all keys"
-                raise ConfigError(f"unknown key (got {_short(name)}; {hint})")
+                raise ConfigError(f"unknown key (got {_shown(name)}; {hint})")
         return cls(**merged)
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,16 +199,27 @@ class Config:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
+def suitable_shots(count: int) -> tuple[int, ...]:
+    """The K to evaluate at where a run is trained for K = `count`: 5, 10 and 20, or else half of it, itself and twice of it."""
+    usual = (5, 10, 20)
+    return usual if count in usual else tuple(sorted({min(max(1, k), MOST_SHOTS) for k in (count // 2, count, 2 * count)}))
+
+
 KEYS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Config)}
 
 
-def _short(value: Any) -> str:
+def keys_for(role: str) -> tuple[str, ...]:
+    """The keys that are declared with a role."""
+    return tuple(name for name, field in KEYS.items() if role in field.metadata["roles"])
+
+
+def _shown(value: Any) -> str:
     """A value as it appears in a message: one line, of bounded length."""
     text = json.dumps(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _expected(field: dataclasses.Field[Any]) -> str:
+def _allowed(field: dataclasses.Field[Any]) -> str:
     """The allowed values of a key, in words."""
     meta = field.metadata
     if "choices" in meta:
@@ -184,12 +234,12 @@ def _expected(field: dataclasses.Field[Any]) -> str:
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return `value` in the key's own type, or raise `ConfigError`."""
     kind, meta = str(field.type), field.metadata
-    refusal = ConfigError(f"{field.name} can't be used (got {_short(value)}; expected {_expected(field)})")
+    refusal = ConfigError(f"{field.name} can't be used (got {_shown(value)}; expected {_allowed(field)})")
     if kind == "float" and type(value) is int and abs(value) < 1e300:
         value = float(value)
     numbers: list[Any] = [value]
     if kind.startswith("tuple"):
-        if not isinstance(value, (list, tuple)) or (field.default and not value) or len(set(map(repr, value))) != len(value):
+        if not isinstance(value, (list, tuple)) or len(set(map(repr, value))) != len(value):
             raise refusal
         numbers = list(value)
     wanted: type[Any] = {"int": int, "float": float, "bool": bool, "str": str}[kind.removeprefix("tuple[").partition(",")[0]]
@@ -204,9 +254,9 @@ def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
             raise refusal
         if kind == "float" and number and abs(_float32(number)) < SMALLEST:
             limit = f"at least {SMALLEST:.3g} from 0, the smallest number in float32"
-            raise ConfigError(f"{field.name} can't be used (got {number}; expected {_expected(field)}, {limit})")
+            raise ConfigError(f"{field.name} can't be used (got {number}; expected {_allowed(field)}, {limit})")
     if field.name == "DEVICE" and not re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", value):
-        raise ConfigError(f"DEVICE can't be used (got {_short(value)}; expected auto, cpu, cuda or cuda:N)")
+        raise ConfigError(f"DEVICE can't be used (got {_shown(value)}; expected auto, cpu, cuda or cuda:N)")
     return tuple(numbers) if kind.startswith("tuple") else numbers[0]
 
 
@@ -219,7 +269,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """Split `KEY=VALUE` from a command line; VALUE is read as JSON where it is JSON, as text otherwise."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ConfigError(f"--set needs KEY=VALUE (got {_short(text)}; expected for example EPOCHS=5)")
+        raise ConfigError(f"--set needs KEY=VALUE (got {_shown(text)}; expected for example EPOCHS=5)")
     kind = str(KEYS[name].type) if name in KEYS else ""
     if kind == "bool":
         value = value.lower()
@@ -258,7 +308,7 @@ def load_settings(path: Path) -> dict[str, Any]:
     """Read a settings file: one JSON object of keys and values (checked by `Config.resolve`)."""
     settings = load_json(path)
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} holds no settings (got {_short(settings)}; expected an object)")
+        raise ConfigError(f"{path} holds no settings (got {_shown(settings)}; expected an object)")
     return settings
 
 
@@ -269,7 +319,7 @@ def _strict_loads(text: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         for name, count in Counter(name for name, _ in items).items():
             if count > 1:
-                raise ValueError(f"the key {_short(name)} twice")
+                raise ValueError(f"the key {_shown(name)} twice")
         return dict(items)
 
     return json.loads(text, parse_constant=constant, object_pairs_hook=pairs)

@@ -115,8 +115,8 @@ class TaskGenerator(ABC):
         """Settings that follow from the tasks; raises `RunError` where it is not known where these come from."""
         return {}
 
-    def defaults(self) -> dict[str, Any]:
-        """Settings that suit the tasks."""
+    def defaults(self, shots: int | None = None) -> dict[str, Any]:
+        """Settings that suit the tasks, and the K that was asked for where it was (`shots`)."""
         return {}
 
     def files(self) -> dict[str, bytes]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from config import KEYS, Config
-from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator, stream
+from config import Config
+from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
@@ -58,6 +58,13 @@ METHODS: dict[str, type[MetaLearner]] = {
 }
 TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid, "sine-line": sine_line, "table": table}
 
+# which settings each of these families reads; another family of formulas reads FORMULA
+FORMULA = ("X_MIN", "X_MAX", "NOISE_STD", "EVAL_TASKS", "EVAL_QUERY_SAMPLES", "VALIDATION_TASKS")
+WAVES = ("AMPLITUDE_MIN", "AMPLITUDE_MAX", "PHASE_MIN", "PHASE_MAX")
+LINES = ("SLOPE_MIN", "SLOPE_MAX", "INTERCEPT_MIN", "INTERCEPT_MAX")
+TABLE = ("DATA", "COLUMNS", "SUPPORT_FROM", "TRAIN_SHARE", "VALIDATION_SHARE", "TEST_SHARE", "SPLIT_SEED", "EVAL_REPEATS")
+TASK_SETTINGS = {"sinusoid": FORMULA + WAVES, "sine-line": FORMULA + WAVES + LINES, "table": TABLE}
+
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {"sine-line": {"NOISE_STD": 0.3, "SUPPORT_SAMPLES": 5}}  # as Rusu et al. 2019
 PAIR_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # lines reach 18, four times as far as sinusoids: without a bound, 5 points send a few test tasks off for good
@@ -75,22 +82,15 @@ PAIR_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # gradients are taken in z: five noisy points say too little about 1761 weights, and samples lose what tells them apart.
     ("leo", "sine-line"): {"QUERY_SAMPLES": 40, "LEO_KL_WEIGHT": 0.01, "EPOCHS": 80, "INNER_STEPS": 5, "EVAL_STEPS": 5},
 }
-MAY_CHANGE_ON_RESUME = {"EPOCHS", "DEVICE", "COMPILE", "LOG_INTERVAL", "VALIDATION_INTERVAL", "CHECKPOINT_INTERVAL"} | {
-    key for key in KEYS if key.startswith("EVAL_")
-}
-
-SHARED = {  # what training, evaluation and the record read themselves, whatever the method and the family
-    "RANDOM_SEED", "EPOCHS", "NUM_TASKS", "SUPPORT_SAMPLES", "QUERY_SAMPLES",
-    "DEVICE", "COMPILE", "TASK_CHUNK", "LOG_INTERVAL", "CHECKPOINT_INTERVAL",
-    "VALIDATION_TASKS", "VALIDATION_INTERVAL", "EVAL_TASKS", "EVAL_QUERY_SAMPLES", "EVAL_STEPS", "EVAL_SHOTS",
-} | {key for key in KEYS if key.startswith("META_")}  # fmt: skip
-SIZES = {"table": {"EVAL_TASKS", "EVAL_QUERY_SAMPLES", "VALIDATION_TASKS"}}  # of these a table has its own
 
 
-def defaults(method: str, tasks: str, generator: TaskGenerator | None = None) -> dict[str, Any]:
-    """Settings that suit a method on a task family better than the shared defaults, and on these tasks of it."""
+def defaults(method: str, tasks: str, generator: TaskGenerator | None = None, shots: int | None = None) -> dict[str, Any]:
+    """Settings that suit a method on a task family better than the shared defaults, and on these tasks of it.
+
+    `shots` is the SUPPORT_SAMPLES that was asked for, where it was.
+    """
     found = METHODS[method].defaults | TASK_DEFAULTS.get(tasks, {}) | PAIR_DEFAULTS.get((method, tasks), {})
-    return found | (generator.defaults() | generator.implied_settings() if generator else {})
+    return found | (generator.defaults(shots) | generator.implied_settings() if generator else {})
 
 
 def parse_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, dict[str, Any]]:
@@ -101,24 +101,12 @@ def parse_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, d
     return method, tasks, settings
 
 
-def keys_read(name: str) -> set[str]:
-    """The keys that the entry of a method or task family reads of its settings: no others can have an effect on it."""
-    read: set[str] = set()
-
-    class Recorder(Config):
-        def __getattribute__(self, key: str) -> Any:
-            read.add(key)
-            return super().__getattribute__(key)
-
-    config = Recorder()
-    read.clear()  # of what checking the settings has read
-    if name in METHODS:
-        METHODS[name].from_config(config, stream(0, "weights"))
-    else:
-        TASKS[name](config)
-    return read & set(KEYS)
+def settings_read(name: str) -> tuple[str, ...]:
+    """The keys that a method or a task family reads, beside those that every run reads."""
+    return METHODS[name].settings if name in METHODS else TASK_SETTINGS.get(name, FORMULA)
 
 
 def unused(method: str, tasks: str) -> set[str]:
-    """The keys without an effect on a method and a task family."""
-    return set(KEYS) - (SHARED - SIZES.get(tasks, set())) - keys_read(method) - keys_read(tasks)
+    """The keys without an effect on a method and a task family: those that only others read."""
+    read_by_some = {key for name in (*METHODS, *TASKS) for key in settings_read(name)}
+    return read_by_some - {*settings_read(method), *settings_read(tasks)}

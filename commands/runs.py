@@ -8,18 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from config import Config, ConfigError, parse_assignment
+from config import KEYS, Config, ConfigError, parse_assignment
 from dataset import TaskGenerator
-from registry import MAY_CHANGE_ON_RESUME, METHODS, TASKS, defaults, keys_read, parse_checkpoint, unused
+from registry import METHODS, TASKS, defaults, parse_checkpoint, settings_read, unused
 from results_manager import EXPERIMENTS, ExperimentManager, load_run
 from system.errors import RunError
 from training.experiment import Experiment
-
-# what has an effect on an action that does not train
-MAY_CHANGE = {
-    "evaluate": {"DEVICE"} | {key for key in MAY_CHANGE_ON_RESUME if key.startswith("EVAL_")},
-    "predict": {"DEVICE", "EVAL_STEPS"},
-}
 
 
 def runs_folder(args: argparse.Namespace) -> Path:
@@ -38,7 +32,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
 def check_effect(method: str, tasks: str, changes: dict[str, Any]) -> None:
     """Refuse a setting of the command line that nothing would read. Raises `ConfigError`."""
     for key in changes.keys() & unused(method, tasks):
-        users = ", ".join(name for name in (*METHODS, *TASKS) if key in keys_read(name)) or "tasks from formulas"
+        users = ", ".join(name for name in (*METHODS, *TASKS) if key in settings_read(name))
         raise ConfigError(
             f"{key} has no effect on {method} with {tasks} tasks (got {changes[key]}; expected with {users} only)"
         )
@@ -65,7 +59,8 @@ def resolve_settings(args: argparse.Namespace, given: dict[str, Any]) -> tuple[s
     for key, value in generator.implied_settings().items():
         if (asked := (given | changes).get(key, value)) != value:
             raise ConfigError(f"{key} follows from the tasks (got {asked}; expected {value}, or no setting)")
-    return method, tasks, Config.resolve(defaults(method, tasks, generator), given, changes), generator
+    shots = (given | changes).get("SUPPORT_SAMPLES")
+    return method, tasks, Config.resolve(defaults(method, tasks, generator, shots), given, changes), generator
 
 
 def tasks_of_run(directory: Path, tasks: str, config: Config) -> TaskGenerator:
@@ -84,9 +79,12 @@ def settings_of_run(args: argparse.Namespace, directory: Path, state: dict[str, 
         raise RunError(f"{directory} is another kind of run (got --method or --tasks; expected {method}, {tasks})")
     changes = overrides(args)
     check_effect(method, tasks, changes)
+    action = args.action if args.action in ("evaluate", "predict") else "resume"
     for key, value in changes.items():
-        if key not in MAY_CHANGE.get(args.action, MAY_CHANGE_ON_RESUME) and settings.get(key) != value:
-            what = f"{key} can't change in a run that exists" + (f", by --{args.action}" if key in MAY_CHANGE_ON_RESUME else "")
+        actions = KEYS[key].metadata["roles"] if key in KEYS else ()
+        if action not in actions and settings.get(key) != value:
+            by_this_action = f", by --{action}" if "resume" in actions else ""
+            what = f"{key} can't change in a run that exists{by_this_action}"
             raise ConfigError(f"{what} (got {value}; expected {settings.get(key)})")
     return method, tasks, Config.resolve(settings, changes)
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from config import KEYS, Config  # noqa: E402 (found by the line above)
-from registry import METHODS, PAIR_DEFAULTS, SHARED, SIZES, TASK_DEFAULTS, TASKS, defaults, keys_read  # noqa: E402
+from registry import METHODS, PAIR_DEFAULTS, TASK_DEFAULTS, TASKS, defaults, settings_read  # noqa: E402
 
 TARGET = ROOT / "docs" / "configuration.md"
 
@@ -39,12 +39,15 @@ A key is set by `--set KEY=VALUE` or in a JSON file given by `--config`; [comman
 * Of each pair AMPLITUDE, PHASE, SLOPE, INTERCEPT and X, `_MIN` must be below `_MAX`, also when rounded to float32, in which
   everything is computed. Numbers other than 0 are at least 1.18e-38 from it. TASK_CHUNK is at most META_BATCH_SIZE.
 
+An empty EVAL_SHOTS becomes 5, 10, 20 where SUPPORT_SAMPLES is one of these, and otherwise half of SUPPORT_SAMPLES, itself and
+twice of it; config.json has the numbers.
+
 *Default* holds unless *for some* names the method, the task family, or both with a `+`; the last one named wins. A table
 has defaults of its own: SUPPORT_SAMPLES is a third of the points of the middle training subject, but at most 5 and below
-what two subjects of each split have; EVAL_SHOTS adds half and twice as many, where most test subjects have the points;
-EPOCHS makes 5,000 steps; VALIDATION_INTERVAL is half of them, META_AVERAGE 0.995, LOG_INTERVAL 50, CHECKPOINT_INTERVAL
-1000. *Read by* says which methods or task families read a key, where not all do. Where neither the method nor the family of
-a run reads it, `--set` refuses it, and a changed value in a file of `--config` is warned about.
+what two subjects of each split have; EVAL_SHOTS is half of SUPPORT_SAMPLES, itself and twice of it, where most test subjects
+have the points; EPOCHS makes 5,000 steps; VALIDATION_INTERVAL is half of them, META_AVERAGE 0.995, LOG_INTERVAL 50,
+CHECKPOINT_INTERVAL 1000. *Read by* says which methods or task families read a key, where not all do. Where neither the method
+nor the family of a run reads it, `--set` refuses it, and a changed value in a file of `--config` is warned about.
 """
 
 STEPS = """\
@@ -57,7 +60,7 @@ The MAML paper's "fresh tasks at every iteration" is `--set EPOCHS=1 --set NUM_T
 
 def document() -> str:
     """The whole text of docs/configuration.md."""
-    method_reads, family_reads = ({name: keys_read(name) for name in names} for names in (METHODS, TASKS))
+    method_reads, family_reads = ({name: settings_read(name) for name in names} for names in (METHODS, TASKS))
     parts = [INTRODUCTION]
     for heading, keys in sections().items():
         parts.append(f"## {heading[0].upper() + heading[1:]}\n")
@@ -118,8 +121,6 @@ def number(value: float) -> str:
 
 def readers(key: str, reads: Mapping[str, Collection[str]]) -> str:
     """Who reads a key that some read and others do not."""
-    if key in SHARED:  # read by all but families with sizes of their own
-        return "".join(f"all but `{name}`" for name in reads if key in SIZES.get(name, set()))
     names = [f"`{name}`" for name, keys in reads.items() if key in keys]
     others = [f"`{name}`" for name, keys in reads.items() if key not in keys]
     if not names or not others:

@@ -15,30 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from config import keys_for
 from evaluation.statistics import geometric_mean, mean_and_interval
 from system.errors import RunError
 
-# Settings that say what the test tasks are; a family's own keys follow its own prefixes.
-TASK_KEYS = ("INPUT_DIM", "NOISE_STD", "EVAL_TASKS", "EVAL_QUERY_SAMPLES", "SUPPORT_FROM", "EVAL_REPEATS")
-TASK_PREFIXES = ("AMPLITUDE_", "PHASE_", "X_", "SLOPE_", "INTERCEPT_")
-
-# Settings that do not tell two methods apart. The seed is what a group averages over. DEVICE, COMPILE and TASK_CHUNK
-# change results by rounding only, the two intervals only what is recorded, and EVAL_SHOTS what is measured. But
-# VALIDATION_INTERVAL, VALIDATION_TASKS and EVAL_STEPS decide which checkpoint is the best one: they stay.
-SAME_METHOD = (
-    "RANDOM_SEED",
-    "SPLIT_SEED",
-    "DATA",
-    "COLUMNS",
-    "DEVICE",
-    "COMPILE",
-    "TASK_CHUNK",
-    "LOG_INTERVAL",
-    "CHECKPOINT_INTERVAL",
-    "EVAL_SHOTS",
-)
-
-VALIDATION_KEYS = ("VALIDATION_TASKS", "EVAL_QUERY_SAMPLES")  # say what the validation error is the error of
+TASK_KEYS, SAME_METHOD, VALIDATION_KEYS = (keys_for(role) for role in ("test tasks", "same method", "validation tasks"))
 
 Errors = dict[int, np.ndarray]
 
@@ -106,7 +87,7 @@ class Comparison(NamedTuple):
 
 
 def _task_settings(run: Run) -> dict[str, Any]:
-    settings = {key: value for key, value in run.config.items() if key in TASK_KEYS or key.startswith(TASK_PREFIXES)}
+    settings = {key: value for key, value in run.config.items() if key in TASK_KEYS}
     digests = {name: str(run.data.get(f"{name}_sha256", "none"))[:12] for name in ("points", "splits")}
     return {"task family": run.tasks} | settings | digests
 

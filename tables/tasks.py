@@ -77,10 +77,10 @@ class TableTaskGenerator(TaskGenerator):
             raise RunError("tasks from a table need the table (got none; expected --data FILE.csv)")
         return {"INPUT_DIM": self.input_dim, "NUM_TASKS": len(self._members("train"))}
 
-    def defaults(self) -> dict[str, Any]:
+    def defaults(self, shots: int | None = None) -> dict[str, Any]:
         counts = {name: np.sort(self.counts[self._members(name)]) for name in SPLITS}
         most = min(int(numbers[-FEWEST]) for numbers in counts.values()) - 1
-        shots = max(1, min(5, int(np.median(counts["train"])) // 3, most))
+        shots = shots or max(1, min(5, int(np.median(counts["train"])) // 3, most))
         few = min(most + 1, np.quantile(counts["test"], 0.2))
         others = [number for number in (shots // 2, 2 * shots) if 0 < number < few]
         epochs = -(-STEPS * 25 // (subjects := len(counts["train"])))

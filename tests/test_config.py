@@ -67,24 +67,26 @@ def test_defaults_are_the_papers_experiment(name: str, value: Any) -> None:
 
 
 def test_the_clients_keys_exist_under_their_names() -> None:
-    wanted = [
-        "RANDOM_SEED",
-        "EPOCHS",
-        "META_BATCH_SIZE",
-        "SUPPORT_SAMPLES",
-        "QUERY_SAMPLES",
-        "INNER_STEPS",
-        "META_LEARNING_RATE",
-        "INNER_LEARNING_RATE",
-        "INPUT_DIM",
-        "HIDDEN_DIM",
-        "NUM_TASKS",
-    ]
-    assert set(wanted) <= set(KEYS)
+    wanted = "RANDOM_SEED EPOCHS META_BATCH_SIZE SUPPORT_SAMPLES QUERY_SAMPLES INNER_STEPS META_LEARNING_RATE"
+    assert {*wanted.split(), "INNER_LEARNING_RATE", "INPUT_DIM", "HIDDEN_DIM", "NUM_TASKS"} <= set(KEYS)
 
 
 def test_the_default_run_is_the_papers_70000_iterations() -> None:
     assert Config().iterations == 70_000
+
+
+@pytest.mark.parametrize(
+    ("trained", "judged"), [(1, (1, 2)), (5, (5, 10, 20)), (6, (3, 6, 12)), (10, (5, 10, 20)), (10**6, (10**4,))]
+)
+def test_shots_at_evaluation_follow_those_of_training(trained: int, judged: tuple[int, ...]) -> None:
+    config = Config(SUPPORT_SAMPLES=trained)
+    assert judged == config.EVAL_SHOTS and config.to_dict()["EVAL_SHOTS"] == list(judged)
+    assert judged == Config.resolve(config.to_dict(), {"EPOCHS": 1}).EVAL_SHOTS
+    assert Config(SUPPORT_SAMPLES=trained, EVAL_SHOTS=(3,)).EVAL_SHOTS == (3,)
+
+
+def test_a_run_is_judged_at_the_shots_that_it_is_trained_for() -> None:
+    assert Config(SUPPORT_SAMPLES=6, EVAL_SHOTS=(20, 2)).evaluation_shots == (2, 6, 20)
 
 
 def test_a_last_partial_meta_batch_counts_as_an_iteration() -> None:
@@ -104,10 +106,13 @@ def test_every_key_says_what_it_means(name: str) -> None:
 # ---- values that can't be used
 
 
+NO_NUMBERS = ["0.1", True, None, [1], {}, math.nan, math.inf, -math.inf, 10**400, -(10**400)]
+
+
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", ["0.1", True, None, [1], {}], ids=repr)
-def test_a_number_of_another_type_is_refused(name: str, value: Any) -> None:
-    assert name in refusal(**{name: value})
+def test_what_is_no_number_that_can_be_computed_with_is_refused(name: str) -> None:
+    for value in NO_NUMBERS:
+        assert name in refusal(**{name: value})
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -116,58 +121,19 @@ def test_a_whole_number_written_as_a_fraction_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e400], ids=["nan", "inf", "-inf", "1e400"])
-def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None:
-    assert name in refusal(**{name: value})
+def test_a_number_outside_its_range_is_refused(name: str) -> None:
+    low, high, above = (KEYS[name].metadata[limit] for limit in ("low", "high", "above"))
+    for value in (low if above else low - 1, high * 2):
+        assert f"{name} can't be used (got {value}; expected" in refusal(**{name: value})
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["10^400", "-10^400"])
-def test_a_whole_number_beyond_any_float_is_refused(name: str, value: int) -> None:
-    assert name in refusal(**{name: value})
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_below_its_range_is_refused(name: str) -> None:
-    low, above = KEYS[name].metadata["low"], KEYS[name].metadata["above"]
-    value = low if above else low - 1
-    assert f"{name} can't be used (got {value}; expected" in refusal(**{name: value})
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_a_number_above_its_range_is_refused(name: str) -> None:
-    value = KEYS[name].metadata["high"] * 2
-    assert f"{name} can't be used (got {value}; expected" in refusal(**{name: value})
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "EPOCHS",
-        "NUM_TASKS",
-        "META_BATCH_SIZE",
-        "SUPPORT_SAMPLES",
-        "QUERY_SAMPLES",
-        "INPUT_DIM",
-        "HIDDEN_DIM",
-        "LEO_LATENT_DIM",
-        "LOG_INTERVAL",
-        "CHECKPOINT_INTERVAL",
-        "VALIDATION_INTERVAL",
-        "META_LEARNING_RATE",
-        "INNER_LEARNING_RATE",
-        "LEO_LATENT_LEARNING_RATE",
-    ],
-)
-def test_zero_is_refused_where_it_makes_no_sense(name: str) -> None:
-    assert name in refusal(**{name: 0})
-
-
-@pytest.mark.parametrize(
-    "name", ["INNER_STEPS", "EVAL_STEPS", "NOISE_STD", "META_GRADIENT_CLIP", "TASK_CHUNK", "LEO_KL_WEIGHT"]
-)
-def test_zero_is_accepted_where_it_means_none(name: str) -> None:
-    assert getattr(Config(**{name: 0}), name) == 0
+def test_zero_is_accepted_only_where_it_means_none() -> None:
+    counts = "EPOCHS NUM_TASKS META_BATCH_SIZE SUPPORT_SAMPLES QUERY_SAMPLES INPUT_DIM HIDDEN_DIM LEO_LATENT_DIM LOG_INTERVAL"
+    steps = "META_LEARNING_RATE INNER_LEARNING_RATE LEO_LATENT_LEARNING_RATE CHECKPOINT_INTERVAL VALIDATION_INTERVAL"
+    for name in f"{counts} {steps}".split():
+        assert name in refusal(**{name: 0})
+    for name in ["INNER_STEPS", "EVAL_STEPS", "NOISE_STD", "META_GRADIENT_CLIP", "TASK_CHUNK", "LEO_KL_WEIGHT"]:
+        assert getattr(Config(**{name: 0}), name) == 0
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -184,20 +150,20 @@ def test_a_range_without_width_is_refused(name: str, high: float) -> None:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-@pytest.mark.parametrize("value", [1, 0, "true", None], ids=repr)
-def test_a_flag_that_is_not_true_or_false_is_refused(name: str, value: Any) -> None:
-    assert "expected true or false" in refusal(**{name: value})
+def test_a_flag_that_is_not_true_or_false_is_refused(name: str) -> None:
+    for value in (1, 0, "true", None):
+        assert "expected true or false" in refusal(**{name: value})
 
 
 @pytest.mark.parametrize("name", CHOICES)
-@pytest.mark.parametrize("value", ["sometimes", 1, None, ["auto"]], ids=repr)
-def test_a_choice_that_is_not_offered_is_refused_with_the_offers(name: str, value: Any) -> None:
-    assert f"expected {' or '.join(KEYS[name].metadata['choices'])}" in refusal(**{name: value})
+def test_a_choice_that_is_not_offered_is_refused_with_the_offers(name: str) -> None:
+    for value in ("sometimes", 1, None, ["auto"]):
+        assert f"expected {' or '.join(KEYS[name].metadata['choices'])}" in refusal(**{name: value})
 
 
-@pytest.mark.parametrize("value", ["gpu", "", "cuda:", "cuda:-1", "cuda:x", "cuda:1000", "cpu:0", "CUDA", 0, None], ids=repr)
-def test_a_device_that_is_not_one_is_refused(value: Any) -> None:
-    assert "DEVICE can't be used" in refusal(DEVICE=value)
+def test_a_device_that_is_not_one_is_refused() -> None:
+    for value in ("gpu", "", "cuda:", "cuda:-1", "cuda:x", "cuda:1000", "cpu:0", "CUDA", 0, None):
+        assert "DEVICE can't be used" in refusal(DEVICE=value)
 
 
 @pytest.mark.parametrize("value", ["auto", "cpu", "cuda", "cuda:0", "cuda:7"])
@@ -207,38 +173,25 @@ def test_a_device_may_be_named_before_it_is_looked_for(value: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [[], (), 5, "5", [5, 5], [0], [-5], [5.0], [True], [math.nan], [None], [[5]], {"5": 1}, [10**9], [10**400]],
+    [5, "5", [5, 5], [0], [-5], [5.0], [True], [math.nan], [None], [[5]], {"5": 1}, [10**9], [10**400]],
     ids=lambda value: repr(value)[:20],
 )
 def test_shots_that_are_no_list_of_distinct_counts_are_refused(value: Any) -> None:
     assert "EVAL_SHOTS can't be used" in refusal(EVAL_SHOTS=value)
 
 
-def test_a_long_value_is_cut_short_in_the_message() -> None:
+def test_a_refused_value_is_one_short_line_of_the_message() -> None:
     assert len(refusal(COMPILE="x" * 10_000)) < 200
-
-
-def test_a_value_with_line_breaks_stays_on_one_line_of_the_message() -> None:
     assert "\n" not in refusal(COMPILE="a\nb")
 
 
 # ---- layers
 
 
-def test_a_later_layer_wins_over_an_earlier_one() -> None:
-    assert Config.resolve({"EPOCHS": 1}, {"EPOCHS": 2}, {"EPOCHS": 3}).EPOCHS == 3
-
-
-def test_a_layer_keeps_what_a_later_one_does_not_name() -> None:
-    assert Config.resolve({"EPOCHS": 1}, {"NUM_TASKS": 2}).EPOCHS == 1
-
-
-def test_no_layers_give_the_defaults() -> None:
+def test_a_later_layer_wins_and_an_earlier_one_is_kept_where_it_is_silent() -> None:
+    config = Config.resolve({"EPOCHS": -1, "NUM_TASKS": 7}, {"EPOCHS": 2}, {"EPOCHS": 3})
+    assert (config.EPOCHS, config.NUM_TASKS) == (3, 7)
     assert Config.resolve() == Config()
-
-
-def test_a_bad_value_that_a_later_layer_replaces_does_no_harm() -> None:
-    assert Config.resolve({"EPOCHS": -1}, {"EPOCHS": 2}).EPOCHS == 2
 
 
 @pytest.mark.parametrize(
@@ -262,10 +215,6 @@ def test_an_unknown_key_near_nothing_is_refused_without_a_guess() -> None:
     assert "did you mean" not in str(caught.value)
 
 
-def test_a_method_specific_key_is_accepted_whatever_the_method() -> None:
-    assert Config.resolve({"LEO_LATENT_DIM": 4}).LEO_LATENT_DIM == 4
-
-
 # ---- JSON round trip
 
 
@@ -276,11 +225,6 @@ def test_a_config_survives_json() -> None:
 
 def test_a_written_config_keeps_the_order_of_the_keys() -> None:
     assert list(Config().to_dict()) == list(KEYS)
-
-
-def test_a_written_config_loads_from_a_file(file: Path) -> None:
-    write(file, json.dumps(Config(EPOCHS=3).to_dict()))
-    assert Config.resolve(load_settings(file)) == Config(EPOCHS=3)
 
 
 # ---- --set KEY=VALUE
@@ -310,7 +254,7 @@ def test_a_written_config_loads_from_a_file(file: Path) -> None:
         ("EVAL_SHOTS=", []),
     ],
 )
-def test_an_assignment_is_read_as_json_where_it_is_json_and_as_text_otherwise(text: str, value: Any) -> None:
+def test_an_assignment_is_read_as_json_where_it_is_json_or_else_as_text(text: str, value: Any) -> None:
     parsed = parse_assignment(text)[1]
     assert (type(parsed), parsed) == (type(value), value)
 
@@ -352,27 +296,7 @@ def test_an_assignment_nested_without_end_is_text_and_so_refused() -> None:
         (b'{"EPOCHS": 5, "\x00": 1}', "is not JSON"),
         (b"\x00" * 100, "is not JSON"),
     ],
-    ids=[
-        "empty",
-        "trailing comma",
-        "two objects",
-        "single quotes",
-        "NaN",
-        "Infinity",
-        "-Infinity",
-        "duplicate key",
-        "duplicate key inside",
-        "200,000 lists",
-        "200,000 objects",
-        "list",
-        "number",
-        "null",
-        "text",
-        "UTF-16",
-        "Latin-1",
-        "NUL",
-        "zeros",
-    ],
+    ids=lambda value: repr(value)[:20],
 )
 def test_a_file_that_is_not_one_strict_json_object_is_refused(file: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
@@ -390,14 +314,10 @@ def test_a_number_too_large_for_a_float_is_refused_by_its_key(file: Path) -> Non
         Config.resolve(load_settings(file))
 
 
-def test_a_missing_file_is_refused(file: Path) -> None:
-    with pytest.raises(ConfigError, match="no such file"):
-        load_json(file)
-
-
-def test_a_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=str(tmp_path)):
-        load_json(tmp_path)
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    for name, message in {"missing.json": "no such file", ".": "no such file", "x" * 300: "can't be read"}.items():
+        with pytest.raises(ConfigError, match=message):
+            load_json(tmp_path / name)
 
 
 def test_an_unreadable_file_is_refused_with_the_systems_reason(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,11 +329,6 @@ def test_an_unreadable_file_is_refused_with_the_systems_reason(file: Path, monke
     monkeypatch.setattr(Path, "read_bytes", denied)
     with pytest.raises(ConfigError, match=r"can't be read \(got Permission denied"):
         load_json(file)
-
-
-def test_a_name_too_long_for_the_system_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="can't be read"):
-        load_json(tmp_path / ("x" * 300))
 
 
 def test_a_file_of_ten_gigabytes_is_refused_unread(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

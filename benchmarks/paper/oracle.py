@@ -50,6 +50,7 @@ class OracleTaskGenerator(FunctionFamily):
 
 
 registry.TASKS["oracle"] = OracleTaskGenerator.from_config
+registry.TASK_SETTINGS["oracle"] = registry.TASK_SETTINGS["sinusoid"]
 
 
 if __name__ == "__main__":

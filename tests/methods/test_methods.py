@@ -200,7 +200,7 @@ def test_leo_code_does_not_depend_on_the_order_of_support_points():
 
 
 @pytest.mark.parametrize("latent_steps", [0, 2])  # of 2: all descents in the weights, or, for a method with codes, in those
-@pytest.mark.parametrize("method", [name for name in METHODS if "FIRST_ORDER" in registry.keys_read(name)])
+@pytest.mark.parametrize("method", [name for name in METHODS if "FIRST_ORDER" in registry.settings_read(name)])
 def test_first_order_and_second_order_meta_gradients_differ_and_losses_do_not(method, latent_steps):
     task, settings = one(make_task()), {"INNER_STEPS": 2, "LEO_LATENT_STEPS": latent_steps}
     first, second = (make(method, FIRST_ORDER=flag, **settings) for flag in (True, False))

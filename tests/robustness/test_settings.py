@@ -212,9 +212,9 @@ def test_no_default_is_a_setting_without_effect(method: str, tasks: str) -> None
     assert registry.unused(method, tasks) & set(registry.defaults(method, tasks)) == set()
 
 
-def test_a_method_that_reads_its_settings_as_a_dictionary_reads_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.TASKS, "all", lambda config: config.to_dict())
-    assert registry.unused("maml", "all") == set()
+def test_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:
+    generator = registry.TASKS["table"](Config(DATA="toy.csv"))  # twelve subjects with eight points
+    assert [generator.defaults(shots)["EVAL_SHOTS"] for shots in (None, 1, 4)] == [[1, 2, 4], [1, 2], [2, 4]]
 
 
 # ---- numbers that float32 does not have, and settings that do not fit together

@@ -325,7 +325,7 @@ BAD = [
     (lambda rows: rows, ["--columns", "split=task"], ["'task' twice"]),
     (lambda rows: rows, ["--set", "INPUT_DIM=2"], ["INPUT_DIM follows from the tasks", "expected 1"]),
     (lambda rows: rows, ["--set", "NOISE_STD=1"], ["NOISE_STD has no effect", "expected with sinusoid"]),
-    (lambda rows: rows, ["--set", "EVAL_TASKS=9"], ["EVAL_TASKS has no effect", "expected with tasks from formulas only"]),
+    (lambda rows: rows, ["--set", "EVAL_TASKS=9"], ["EVAL_TASKS has no effect", "expected with sinusoid, sine-line only"]),
     (lambda rows: rows, ["--set", "SUPPORT_FROM=first", "--set", "EVAL_REPEATS=3"], ["EVAL_REPEATS has no effect on these"]),
     (lambda rows: rows, ["--tasks", "sinusoid"], ["has no effect", "expected with table"]),
     (lambda rows: rows, ["--set", "NUM_TASKS=100"], ["NUM_TASKS follows from the tasks", "expected 7"]),

@@ -89,7 +89,6 @@ VALUES: dict[str, dict[str, Any]] = {
     "a chunk below zero": {"TASK_CHUNK": -1},
     "a checkpoint every 0 steps": {"CHECKPOINT_INTERVAL": 0},
     "one test task": {"EVAL_TASKS": 1},
-    "no shots at evaluation": {"EVAL_SHOTS": []},
     "shots of zero": {"EVAL_SHOTS": [5, 0]},
     "shots below zero": {"EVAL_SHOTS": [-5]},
     "shots twice": {"EVAL_SHOTS": [5, 5]},
