@@ -27,6 +27,8 @@ class ConfigError(ValueError):
     """A setting that can't be used; the text is one line that names the key, the value and the range."""
 
 
+Roles = tuple[str, ...]
+Limit = float | None
 # What a key may be for, beside its value (`keys_for`): actions on a run that exists by which it may be changed ...
 RESUME, EVALUATE, PREDICT = ("resume",), ("resume", "evaluate"), ("resume", "evaluate", "predict")
 # ... and what comparing runs asks: whether it says what the test tasks or the validation tasks are, and whether it tells no
@@ -35,20 +37,12 @@ RESUME, EVALUATE, PREDICT = ("resume",), ("resume", "evaluate"), ("resume", "eva
 TASKS, VALIDATION, SAME_METHOD = ("test tasks",), ("validation tasks",), ("same method",)
 
 
-def _key(
-    default: Any,
-    doc: str,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    above: bool = False,
-    roles: tuple[str, ...] = (),
-) -> Any:
+def _key(default: Any, doc: str, low: Limit = None, high: Limit = None, *, above: bool = False, roles: Roles = ()) -> Any:
     """Declare a key: its default, what it means, the closed range allowed (open below if `above`), and what else it is for."""
     return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "above": above, "roles": roles})
 
 
-def _choice(default: str, doc: str, *choices: str, roles: tuple[str, ...] = ()) -> Any:
+def _choice(default: str, doc: str, *choices: str, roles: Roles = ()) -> Any:
     return dataclasses.field(default=default, metadata={"doc": doc, "choices": choices, "roles": roles})
 
 
@@ -61,9 +55,7 @@ class Config:
     """
 
     # training
-    RANDOM_SEED: int = _key(
-        0, "every random stream of training derives from it, and a table's split", 0, 2**64 - 1, roles=SAME_METHOD
-    )
+    RANDOM_SEED: int = _key(0, "training's random streams and a table's split derive from it", 0, 2**64 - 1, roles=SAME_METHOD)
     EPOCHS: int = _key(70, "visits to each training function", 1, 10**9, roles=RESUME)
     NUM_TASKS: int = _key(25_000, "training functions; EPOCHS=1 makes every task a fresh one", 1, 10**8)
     META_BATCH_SIZE: int = _key(25, "T: tasks in a meta-batch, one outer step", 1, 10**7)
@@ -103,21 +95,13 @@ class Config:
 
     # tasks from a table of measurements
     DATA: str = _key("", "its file; empty = tasks of another family", roles=SAME_METHOD)
-    COLUMNS: tuple[str, ...] = _key(
-        (), "its columns: task=NAME, x=NAME (one for each input), y=NAME, split=NAME", roles=SAME_METHOD
-    )
-    SUPPORT_FROM: str = _choice(
-        "random", "support points: random ones of a subject, or its first ones by x", "random", "first", roles=TASKS
-    )
-    TRAIN_SHARE: float = _key(
-        60.0, "in a random split: training subjects, relative to the other two shares", 0.0, 1e6, above=True
-    )
+    COLUMNS: tuple[str, ...] = _key((), "task=NAME, x=NAME for each input, y=NAME, split=NAME", roles=SAME_METHOD)
+    SUPPORT_FROM: str = _choice("random", "a subject's support points: any, or its first by x", "random", "first", roles=TASKS)
+    TRAIN_SHARE: float = _key(60.0, "training subjects in a random split, relative to the other shares", 0.0, 1e6, above=True)
     VALIDATION_SHARE: float = _key(15.0, "validation subjects", 0.0, 1e6, above=True)
     TEST_SHARE: float = _key(25.0, "test subjects", 0.0, 1e6, above=True)
     SPLIT_SEED: int = _key(-1, "the random split derives from it; -1 = from RANDOM_SEED", -1, 2**64 - 1, roles=SAME_METHOD)
-    EVAL_REPEATS: int = _key(
-        10, "draws of support points for each validation or test subject", 1, 10**4, roles=EVALUATE + TASKS
-    )
+    EVAL_REPEATS: int = _key(10, "draws of support points for each held-out subject", 1, 10**4, roles=EVALUATE + TASKS)
 
     # LEO
     LEO_LATENT_DIM: int = _key(16, "Z: size of the latent code", 1, 10**4)
@@ -133,19 +117,17 @@ class Config:
 
     # evaluation
     EVAL_TASKS: int = _key(1000, "test tasks", 2, 10**6, roles=EVALUATE + TASKS)
-    EVAL_QUERY_SAMPLES: int = _key(
-        100, "points that each validation or test task is judged on", 1, 10**5, roles=EVALUATE + TASKS + VALIDATION
-    )
+    EVAL_QUERY_SAMPLES: int = _key(100, "points a held-out task is judged on", 1, 10**5, roles=EVALUATE + TASKS + VALIDATION)
     EVAL_STEPS: int = _key(10, "most support gradients at evaluation", 0, 1000, roles=PREDICT)
     EVAL_SHOTS: tuple[int, ...] = _key(
-        (), "values of K at evaluation; empty = those that suit SUPPORT_SAMPLES", 1, MOST_SHOTS, roles=EVALUATE + SAME_METHOD
+        (), "values of K at evaluation; empty = as suits SUPPORT_SAMPLES", 1, MOST_SHOTS, roles=EVALUATE + SAME_METHOD
     )
     VALIDATION_TASKS: int = _key(200, "validation tasks; best.pt is the best on them", 2, 10**6, roles=VALIDATION)
 
     # the machine, and the record
     DEVICE: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N", roles=PREDICT + SAME_METHOD)
     COMPILE: str = _choice(
-        "auto", "compile the meta-step: where it pays, always, never", "auto", "always", "never", roles=RESUME + SAME_METHOD
+        "auto", "compile the meta-step; auto = where it pays", "auto", "always", "never", roles=RESUME + SAME_METHOD
     )
     TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = what suits the machine", 0, 10**7, roles=SAME_METHOD)
     LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9, roles=RESUME + SAME_METHOD)
@@ -163,7 +145,6 @@ class Config:
         chunk, most = self.TASK_CHUNK, self.META_BATCH_SIZE
         if chunk > most:
             raise ConfigError(f"TASK_CHUNK can't be above META_BATCH_SIZE (got {chunk}; expected 0 to {most})")
-
         if not self.EVAL_SHOTS:
             object.__setattr__(self, "EVAL_SHOTS", suitable_shots(self.SUPPORT_SAMPLES))
 
@@ -202,7 +183,10 @@ class Config:
 def suitable_shots(count: int) -> tuple[int, ...]:
     """The K to evaluate at where a run is trained for K = `count`: 5, 10 and 20, or else half of it, itself and twice of it."""
     usual = (5, 10, 20)
-    return usual if count in usual else tuple(sorted({min(max(1, k), MOST_SHOTS) for k in (count // 2, count, 2 * count)}))
+    if count in usual:
+        return usual
+    around = {max(1, count // 2), count, 2 * count}
+    return tuple(sorted({min(shots, MOST_SHOTS) for shots in around}))
 
 
 KEYS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Config)}
@@ -228,36 +212,43 @@ def _allowed(field: dataclasses.Field[Any]) -> str:
     kind = single.get(str(field.type), "a list of texts" if "str" in str(field.type) else "a list of whole numbers")
     if meta["low"] is None:
         return kind
-    return f"{kind} {'above' if meta['above'] else 'from'} {meta['low']} {'up ' if meta['above'] else ''}to {meta['high']}"
+    start = f"above {meta['low']} up" if meta["above"] else f"from {meta['low']}"
+    return f"{kind} {start} to {meta['high']}"
 
 
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
     """Return `value` in the key's own type, or raise `ConfigError`."""
-    kind, meta = str(field.type), field.metadata
-    refusal = ConfigError(f"{field.name} can't be used (got {_shown(value)}; expected {_allowed(field)})")
-    if kind == "float" and type(value) is int and abs(value) < 1e300:
-        value = float(value)
-    numbers: list[Any] = [value]
+    kind = str(field.type)
     if kind.startswith("tuple"):
         if not isinstance(value, (list, tuple)) or len(set(map(repr, value))) != len(value):
-            raise refusal
-        numbers = list(value)
-    wanted: type[Any] = {"int": int, "float": float, "bool": bool, "str": str}[kind.removeprefix("tuple[").partition(",")[0]]
-    for number in numbers:
-        if type(number) is not wanted:  # bool is a subclass of int, and true is not a count
-            raise refusal
-        if meta.get("low") is not None:
-            too_low = number <= meta["low"] if meta["above"] else number < meta["low"]
-            if too_low or not number <= meta["high"]:  # NaN and infinities too; a huge int has no float
-                raise refusal
-        if "choices" in meta and number not in meta["choices"]:
-            raise refusal
-        if kind == "float" and number and abs(_float32(number)) < SMALLEST:
-            limit = f"at least {SMALLEST:.3g} from 0, the smallest number in float32"
-            raise ConfigError(f"{field.name} can't be used (got {number}; expected {_allowed(field)}, {limit})")
+            raise _refusal(field, value)
+        for item in value:
+            _check_one(field, item, value)
+        return tuple(value)
+    if kind == "float" and type(value) is int and abs(value) < 1e300:
+        value = float(value)
+    _check_one(field, value, value)
     if field.name == "DEVICE" and not re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", value):
         raise ConfigError(f"DEVICE can't be used (got {_shown(value)}; expected auto, cpu, cuda or cuda:N)")
-    return tuple(numbers) if kind.startswith("tuple") else numbers[0]
+    return value
+
+
+def _check_one(field: dataclasses.Field[Any], item: Any, value: Any) -> None:
+    """Raise `ConfigError` where `item`, the value of a key or one of several in it, has another type or is out of range."""
+    types = {"int": int, "float": float, "bool": bool, "str": str, "tuple[int, ...]": int, "tuple[str, ...]": str}
+    kind, meta = types[str(field.type)], field.metadata
+    usable = type(item) is kind and item in meta.get("choices", [item])  # bool is a subclass of int, and true is not a count
+    if usable and meta.get("low") is not None:
+        above_low = item > meta["low"] if meta["above"] else item >= meta["low"]
+        usable = above_low and item <= meta["high"]  # not NaN and infinities; a huge int has no float
+    if not usable:
+        raise _refusal(field, value)
+    if kind is float and item and abs(_float32(item)) < SMALLEST:
+        raise _refusal(field, item, f", at least {SMALLEST:.3g} from 0, the smallest number in float32")
+
+
+def _refusal(field: dataclasses.Field[Any], value: Any, limit: str = "") -> ConfigError:
+    return ConfigError(f"{field.name} can't be used (got {_shown(value)}; expected {_allowed(field)}{limit})")
 
 
 def _float32(value: float) -> float:

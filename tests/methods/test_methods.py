@@ -201,7 +201,7 @@ def test_leo_code_does_not_depend_on_the_order_of_support_points():
 
 @pytest.mark.parametrize("latent_steps", [0, 2])  # of 2: all descents in the weights, or, for a method with codes, in those
 @pytest.mark.parametrize("method", [name for name in METHODS if "FIRST_ORDER" in registry.settings_read(name)])
-def test_first_order_and_second_order_meta_gradients_differ_and_losses_do_not(method, latent_steps):
+def test_first_and_second_order_gradients_differ_and_losses_do_not(method, latent_steps):
     task, settings = one(make_task()), {"INNER_STEPS": 2, "LEO_LATENT_STEPS": latent_steps}
     first, second = (make(method, FIRST_ORDER=flag, **settings) for flag in (True, False))
     noise, parameters = noise_for(first), parameters_of(first)
@@ -213,7 +213,7 @@ def test_first_order_and_second_order_meta_gradients_differ_and_losses_do_not(me
     assert (one_gradient - other).norm() > 0.001 * other.norm()
 
 
-def test_first_order_latent_steps_move_the_start_as_if_their_gradients_were_constants():
+def test_first_order_latent_steps_move_the_start_by_constants():
     settings = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 2, "LEO_ENCODER_PENALTY": 0.0, "LEO_KL_WEIGHT": 0.0}
     learner, task = make("leo", FIRST_ORDER=True, **settings), one(make_task())
     noise, parameters = noise_for(learner), parameters_of(learner)

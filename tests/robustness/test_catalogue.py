@@ -1,11 +1,10 @@
-"""The catalogue of bad input in real processes: the exit code, exactly one `error:` line, and nothing changed on the disk.
+"""Bad input in real processes: the exit code, exactly one `error:` line, and nothing changed on the disk.
 
-What a flag, a value or a settings file may look like is listed in test_bad_input.py, where the messages are looked at.
+test_bad_input.py holds in one process what a flag, a value or a settings file may look like; here are some of each kind.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -16,13 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
 from system.checkpoints import checkpoint_bytes, read_checkpoint
-from tests.tools.bad_input import FILES, FLAGS, NOT_FINITE, VALUES, settings
+from tests.tools.bad_input import FILES, FLAGS, settings
 from tests.tools.chaos import (
     ROOT,
     Say,
@@ -65,22 +64,18 @@ def refused(argv: list[str], place: Path, *plants: str, code: int = 2, says: str
 # ---- flags, values and settings files
 
 WORDS: dict[str, list[str]] = {
-    **FLAGS,
-    **{f"the value {name}": settings(**{k: json.dumps(v) for k, v in values.items()}) for name, values in VALUES.items()},
-    **{f"META_LEARNING_RATE={value}": settings(META_LEARNING_RATE=value) for value in NOT_FINITE},
-    **({} if torch.cuda.is_available() else {f"--device {name}": ["--device", name] for name in ("cuda", "cuda:0", "cuda:7")}),
+    **{name: FLAGS[name] for name in ("a mistyped flag", "a stray word", "a seed of more digits than python reads")},
+    "a value in another type": settings(META_LEARNING_RATE='"0.1"'),
+    "a value that is not finite": settings(META_LEARNING_RATE="NaN"),
+    "a size that does not fit in memory": settings(HIDDEN_DIM=10**6),
+    "a settings file nested too deeply": ["--config", "settings.json"],
 }
 
 
 @pytest.mark.parametrize("argv", WORDS.values(), ids=WORDS)
 def test_words_that_cannot_be_used_are_refused(argv: list[str], tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_bytes(FILES["200,000 lists in each other"])
     refused([*argv, "--output", str(tmp_path / "output")], tmp_path)
-
-
-@pytest.mark.parametrize("content", FILES.values(), ids=FILES)
-def test_a_settings_file_that_cannot_be_used_is_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_bytes(content)
-    refused(["--config", "settings.json", "--output", "output"], tmp_path, says="settings.json|unknown key|NOISE_STD|EPOCHS")
 
 
 def sparse(path: Path) -> None:
@@ -89,8 +84,6 @@ def sparse(path: Path) -> None:
 
 
 NO_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing": (lambda path: None, "no such file"),
-    "a directory": (lambda path: path.mkdir(), "no such file"),
     "ten gigabytes": (sparse, "too large"),
     "a pipe": (os.mkfifo, "no such file"),
     "a link to itself": (lambda path: path.symlink_to(path), "no such file|can't be read"),
@@ -193,9 +186,7 @@ def test_a_checkpoint_saved_on_a_gpu_is_read_on_a_machine_without(trained: dict[
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_run_that_asked_for_a_gpu_says_so_on_a_machine_without_and_goes_on_if_told(
-    trained: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_run_that_asked_for_a_missing_gpu_says_so_and_goes_on_if_told(trained: dict[str, Path], tmp_path: Path) -> None:
     state = read_checkpoint(trained["maml"] / "checkpoints" / "last.pt")
     state["config"]["DEVICE"] = "cuda"
     last = damaged(trained["maml"], tmp_path, checkpoint_bytes(state))
@@ -215,33 +206,23 @@ def test_a_damaged_best_checkpoint_is_a_warning_and_the_last_one_is_judged(train
 # ---- points
 
 
-class Bad(NamedTuple):
-    content: bytes | None
-    says: str
-
-
-POINTS = {
-    "missing": Bad(None, "no such file"),
-    "empty": Bad(b"", "no header"),
-    "no header": Bad(b"1,2\n3,4\n5,6\n", "no header"),
-    "a word where a number belongs": Bad(b"x,y\n1,2\n3,four\n", "line 3"),
-    "one column": Bad(b"x\n1\n2\n", "no column 'y'"),
-    "a row of one column": Bad(b"x,y\n1,2\n3\n", "line 3"),
-    "a NaN": Bad(b"x,y\n1,2\nNaN,4\n", "line 3"),
-    "an infinity": Bad(b"x,y\n1,2\n3,1e400\n", "line 3"),
-    "no points": Bad(b"x,y\n", "no points"),
-    "decimal commas between commas": Bad(b"x,y\n1,5,2,5\n", "line 2"),
-    "a workbook": Bad(b"PK\3\4", "saved or exported as CSV"),
-    "ten million rows": Bad(b"x,y\n" + b"1,2\n" * 10**7, "too long"),
-    "a picture": Bad(b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "points.csv"),
+POINTS: dict[str, tuple[bytes, str]] = {
+    "a word where a number belongs": (b"x,y\n1,2\n3,four\n", "line 3"),
+    "one column": (b"x\n1\n2\n", "no column 'y'"),
+    "no points": (b"x,y\n", "no points"),
+    "a workbook": (b"PK\3\4", "saved or exported as CSV"),
+    "ten million rows": (b"x,y\n" + b"1,2\n" * 10**7, "too long"),
 }
 
 
-@pytest.mark.parametrize("points", POINTS.values(), ids=POINTS)
-def test_points_that_cannot_be_used_are_refused(points: Bad, trained: dict[str, Path], tmp_path: Path) -> None:
-    if points.content is not None:
-        (tmp_path / "points.csv").write_bytes(points.content)
-    refused(["--predict", str(trained["maml"]), "--points", "points.csv"], tmp_path, says=points.says)
+@pytest.mark.parametrize(("content", "says"), POINTS.values(), ids=POINTS)
+def test_points_that_cannot_be_used_are_refused(content: bytes, says: str, trained: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "points.csv").write_bytes(content)
+    refused(["--predict", str(trained["maml"]), "--points", "points.csv"], tmp_path, says=says)
+
+
+def test_points_that_are_missing_are_refused(trained: dict[str, Path], tmp_path: Path) -> None:
+    refused(["--predict", str(trained["maml"]), "--points", "points.csv"], tmp_path, says="no such file")
 
 
 # ---- environment
@@ -267,10 +248,8 @@ def test_a_disk_that_is_full_from_the_start_is_said_in_one_line(tmp_path: Path) 
 
 NO_JOB: dict[str, dict[str, str | None]] = {
     "RANK without WORLD_SIZE": {"RANK": "0"},
-    "a RANK above 0 without WORLD_SIZE": {"RANK": "1"},
     "WORLD_SIZE without RANK": {"WORLD_SIZE": "2"},
     "no address": {"RANK": "0", "WORLD_SIZE": "2"},
-    "no number": {"RANK": "0", "WORLD_SIZE": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
     "a RANK beyond WORLD_SIZE": {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
     "no port": {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "many"},
 }
@@ -299,7 +278,7 @@ def test_two_starts_in_the_same_second_have_directories_of_their_own(tmp_path: P
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_bare_environment_and_a_reader_who_leaves_after_a_line_are_enough(tmp_path: Path) -> None:
+def test_a_bare_environment_and_a_reader_who_leaves_early_are_enough(tmp_path: Path) -> None:
     """No HOME, no display, no locale but C, in a process that has imported nothing yet."""
     words = command(tmp_path / "output", NUM_TASKS=4, EPOCHS=1, VALIDATION_INTERVAL=100)
     line = f"set -o pipefail; {shlex.join([sys.executable, str(ROOT / 'main.py'), *words])} | head -n 1"
@@ -322,7 +301,7 @@ def test_figures_that_cannot_be_drawn_do_not_cost_the_run(tmp_path: Path) -> Non
 # ---- divergence
 
 
-def test_divergence_names_step_quantity_learning_rate_and_the_last_good_checkpoint(tmp_path: Path) -> None:
+def test_divergence_names_step_quantity_and_the_last_good_checkpoint(tmp_path: Path) -> None:
     wild = {"META_LEARNING_RATE": 10.0, "INNER_LEARNING_RATE": 1000.0, "INNER_STEPS": 20, "META_SCHEDULE": "constant"}
     child = run(command(tmp_path, CHECKPOINT_INTERVAL=1, **wild), "plain")
     assert child.poll() == 3 and child.err.count("\n") == 1
@@ -347,7 +326,7 @@ def child_path(text: str) -> Path:
 # ---- the same bits
 
 
-def test_five_runs_with_one_seed_have_the_same_bits_and_another_seed_has_others(tmp_path: Path) -> None:
+def test_five_runs_with_one_seed_have_the_same_bits(tmp_path: Path) -> None:
     def train(number: int) -> dict[str, Any]:
         finished(command(tmp_path / str(number), "--seed", "7" if number < 5 else "8"), "plain")
         return result_of(only_run(tmp_path / str(number)))
