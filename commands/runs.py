@@ -29,7 +29,7 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
     return given | dict(map(parse_assignment, [*seed, *args.set]))
 
 
-def check_effect(method: str, tasks: str, changes: dict[str, Any]) -> None:
+def refuse_unused(method: str, tasks: str, changes: dict[str, Any]) -> None:
     """Refuse a setting of the command line that nothing would read. Raises `ConfigError`."""
     for key in changes.keys() & unused(method, tasks):
         users = ", ".join(name for name in (*METHODS, *TASKS) if key in settings_read(name))
@@ -52,7 +52,7 @@ def resolve_settings(args: argparse.Namespace, given: dict[str, Any]) -> tuple[s
         if any(key not in unused(other, tasks) for other in args.methods):
             del changes[key]  # it is meant for another one of several methods
     config = Config.resolve(defaults(method, tasks), given, changes)
-    check_effect(method, tasks, changes)
+    refuse_unused(method, tasks, changes)
     generator = TASKS[tasks](config)
     for key in changes.keys() & generator.unused:
         raise ConfigError(f"{key} has no effect on these tasks (got {changes[key]}; expected {generator.unused[key]})")
@@ -78,7 +78,7 @@ def settings_of_run(args: argparse.Namespace, directory: Path, state: dict[str, 
     if (args.method or method) != method or (args.tasks or tasks) != tasks:
         raise RunError(f"{directory} is another kind of run (got --method or --tasks; expected {method}, {tasks})")
     changes = overrides(args)
-    check_effect(method, tasks, changes)
+    refuse_unused(method, tasks, changes)
     action = args.action if args.action in ("evaluate", "predict") else "resume"
     for key, value in changes.items():
         actions = KEYS[key].metadata["roles"] if key in KEYS else ()

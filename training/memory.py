@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import psutil
 import torch
 
 from config import Config, ConfigError
+from learner import MetaLearner
 from system.threads import EVAL_CHUNK
 from training.parallel import tasks_at_once
 
 
-def check_memory(config: Config, learner: Any, device: torch.device) -> None:
-    """Raise ConfigError for settings whose tensors can't fit this machine, by a lower bound, before they take it down.
-
-    `learner` is the method's class.
-    """
+def check_memory(config: Config, learner: type[MetaLearner], device: torch.device) -> None:
+    """Raise `ConfigError` where the numbers that a run has to keep at once, by a lower bound, need more than all memory."""
     hidden, points, share = config.HIDDEN_DIM, config.SUPPORT_SAMPLES + config.QUERY_SAMPLES, config.META_BATCH_SIZE
     weights = (config.INPUT_DIM + hidden + 3) * hidden
     at_once = min(tasks_at_once(config.TASK_CHUNK, share, points * weights, device), share)
@@ -25,14 +21,17 @@ def check_memory(config: Config, learner: Any, device: torch.device) -> None:
     training += at_once * points * hidden * (2 + config.INNER_STEPS)
     training += at_once * learner.numbers_per_task(config, config.SUPPORT_SAMPLES)
     training += share * points * (config.INPUT_DIM + 1) * 2 + config.NUM_TASKS * (config.INPUT_DIM + 7)
-    tasks, shots = max(config.EVAL_TASKS, config.VALIDATION_TASKS), max(config.EVAL_SHOTS)
+    tasks, shots = max(config.EVAL_TASKS, config.VALIDATION_TASKS), max(config.evaluation_shots)
     judging = min(EVAL_CHUNK, config.EVAL_TASKS) * (weights + learner.numbers_per_task(config, shots))
     judging += tasks * config.EVAL_QUERY_SAMPLES * (config.INPUT_DIM + 4 * (config.EVAL_STEPS + 1))
+    _check_numbers(config, training, "HIDDEN_DIM META_BATCH_SIZE SUPPORT_SAMPLES NUM_TASKS")
+    _check_numbers(config, judging, "HIDDEN_DIM VALIDATION_TASKS EVAL_TASKS EVAL_SHOTS EVAL_QUERY_SAMPLES EVAL_STEPS")
+
+
+def _check_numbers(config: Config, numbers: int, keys: str) -> None:
+    """Raise `ConfigError`, with the settings `keys`, where so many float32 numbers do not fit."""
     total = psutil.virtual_memory().total
-    sizes_of_training = "HIDDEN_DIM META_BATCH_SIZE SUPPORT_SAMPLES NUM_TASKS"
-    sizes_of_judging = "HIDDEN_DIM VALIDATION_TASKS EVAL_TASKS EVAL_SHOTS EVAL_QUERY_SAMPLES EVAL_STEPS"
-    for keys, numbers in ((sizes_of_training, training), (sizes_of_judging, judging)):
-        if 4 * numbers > total:
-            got = ", ".join(f"{key}={getattr(config, key)}" for key in keys.split())
-            sizes = f"{4 * numbers / 2**30:.0f} GiB or more; expected at most {total / 2**30:.0f} GiB"
-            raise ConfigError(f"these settings do not fit in memory (got {got}, {sizes})")
+    if 4 * numbers > total:
+        got = ", ".join(f"{key}={getattr(config, key)}" for key in keys.split())
+        sizes = f"{4 * numbers / 2**30:.0f} GiB or more; expected at most {total / 2**30:.0f} GiB"
+        raise ConfigError(f"these settings do not fit in memory (got {got}, {sizes})")

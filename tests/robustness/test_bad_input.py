@@ -191,12 +191,6 @@ def test_a_settings_file_that_is_no_file_is_refused(
     refused(["--config", str(tmp_path / name)], output, capsys)
 
 
-def test_a_settings_file_with_a_byte_order_mark_is_accepted(output: Path, tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_bytes(b'\xef\xbb\xbf{"NUM_TASKS": 10, "COMPILE": "never"}')
-    with pytest.raises(Accepted):
-        main(["--config", str(tmp_path / "settings.json"), "--output", str(output)])
-
-
 def test_an_unused_settings_file_is_refused_all_the_same(
     output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
