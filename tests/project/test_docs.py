@@ -92,7 +92,7 @@ def test_the_readme_has_one_command_that_installs_and_tests() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_script_and_test_that_a_page_names_exists(page: str) -> None:
     names = re.findall(r"^    python ((?:\w+/)*\w+\.py)", PAGES[page], re.M) + re.findall(
-        r"`(?:pytest )?(tests/\w+\.py)`", PAGES[page]
+        r"`(?:pytest )?(tests/(?:\w+/)*\w+\.py)`", PAGES[page]
     )
     assert [name for name in names if not (ROOT / name).exists()] == []
 
