@@ -250,20 +250,24 @@ def posterior_std(learner: MetaLearner, support: Points, x: Any, steps: int) -> 
     """
 
     def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor]:
-        weights = learner.adapt(points, randomness, steps).path[-1]
-        parts = (learner.network.hidden(weights, part).double() for part in (points.x, at))
-        known, asked = (nn.functional.pad(part, (0, 1), value=1.0) for part in parts)
-        factor = learner.head_factor(known).double()
-        known, asked = (part @ factor if factor.ndim > 1 else part * factor for part in (known, asked))  # a prior of N(0, I)
-        if len(known) >= known.shape[1]:
-            products = known.T @ known
-            variance = (asked * _solve(products, asked.T).T).sum(1)
-        else:  # by Woodbury's identity, from a K x K system
-            products = asked @ known.T  # [N, K]
-            variance = asked.square().sum(1) - (products * _solve(known @ known.T, products.T).T).sum(1)
-        return (variance.clamp(min=0).sqrt(),)
+        return (_last_layer_std(learner, learner.adapt(points, randomness, steps).path[-1], points, at),)
 
     return _each_task(one, learner, support, x, None)[0]
+
+
+def _last_layer_std(learner: MetaLearner, weights: Tensor, support: Points, at: Tensor) -> Tensor:
+    """`posterior_std` [N] of one task's adapted `weights` [P]."""
+    parts = (learner.network.hidden(weights, part).double() for part in (support.x, at))
+    known, asked = (nn.functional.pad(part, (0, 1), value=1.0) for part in parts)
+    factor = learner.head_factor(known).double()
+    known, asked = (part @ factor if factor.ndim > 1 else part * factor for part in (known, asked))  # a prior of N(0, I)
+    if len(known) >= known.shape[1]:
+        products = known.T @ known
+        variance = (asked * _solve(products, asked.T).T).sum(1)
+    else:  # by Woodbury's identity, from a K x K system
+        products = asked @ known.T  # [N, K]
+        variance = asked.square().sum(1) - (products * _solve(known @ known.T, products.T).T).sum(1)
+    return variance.clamp(min=0).sqrt()
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
@@ -320,3 +324,33 @@ def on_device(arrays: Any, device: torch.device) -> Any:
         return torch.from_numpy(arrays).to(device)
     parts = [on_device(part, device) for part in arrays]
     return type(arrays)(*parts) if hasattr(arrays, "_fields") else tuple(parts)
+
+
+# ---- adapting once, and asking later
+
+
+def adapt_tasks(learner: MetaLearner, support: Points, steps: int) -> np.ndarray:
+    """The weights of each task's network after 0 to `steps` gradients, [T, steps + 1, P]; support x [T, K, D], y [T, K, 1]."""
+
+    def one(points: Points, _: Tensor, noise: Tensor) -> tuple[Tensor]:
+        return (torch.stack(learner.adapt(points, noise, steps).path),)
+
+    return _each_task(one, learner, support, support.x, None)[0]
+
+
+def adapted_predictions(learner: MetaLearner, paths: Any, x: Any) -> np.ndarray:
+    """Predictions [T, S+1, N] at x [T, N, D] with the weights `paths` [T, S+1, P] that `adapt_tasks` found."""
+
+    def one(_: Points, at: Tensor, path: Tensor) -> tuple[Tensor]:
+        return (torch.stack([learner.network(weights, at)[:, 0] for weights in path]),)
+
+    return _each_task(one, learner, Points(x, x), x, paths)[0]
+
+
+def adapted_std(learner: MetaLearner, paths: Any, support: Points, x: Any) -> np.ndarray:
+    """`posterior_std` [T, N] with the weights `paths` [T, S+1, P] that `adapt_tasks` found."""
+
+    def one(points: Points, at: Tensor, path: Tensor) -> tuple[Tensor]:
+        return (_last_layer_std(learner, path[-1], points, at),)
+
+    return _each_task(one, learner, support, x, paths)[0]

@@ -4,54 +4,44 @@
     model.fit(x, y)
     model.predict(x_new)
 
-Numbers are in the units of the person who has them; here alone they become the network's. Nothing outside of the object is
-changed: no file, random state or flag of torch, and no thread count but of threads that begin while it computes. It knows no
-command line.
+Numbers are in the units of the person who has them. Nothing outside of the object is changed: no file, random state or flag of
+torch, and no thread count but of threads that begin while it computes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import pickle
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from config import Config
 from dataset import Points, stream
 from evaluation.intervals import difficulty_features, entry_for, half_widths
-from learner import MetaLearner, posterior_std, predict_tasks, sample_tasks
+from learner import MetaLearner, adapt_tasks, adapted_predictions, adapted_std, sample_tasks
 from registry import METHODS, TASKS, parse_checkpoint
 from results_manager import EXPERIMENTS, load_run
 from system.errors import checkpoint_errors
 from system.host import resolve_device
-from tables.arrays import (
-    Array,
-    InputError,
-    NotFittedError,
-    aligned,
-    as_columns,
-    check_lengths,
-    each,
-    finite_curves,
-    is_whole,
-    padded,
-)
+from system.threads import EVAL_CHUNK
+from tables.arrays import Array, InputError, NotFittedError, as_columns, check_lengths, each, finite_curves, is_whole
+from tables.coding import Coding
 
 MOST = 1e18  # of an input or target, as the network sees it: its square is finite in float32
 NO_INTERVALS = (
     "the run has no calibrated intervals (got none for {} gradients; expected those of a complete run, or of --evaluate)"
 )
 PAIR_BYTES = 400  # about what a learner that compares all pairs of points needs for each
-PAIRS_AT_ONCE = 200_000  # bounds the memory of the tasks that are adapted together
+PAIRS_AT_ONCE = 200_000  # bounds the memory of the tasks that are computed together
 
 
 class FewShotRegressor:
@@ -64,9 +54,8 @@ class FewShotRegressor:
 
     Args:
         learner: the meta-trained method.
-        steps, input_dim: gradients to take on the points; D.
-        x_range: the inputs of meta-training, in each dimension, as the network sees them.
-        scale: centre and unit, [D + 1] each: (own - centre) / unit is what the network sees; None = these are the same.
+        steps: gradients to take on the points.
+        coding: between own units and those that the learner was trained in.
         seed: of `sample`, where that is given none.
         calibration: of intervals, by the number of gradients: what `--evaluate` adds to the best checkpoint.
     """
@@ -75,18 +64,13 @@ class FewShotRegressor:
         self,
         learner: MetaLearner,
         steps: int,
-        input_dim: int = 1,
-        x_range: tuple[float, float] = (-1.0, 1.0),
+        coding: Coding,
         *,
-        scale: tuple[Any, Any] | None = None,
         seed: int = 0,
         calibration: Mapping[str, Any] | None = None,
     ):
-        self.learner, self.steps, self.input_dim = learner, steps, input_dim
-        self.seed, self.calibration, self.scaled = seed, calibration or {}, scale is not None
-        centre, unit = scale or (np.zeros(input_dim + 1), np.ones(input_dim + 1))
-        self.centre, self.unit = np.asarray(centre, float), np.asarray(unit, float)
-        self.seen_range = np.repeat(np.array(x_range)[:, None], input_dim, 1)  # [2, D]
+        self.learner, self.steps, self.coding = learner, steps, coding
+        self.seed, self.calibration = seed, calibration or {}
 
     @classmethod
     def load(cls, run: str | Path = "latest", device: str = "cpu", folder: str | Path = EXPERIMENTS) -> FewShotRegressor:
@@ -108,36 +92,55 @@ class FewShotRegressor:
             learner.load_state_dict(state["meta_parameters"])
             if not all(parameter.isfinite().all() for parameter in learner.parameters()):
                 raise ValueError("numbers that are not finite")
-            scale = (data["centre"], data["unit"]) if (data := state.get("data")) else None
-        x_range = TASKS[tasks](dataclasses.replace(config, DATA="", COLUMNS=())).x_range
+            if data := state.get("data"):
+                coding = Coding.from_record(data)
+            else:
+                coding = Coding.identity(config.INPUT_DIM, TASKS[tasks](config).x_range)
         learner = learner.to(resolve_device(config.DEVICE))
         one_vector = parameters_to_vector(learner.parameters()).detach()
         vector_to_parameters(one_vector, learner.parameters())  # as in training: where they lie decides the last bits
-        known: dict[str, Any] = {"seed": config.RANDOM_SEED, "calibration": state.get("calibration")}
-        return cls(learner, config.EVAL_STEPS, config.INPUT_DIM, x_range, scale=scale, **known)
+        return cls(learner, config.EVAL_STEPS, coding, seed=config.RANDOM_SEED, calibration=state.get("calibration"))
 
     # ---- fitting
 
     def fit(self, x: Any, y: Any) -> FewShotRegressor:
-        """Take the points of one task, x [K, D] and y [K]; returns itself. Adapting is done when something is asked."""
+        """Adapt to the points of one task, x [K, D] and y [K]; returns itself."""
         return self.fit_many([x], [y])
 
     def fit_many(self, xs: Sequence[Any], ys: Sequence[Any]) -> FewShotRegressor:
-        """Take the points of T tasks, which may have different numbers of them."""
+        """Adapt to the points of T tasks, which may have different numbers of them; keeps `state_bytes` of each."""
         xs, ys = each(xs, "xs"), each(ys, "ys")
         if not len(xs) == len(ys) > 0:
             raise InputError(f"tasks need x and y each (got {len(xs)} x and {len(ys)} y; expected as many, at least one)")
         tasks = []
         for x, y in zip(xs, ys, strict=True):
-            points = Points(self._inputs(x), self._scaled(as_columns(y, "y", 1), slice(-1, None), "y"))
+            own_y = as_columns(y, "y", 1)
+            points = Points(self._encoded_inputs(x), _as_seen(own_y, self.coding.encode_targets(own_y), "y"))
             check_lengths(*points)
             tasks.append(points)
-        count, available = max(len(points.x) for points in tasks), psutil.virtual_memory().available
+        self._check_memory(tasks)
+        self.support_, self.n_features_in_ = tasks, self.input_dim
+        self._adapt()
+        return self
+
+    def _check_memory(self, tasks: Sequence[Points]) -> None:
+        available, count = psutil.virtual_memory().available, max(len(points.x) for points in tasks)
         if self.learner.noise_dim and PAIR_BYTES * count**2 > available:
             most = math.isqrt(available // PAIR_BYTES)
             raise InputError(f"the points do not fit in memory (got {count}; expected at most {most} for this run)")
-        self.support_, self.n_features_in_ = tasks, self.input_dim
-        return self
+        if self.state_bytes * len(tasks) > available:
+            most = available // self.state_bytes
+            raise InputError(f"adapted networks do not fit in memory (got {len(tasks)} tasks; expected at most {most} at once)")
+
+    def _adapt(self) -> None:
+        """Find the weights [S + 1, P] of each task after 0 to S gradients."""
+        self.adapted_steps_, self.paths_ = self.steps, [torch.empty(0)] * len(self.support_)
+        for places in batches([(len(points.x),) for points in self.support_], [len(points.x) ** 2 for points in self.support_]):
+            support = self._support_of(places)
+            with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge
+                paths = torch.from_numpy(adapt_tasks(self.learner, support, self.steps))
+            for place, path in zip(places, paths, strict=True):
+                self.paths_[place] = path.clone()
 
     # ---- predicting
 
@@ -146,13 +149,46 @@ class FewShotRegressor:
         after = self._last([x])[0]
         return (after, finite_curves(self.sample(x)).std(0)) if return_std else after
 
-    def staged_predict(self, x: Any) -> Array:
-        """Predictions after 0 to S gradients, [S + 1, N]."""
-        return self._outputs([x])[0]
-
     def predict_many(self, xs: Sequence[Any]) -> list[Array]:
         """Predictions [N_t] for each task of `fit_many` at its own x [N_t, D]; as one by one, to rounding."""
-        return self._last(each(xs, "xs"))
+        return self._last(xs)
+
+    def staged_predict(self, x: Any) -> Array:
+        """Predictions after 0 to S gradients, [S + 1, N]."""
+        return self.staged_predict_many([x])[0]
+
+    def staged_predict_many(self, xs: Sequence[Any]) -> list[Array]:
+        """Predictions [S + 1, N_t] for each task of `fit_many` at its own x [N_t, D]."""
+        answers = self._answers(xs, lambda _, paths, x: adapted_predictions(self.learner, paths, x))
+        return [self.coding.decode_targets(stages) for stages in answers]
+
+    def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[Array, Array]:
+        """Lower and upper ends [N] of intervals that hold a share `coverage` of new measurements, as calibrated on the run's
+        validation tasks; infinite where adapting diverged or `coverage` is higher than these can tell.
+        """
+        return self.predict_interval_many([x], coverage)[0]
+
+    def predict_interval_many(self, xs: Sequence[Any], coverage: float = 0.9) -> list[tuple[Array, Array]]:
+        """The intervals of each task of `fit_many` at its own x [N_t, D]."""
+        if isinstance(coverage, bool) or not isinstance(coverage, Real) or not 0 < coverage < 1:
+            raise InputError(f"coverage can't be used (got {coverage!r}; expected a share between 0 and 1)")
+        if not self.has_intervals:
+            raise InputError(NO_INTERVALS.format(self.steps))
+
+        def ends(support: Points, paths: Any, x: Array) -> Array:  # [T, 2, N]
+            outputs, at_support = (adapted_predictions(self.learner, paths, at) for at in (x, support.x))
+            features = difficulty_features(outputs, at_support, support, x, adapted_std(self.learner, paths, support, x))
+            entry = entry_for(self.calibration[str(self.steps)], support.x.shape[1])
+            half = half_widths(entry, features, float(coverage)) * self.coding.unit[-1]
+            centre = np.where(np.isfinite(half), self.coding.decode_targets(outputs[:, -1]), 0).astype(float)
+            return np.stack([centre - half, centre + half], 1)
+
+        return [(low, high) for low, high in self._answers(xs, ends)]
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether the run's intervals were calibrated for as many gradients as are taken."""
+        return bool(self.calibration.get(str(self.steps)))
 
     def sample(self, x: Any, num_samples: int = 100, seed: int | None = None) -> Array:
         """Curves [M, N] of a method with randomness; equal seeds give equal ones. One that diverges has no finite values."""
@@ -163,37 +199,11 @@ class FewShotRegressor:
             raise InputError(f"num_samples can't be used (got {num_samples!r}; expected a whole number from 1 on)")
         if seed is not None and (not is_whole(seed) or seed < 0):
             raise InputError(f"seed can't be used (got {seed!r}; expected a whole number from 0 on)")
-        at, rng = self._inputs(x), stream(self.seed if seed is None else seed, "samples")
+        at, rng = self._encoded_inputs(x), stream(self.seed if seed is None else seed, "samples")
         batch = max(1, PAIRS_AT_ONCE // max(len(points.x) ** 2, len(at)))
-        support, asked = Points(aligned([points.x]), aligned([points.y])), aligned([padded(at)])
         with np.errstate(over="ignore", invalid="ignore"):
-            curves = sample_tasks(self.learner, support, asked, self.steps, rng, num_samples, batch=batch)
-        return self._own_targets(curves[0, :, : len(at)])
-
-    def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[Array, Array]:
-        """Lower and upper ends [N] of intervals that hold a share `coverage` of new measurements, as calibrated on the run's
-        validation tasks; infinite where adapting diverged or `coverage` is higher than these can tell.
-        """
-        if isinstance(coverage, bool) or not isinstance(coverage, Real) or not 0 < coverage < 1:
-            raise InputError(f"coverage can't be used (got {coverage!r}; expected a share between 0 and 1)")
-        if not self.has_intervals:
-            raise InputError(NO_INTERVALS.format(self.steps))
-        (support,) = self._fitted(1)
-        at = self._inputs(x)
-        (paths,) = self._paths([np.concatenate([at, support.x])])  # [S+1, N + K], adapted once
-        path, at_support = np.split(paths, [len(at)], axis=1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            points = Points(aligned([support.x]), aligned([support.y]))
-            uncertain = posterior_std(self.learner, points, aligned([padded(at)]), self.steps)[:, : len(at)]
-            known = difficulty_features(path[None], at_support[None], points, at[None], uncertain)[0]
-        half = half_widths(entry_for(self.calibration[str(self.steps)], len(support.x)), known, float(coverage)) * self.unit[-1]
-        centre = np.where(np.isfinite(half), self._own_targets(path[-1]), 0).astype(float)
-        return centre - half, centre + half
-
-    @property
-    def has_intervals(self) -> bool:
-        """Whether the run's intervals were calibrated for as many gradients as are taken."""
-        return bool(self.calibration.get(str(self.steps)))
+            curves = sample_tasks(self.learner, self._support_of([0]), _stack([at]), self.steps, rng, num_samples, batch=batch)
+        return self.coding.decode_targets(curves[0])
 
     def score(self, x: Any, y: Any) -> float:
         """R^2 of the predictions at x [N, D] for targets y [N]: 1 at best, 0 for their mean."""
@@ -202,15 +212,26 @@ class FewShotRegressor:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of equal targets, of huge ones
             return float(1 - np.square(target - prediction).sum() / np.square(target - target.mean()).sum())
 
+    # ---- what the model knows
+
+    @property
+    def input_dim(self) -> int:
+        return self.coding.input_dim
+
+    @property
+    def state_bytes(self) -> int:
+        """What is kept of each task that was fitted: the weights of its network after each gradient."""
+        return 4 * self.learner.network.num_weights * (self.steps + 1)
+
     @property
     def x_range(self) -> Array:
         """The lowest and the highest inputs of meta-training, [2, D]."""
-        return self.seen_range * self.unit[:-1] + self.centre[:-1] if self.scaled else self.seen_range
+        return self.coding.decode_inputs(np.repeat(np.array(self.coding.x_range)[:, None], self.input_dim, 1))
 
     def extrapolates(self, x: Any) -> Array:
         """Whether x [N, D] lies outside of `x_range`, as far as the network can tell; [N] booleans."""
-        low, high = self.seen_range.astype(np.float32)
-        at = self._inputs(x)
+        low, high = np.array(self.coding.x_range, np.float32)
+        at = self._encoded_inputs(x)
         return np.any((at < low) | (at > high), axis=1)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -218,6 +239,7 @@ class FewShotRegressor:
         return {"steps": self.steps}
 
     def set_params(self, **params: Any) -> FewShotRegressor:
+        """Another number of gradients: the next question adapts once more to the points that were fitted."""
         for name, value in params.items():
             if name != "steps" or not is_whole(value) or not 0 <= value <= 1000:
                 raise InputError(f"a loaded model's {name} can't be set (got {value!r}; expected steps from 0 to 1000)")
@@ -230,58 +252,71 @@ class FewShotRegressor:
     def __deepcopy__(self, memo: Any) -> FewShotRegressor:
         return pickle.loads(pickle.dumps(self))  # tensors copied one by one would lie elsewhere
 
-    # ---- between a person's units and the network's
+    # ---- one way to ask
 
-    def _inputs(self, x: Any) -> Array:
-        return self._scaled(as_columns(x, "x", self.input_dim), slice(-1), "x")
-
-    def _scaled(self, values: Array, columns: slice, name: str) -> Array:
-        """float64 [N, *] as the network sees them, float32."""
-        with np.errstate(over="ignore"):
-            seen = (values - self.centre[columns]) / self.unit[columns]
-        for row, column in np.argwhere(~(np.abs(seen) <= MOST))[:1].tolist():
-            got, expected = f"{values[row, column]:g} in row {row}", f"at most {MOST:g} times the training range"
-            raise InputError(f"{name} can't be used (got {got}; expected {expected})")
-        return seen.astype(np.float32)
-
-    def _own_targets(self, values: Array) -> Array:
-        return values.astype(float) * self.unit[-1] + self.centre[-1] if self.scaled else values
+    def _encoded_inputs(self, x: Any) -> Array:
+        own = as_columns(x, "x", self.input_dim)
+        return _as_seen(own, self.coding.encode_inputs(own), "x")
 
     def _fitted(self, count: int) -> list[Points]:
         """The points of the `count` tasks that were fitted."""
         if not hasattr(self, "support_"):
             raise NotFittedError("nothing was fitted yet (got a question; expected fit(x, y) before it)")
         if len(self.support_) != count:
-            expected = f"{len(self.support_)}, as fitted" + ", by predict_many" * (count == 1)
+            expected = f"{len(self.support_)}, as fitted"
+            if count == 1:
+                expected += ", by predict_many"
             raise InputError(f"the question is for another number of tasks (got {count}; expected {expected})")
         return self.support_
 
-    def _outputs(self, xs: Sequence[Any]) -> list[Array]:
-        """Predictions [S + 1, N_t] of each task in own units."""
-        self._fitted(len(xs))
-        return [self._own_targets(path) for path in self._paths([self._inputs(x) for x in xs])]
+    def _support_of(self, places: Sequence[int]) -> Points:
+        """The points of tasks with equal numbers of them, x [T, K, D] and y [T, K, 1]."""
+        return Points(*(_stack(part) for part in zip(*(self.support_[place] for place in places), strict=True)))
+
+    def _answers(self, xs: Sequence[Any], answer: Callable[[Points, Any, Array], Array]) -> list[Array]:
+        """`answer` of support, weights [T, S + 1, P] and inputs [T, N, D] for each task; those of equal sizes together."""
+        xs = each(xs, "xs")
+        support = self._fitted(len(xs))
+        if self.adapted_steps_ != self.steps:
+            self._adapt()
+        inputs, results = [self._encoded_inputs(x) for x in xs], [np.empty(0)] * len(xs)
+        sizes = [(len(points.x), len(x)) for points, x in zip(support, inputs, strict=True)]
+        for places in batches(sizes, [max(size) for size in sizes]):
+            x, paths = _stack([inputs[place] for place in places]), torch.stack([self.paths_[place] for place in places])
+            with np.errstate(over="ignore", invalid="ignore"):
+                answers = answer(self._support_of(places), paths.numpy(), x)
+            for place, one in zip(places, answers, strict=True):
+                results[place] = one
+        return results
 
     def _last(self, xs: Sequence[Any]) -> list[Array]:
         """Predictions [N_t] after the last gradient; warns of tasks where these are not finite."""
-        last = [outputs[-1] for outputs in self._outputs(xs)]
+        last = [stages[-1] for stages in self.staged_predict_many(xs)]
         if diverged := sum(not np.isfinite(one).all() for one in last):
             got = f"predictions that are not finite in {diverged} of {len(last)} tasks"
             warnings.warn(f"adapting diverged (got {got}; expected finite ones)", RuntimeWarning, stacklevel=3)
         return last
 
-    def _paths(self, at: Sequence[Array]) -> list[Array]:
-        """As the network sees them: predictions [S + 1, N_t] of each task; tasks of equal sizes are adapted together."""
-        support = self.support_
-        groups, results = defaultdict(list), [np.empty(0)] * len(at)
-        for place, x in enumerate(at):
-            groups[len(support[place].x), len(padded(x))].append(place)
-        for (count, rows), places in groups.items():
-            together = max(1, PAIRS_AT_ONCE // max(count**2, rows))
-            for some in (places[first : first + together] for first in range(0, len(places), together)):
-                points = Points(*map(aligned, zip(*(support[place] for place in some), strict=True)))
-                asked = aligned([padded(at[place]) for place in some])
-                with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge
-                    outputs = predict_tasks(self.learner, points, asked, self.steps)[0]  # [T, S+1, N]
-                for place, output in zip(some, outputs, strict=True):
-                    results[place] = output[:, : len(at[place])]
-        return results
+
+def batches(sizes: Sequence[tuple[int, ...]], costs: Sequence[int]) -> Iterator[list[int]]:
+    """Places of tasks of equal sizes, as many at a time as keep the sum of their costs below `PAIRS_AT_ONCE`."""
+    groups = defaultdict(list)
+    for place, size in enumerate(sizes):
+        groups[size].append(place)
+    for places in groups.values():
+        together = max(1, min(EVAL_CHUNK, PAIRS_AT_ONCE // max(1, costs[places[0]])))
+        for first in range(0, len(places), together):
+            yield places[first : first + together]
+
+
+def _stack(arrays: Sequence[Array]) -> Array:
+    """Float32 arrays of one shape in memory of torch's: where numbers lie decides the kernel, and so the last bits."""
+    return torch.stack([torch.from_numpy(array) for array in arrays]).numpy()
+
+
+def _as_seen(own: Array, coded: Array, name: str) -> Array:
+    """`coded` [N, *] as float32; raises `InputError` with the number in own units that is out of reach."""
+    for row, column in np.argwhere(~(np.abs(coded) <= MOST))[:1].tolist():
+        got, expected = f"{own[row, column]:g} in row {row}", f"at most {MOST:g} times the training range"
+        raise InputError(f"{name} can't be used (got {got}; expected {expected})")
+    return coded.astype(np.float32)

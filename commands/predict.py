@@ -1,4 +1,4 @@
-"""`--predict RUN --points FILE.csv`: adapt a trained learner to somebody's own points.
+"""`--predict RUN --points FILE.csv`: adapt a trained learner to somebody's own points, of one task or of many subjects.
 
 Points are read strictly, the run's best checkpoint is adapted to them by the class that programs use, and what it says
 where it was asked, or on a fine grid, is written as a table and as figures.
@@ -25,15 +25,17 @@ from system.files import figure_bytes, write_atomically
 from system.terminal import print_once
 from system.text import printable
 from tables.arrays import finite_curves
-from tables.points import Request, read_request
+from tables.points import PointsFile, read_points
 
 GRID_POINTS = 201
-FAR_OUT = 10  # standard deviations
-FAR = 20  # times the longer one of the trained range and the range of the points
+UNUSUAL_TARGET = 10  # standard deviations from the mean of training
+FAR_AWAY = 20  # times the longer one of the trained range and the range of the points
 SAMPLES_SHOWN = 8
 PANELS = 12  # of a figure
 MOST_PAGES = 10
-NOWHERE = np.empty(0)
+STATE_BYTES = 2**27  # bounds the memory of the networks that are adapted together
+
+Array = np.ndarray
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -45,16 +47,16 @@ def predict(args: argparse.Namespace) -> int:
         folder = EXPERIMENTS  # --output may be for what is written alone
     directory, state, warning = load_run(args.predict, folder, best=True)
     method, tasks, config = settings_of_run(args, directory, state)
-    request = read_request(args.points, config.INPUT_DIM, (state.get("data") or {}).get("columns", ()))
-    pages = min(MOST_PAGES, -(-len(request.subjects) // PANELS)) if config.INPUT_DIM == 1 else 0
+    file = read_points(args.points, config.INPUT_DIM, (state.get("data") or {}).get("columns", ()))
+    pages = min(MOST_PAGES, -(-len(file.subjects) // PANELS)) if config.INPUT_DIM == 1 else 0
     files = output_files(args.output or args.points.parent, args.points, pages)
     model = FewShotRegressor.from_checkpoint(state, method, tasks, config)
-    found = [predict_points(model, request.points(place), request.asked(place)) for place in range(len(request.subjects))]
+    found = predict_subjects(model, file.support, file.query_inputs)
     missing = "" if model.has_intervals else NO_INTERVALS.format(model.steps)
-    for line in filter(None, [warning, missing, *warnings_about(found, request.names[1:])]):
+    for line in filter(None, [warning, missing, *warnings_about(found, model, file.names[1:])]):
         print(f"warning: {printable(line)}", file=sys.stderr)
-    write(files, found, request, f"{method.upper()} on {args.points.name}")
-    print_once(printable(summary(found, request)))
+    write(files, found, model, file, f"{method.upper()} on {args.points.name}")
+    print_once(printable(summary(found, model, file)))
     print_once(f"written: {printable(', '.join(map(str, files)))}")
     return 0
 
@@ -63,65 +65,67 @@ def predict(args: argparse.Namespace) -> int:
 
 
 class Prediction(NamedTuple):
-    """What a learner says about the points of one task, in own units."""
+    """The points of one task, and what a learner says where it was asked."""
 
     points: Points  # x [K, D], y [K, 1]
-    x: np.ndarray  # where it was asked, [N, D]: a fine grid for D = 1 and the points themselves otherwise, then the questions
-    questions: int | None  # how many of the last x are questions of the file; None where it has none about any task
-    outputs: np.ndarray  # after 0 to S gradients, [S+1, N]
-    errors: np.ndarray  # mean squared error on the given points after 0 to S gradients, [S+1]
-    outside: np.ndarray  # which of the points lie outside the meta-trained range, [K] booleans
-    extrapolated: np.ndarray  # which x do, [N]
-    merged: int  # how many different inputs of the points are no longer different to the network
-    x_range: np.ndarray  # lowest and highest inputs of meta-training, [2, D]
-    unit: float  # of the target: what is 1 to the network
-    y_range: tuple[float, float]  # targets that may be meant: `FAR_OUT` deviations around the training subjects' mean
-    samples: np.ndarray  # a few finite curves after S gradients [M, N]; none (M = 0) from a learner without randomness
-    band: np.ndarray | None  # lower and upper ends of intervals that hold 90% of measurements, [2, N]; None where unknown
-
-    @property
-    def answers(self) -> slice:
-        """The places of x that the table is about."""
-        return slice(0 if self.questions is None else len(self.x) - self.questions, None)
+    x: Array  # [N, D]: the questions of the file; where it has none a fine grid for D = 1, and the points themselves otherwise
+    is_query: bool  # whether these are questions
+    outputs: Array  # before and after adapting, [2, N]
+    band: Array | None  # lower and upper ends of intervals that hold 90% of measurements, [2, N]; None where unknown
+    errors: Array  # mean squared error on the given points before and after adapting, [2]
 
 
-def predict_points(model: FewShotRegressor, points: Points, asked: np.ndarray | None = None) -> Prediction:
-    """Adapt the model to `points` x [K, D], y [K, 1], and predict at `asked` [Q, D] and around; sample it if it can be.
+def predict_subjects(
+    model: FewShotRegressor, support: Sequence[Points], query_inputs: Sequence[Array] = ()
+) -> list[Prediction]:
+    """Adapt the model to the points x [K, D], y [K, 1] of each subject, and predict at its inputs [Q, D] or around its points.
 
     Raises `RunError` where there are more points than the memory allows.
     """
-    model.fit(*points)
-    outside, x_range = model.extrapolates(points.x), model.x_range
-    inputs = np.where(outside[:, None], points.x, np.clip(points.x, *x_range))  # an end may be off by a rounding error
-    questions, asked = (None, points.x[:0]) if asked is None else (len(asked), asked)
-    x = points.x
-    if model.input_dim == 1:
-        x = grid_over(inputs[:, 0], (x_range[0, 0], x_range[1, 0]), asked[:, 0])[:, None]
-    x = np.concatenate([x, asked])
-    predicted = model.staged_predict(np.concatenate([x, points.x]))  # [S+1, N + K]
-    outputs, at_points = np.split(predicted, [len(x)], axis=1)
-    with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged, and between samples at float32's ends
-        errors = np.square(at_points - points.y[:, 0].astype(predicted.dtype), dtype=np.float64).mean(1)
-    different, left = (len(np.unique(values, axis=0)) for values in (points.x, model.support_[0].x))
-    unit, centre = float(model.unit[-1]), float(model.centre[-1])
-    y_range = (centre - FAR_OUT * unit, centre + FAR_OUT * unit) if model.scaled else (-np.inf, np.inf)
-    about = outside, model.extrapolates(x), different - left, x_range, unit, y_range
-    samples = finite_curves(model.sample(x, SAMPLES_SHOWN)) if model.learner.noise_dim else np.empty((0, len(x)))
-    band = np.stack(model.predict_interval(x)) if model.has_intervals else None
-    return Prediction(points, x, questions, outputs, errors, *about, samples, band)
+    found, together = [], max(1, STATE_BYTES // model.state_bytes)
+    for first in range(0, len(support), together):
+        some = support[first : first + together]
+        model.fit_many(*zip(*some, strict=True))
+        at_points = [stages[[0, -1]] for stages in model.staged_predict_many([points.x for points in some])]
+        places = query_inputs[first : first + together] or [_places_around(model, points) for points in some]
+        for points, x, answer, fitted in zip(some, places, answers(model, places), at_points, strict=True):
+            with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged
+                squares = np.square(fitted - points.y[:, 0].astype(fitted.dtype), dtype=np.float64)
+            found.append(Prediction(points, x, bool(query_inputs), *answer, squares.mean(1)))
+    return found
 
 
-def grid_over(inputs: np.ndarray, x_range: tuple[float, float], asked: np.ndarray = NOWHERE) -> np.ndarray:
-    """A fine grid [N], float64, over `x_range` and all `inputs` [K], with a margin of up to a tenth where they leave it.
+def answers(model: FewShotRegressor, xs: Sequence[Array]) -> list[tuple[Array, Array | None]]:
+    """What the fitted model says about each of its tasks at x [N, D]: `outputs` and `band` of a `Prediction`."""
+    outputs = [stages[[0, -1]] for stages in model.staged_predict_many(xs)]
+    bands = list(map(np.stack, model.predict_interval_many(xs))) if model.has_intervals else [None] * len(xs)
+    return list(zip(outputs, bands, strict=True))
+
+
+def _places_around(model: FewShotRegressor, points: Points) -> Array:
+    """Where a task is predicted for which the file has no question, [N, D]."""
+    return grid_of(model, points) if model.input_dim == 1 else points.x
+
+
+def grid_of(model: FewShotRegressor, points: Points, queries: Sequence[float] = ()) -> Array:
+    """`grid_over` the trained range and a task's points, [201, 1]."""
+    x_range = model.x_range
+    outside = model.extrapolates(points.x)
+    inputs = np.where(outside, points.x[:, 0], np.clip(points.x[:, 0], *x_range[:, 0]))  # an end may be off by a rounding error
+    return grid_over(inputs, (x_range[0, 0], x_range[1, 0]), np.array(queries, float))[:, None]
+
+
+def grid_over(inputs: Array, x_range: tuple[float, float], queries: Array) -> Array:
+    """A fine grid [201], float64, over `x_range` and all `inputs` [K], with a margin of up to a tenth where they leave it.
 
     Where they are so far from `x_range` that they would be a dot in the picture, the grid is around the inputs alone.
-    Questions `asked` [Q] count as inputs, but for those farther off than all of this is wide.
+    `queries` [Q] count as inputs, but for those farther off than all of this is wide.
     """
     ends = min(x_range[0], inputs.min()), max(x_range[1], inputs.max())
     width = ends[1] - ends[0]
-    inputs = np.concatenate([inputs, asked[(asked >= ends[0] - width) & (asked <= ends[1] + width)]])
+    inputs = np.concatenate([inputs, queries[(queries >= ends[0] - width) & (queries <= ends[1] + width)]])
     (low, high), (first, last) = x_range, (float(inputs.min()), float(inputs.max()))
-    if max(first - high, low - last) > FAR * max(high - low, last - first):
+    if max(first - high, low - last) > FAR_AWAY * max(high - low, last - first):
         margin = max(high - low, 0.1 * (last - first), 1e-9 * abs(first))  # the last: a grid of different numbers
         return np.linspace(first - margin, last + margin, GRID_POINTS)
     ends = min(low, first), max(high, last)
@@ -129,117 +133,144 @@ def grid_over(inputs: np.ndarray, x_range: tuple[float, float], asked: np.ndarra
     return np.linspace(ends[0] - before, ends[1] + behind, GRID_POINTS)
 
 
-def warnings_about(found: Sequence[Prediction], names: Sequence[str] = ("x", "y")) -> list[str]:
+# ---- what to know before trusting them
+
+
+def warnings_about(found: Sequence[Prediction], model: FewShotRegressor, names: Sequence[str] = ("x", "y")) -> list[str]:
     """What a user should know before trusting the predictions, one line each; `names` are those of D inputs and the target."""
-    points = [(one.points.x, one.outside) for one in found]
-    asked = [(one.x[one.answers], one.extrapolated[one.answers]) for one in found if one.questions]
-    parts = (("points", points), ("questions", asked))
-    lines = [line for what, part in parts if (line := _outside(what, part, found[0].x_range, names[:-1]))]
-    targets, (low, high) = np.concatenate([one.points.y[:, 0] for one in found]), found[0].y_range
-    if far := int(((targets < low) | (targets > high)).sum()):
-        lines.append(
-            f"{far} of {len(targets)} points lie {FAR_OUT} standard deviations or more from the mean of training: another unit?"
-            f" (got {names[-1]} from {targets.min():.6g} to {targets.max():.6g}; expected {low:.6g} to {high:.6g})"
-        )
-    if merged := [one for one in found if one.merged]:
-        different = sum(len(np.unique(one.points.x, axis=0)) for one in merged)
-        left = different - sum(one.merged for one in merged)
-        lines.append(
-            f"some inputs are one number to the network, which computes with 7 digits "
-            f"(got {different} different {' and '.join(names[:-1])}, {left} after rounding; expected no less)"
-        )
-    if diverged := sum(not np.isfinite(one.outputs[-1]).all() for one in found):
-        last = f"{len(found[0].errors) - 1} gradients" + f" for {diverged} of {len(found)} subjects" * (len(found) > 1)
+    lines = [outside_range("points", np.concatenate([one.points.x for one in found]), model, names)]
+    if found[0].is_query:
+        lines.append(outside_range("questions", np.concatenate([one.x for one in found]), model, names))
+    lines.append(unusual_targets(np.concatenate([one.points.y[:, 0] for one in found]), model, names[-1]))
+    lines.append(merged_inputs(found, model, names))
+    if diverged := sum(not np.isfinite(one.outputs[1]).all() for one in found):
+        last = f"{model.steps} gradients"
+        if len(found) > 1:
+            last += f" for {diverged} of {len(found)} subjects"
         lines.append(f"adapting diverged (got predictions that are not finite after {last}; expected finite ones)")
-    return lines
+    return [line for line in lines if line]
 
 
-def _outside(what: str, parts: Sequence[tuple[np.ndarray, np.ndarray]], x_range: np.ndarray, names: Sequence[str]) -> str:
-    """A line about points or questions that lie outside of `x_range`, if any; `parts` are x [N, D] and whether, [N]."""
-    if not any(outside.any() for _, outside in parts):
+def outside_range(what: str, inputs: Array, model: FewShotRegressor, names: Sequence[str]) -> str:
+    """A line about the points or questions among `inputs` [N, D] that lie outside of the range of meta-training, if any do."""
+    outside = model.extrapolates(inputs)
+    if not outside.any():
         return ""
-    (low, high), inputs, outside = x_range, *(np.concatenate(part) for part in zip(*parts, strict=True))
-    lie = f"{outside.sum()} of {len(inputs)} {what} lie" if not outside.all() else f"all {len(inputs)} {what} lie"
+    low, high = model.x_range
+    count = f"all {len(inputs)}" if outside.all() else f"{outside.sum()} of {len(inputs)}"
     column = int(np.argmax(np.any((inputs < low) | (inputs > high), axis=0)))
     got = f"{names[column]} from {inputs[:, column].min():.10g} to {inputs[:, column].max():.10g}"
-    where = f"{lie} outside the range of meta-training, where the network was never asked to be right"
+    where = f"{count} {what} lie outside the range of meta-training, where the network was never asked to be right"
     return f"{where} (got {got}; expected {low[column]:.10g} to {high[column]:.10g})"
 
 
-def summary(found: Sequence[Prediction], request: Request) -> str:
+def unusual_targets(targets: Array, model: FewShotRegressor, name: str) -> str:
+    """A line about targets [N] that may be in another unit than those of the table, if there are any."""
+    low, high = model.coding.decode_targets(np.array([-UNUSUAL_TARGET, UNUSUAL_TARGET]))
+    count = int(((targets < low) | (targets > high)).sum())
+    if not count or not model.coding.of_table:
+        return ""
+    return (
+        f"{count} of {len(targets)} points lie {UNUSUAL_TARGET} standard deviations or more from the mean of training: another"
+        f" unit? (got {name} from {targets.min():.6g} to {targets.max():.6g}; expected {low:.6g} to {high:.6g})"
+    )
+
+
+def merged_inputs(found: Sequence[Prediction], model: FewShotRegressor, names: Sequence[str]) -> str:
+    """A line about different inputs of a subject that are no longer different in float32, if there are any."""
+    different = left = 0
+    for one in found:
+        own, seen = (len(np.unique(x, axis=0)) for x in (one.points.x, model.coding.encode_inputs(one.points.x).astype("f4")))
+        if own != seen:
+            different, left = different + own, left + seen
+    if not different:
+        return ""
+    got = f"got {different} different {' and '.join(names[:-1])}, {left} after rounding; expected no less"
+    return f"some inputs are one number to the network, which computes with 7 digits ({got})"
+
+
+def summary(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile) -> str:
     """The error on the given points before and after adapting, in one line."""
     counts = [len(one.points.x) for one in found]
-    errors, last = np.average([one.errors for one in found], axis=0, weights=counts), len(found[0].errors) - 1
+    errors = np.average([one.errors for one in found], axis=0, weights=counts)
     what, unit = f"mean squared error on the {sum(counts)} points", ""
-    if request.of_table:
-        errors, what, unit = np.sqrt(errors), f"root {what}", f" (in the unit of {request.names[-1]})"
-    what += f" of {len(found)} subjects" * (len(found) > 1)
-    after = f"{errors[-1]:.4g} after {last} gradient{'' if last == 1 else 's'}"
-    return f"{what}: {errors[0]:.4g} before adapting, {after}{unit}"
+    if file.of_table:
+        errors, what, unit = np.sqrt(errors), f"root {what}", f" (in the unit of {file.names[-1]})"
+    if len(found) > 1:
+        what += f" of {len(found)} subjects"
+    gradients = "1 gradient" if model.steps == 1 else f"{model.steps} gradients"
+    return f"{what}: {errors[0]:.4g} before adapting, {errors[1]:.4g} after {gradients}{unit}"
 
 
 # ---- writing
 
 
-def csv_table(found: Sequence[Prediction], request: Request) -> str:
+def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile) -> str:
     """A row for each question in the file's order, or for each x of one subject after another: predictions before and after
     adapting, the interval where it is known, and 1 for extrapolation.
     """
-    dim, asked = found[0].x.shape[1], request.questions.any()
-    members = np.repeat(np.arange(len(found)), [len(one.x[one.answers]) for one in found])
-    by_subject = np.argsort(request.members[request.questions], kind="stable")
-    order = np.argsort(by_subject) if asked else np.arange(len(members))
-
-    def joined(parts: Sequence[Any]) -> np.ndarray:
-        """[N, ...] of all tasks, in the order of the rows."""
-        return np.concatenate([part[one.answers] for one, part in zip(found, parts, strict=True)])[order]
-
-    x, outputs = joined([one.x for one in found]), joined([one.outputs.T for one in found])
-    digits, given = (7 if outputs.dtype == np.float32 else 12), (15 if asked or dim > 1 else 12)  # a grid's are wrong after 12
-    columns = [(name, x[:, number], given) for number, name in enumerate(request.names[1:-1])]
-    if dim > 1 and not asked:
-        columns.append((request.names[-1], joined([one.points.y[:, 0] for one in found]), given))
-    columns += [("prediction_before", outputs[:, 0], digits), ("prediction_after", outputs[:, -1], digits)]
-    if found[0].band is not None:
-        band = joined([one.band.T for one in found if one.band is not None])
-        columns += [(name, band[:, place], digits) for place, name in enumerate(("lower_5", "upper_95"))]
-    columns.append(("extrapolated", joined([one.extrapolated for one in found]).astype(int), 7))
-    names = [[request.subjects[member] for member in members[order]]] if request.names[0] else []
+    is_query, dim = found[0].is_query, model.input_dim
+    members = np.repeat(np.arange(len(found)), [len(one.x) for one in found])
+    order = np.argsort(np.argsort(file.members[file.is_query], kind="stable")) if is_query else np.arange(len(members))
+    x, outputs = (np.concatenate(parts)[order] for parts in ([one.x for one in found], [one.outputs.T for one in found]))
+    digits = 7 if outputs.dtype == np.float32 else 12
+    given = 15 if is_query or dim > 1 else 12  # a grid's are wrong after 12
+    columns = [(name, x[:, number], given) for number, name in enumerate(file.names[1:-1])]
+    if dim > 1 and not is_query:
+        columns.append((file.names[-1], np.concatenate([one.points.y[:, 0] for one in found]), given))
+    columns += [("prediction_before", outputs[:, 0], digits), ("prediction_after", outputs[:, 1], digits)]
+    if model.has_intervals:
+        band = np.concatenate([one.band.T for one in found if one.band is not None])[order]
+        columns += [("lower_5", band[:, 0], digits), ("upper_95", band[:, 1], digits)]
+    columns.append(("extrapolated", model.extrapolates(x).astype(int), 7))
+    header = [name for name, _, _ in columns]
+    cells: list[Any] = [map(f"{{:.{digits}g}}".format, values.tolist()) for _, values, digits in columns]
+    if file.names[0]:
+        header = [file.names[0], *header]
+        cells = [(file.subjects[member] for member in members[order].tolist()), *cells]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*([request.names[0]] if names else []), *(name for name, _, _ in columns)])
-    cells = ([f"{value:.{digits}g}" for value in values] for _, values, digits in columns)
-    writer.writerows(zip(*names, *cells, strict=True))
+    writer.writerow(header)
+    writer.writerows(zip(*cells, strict=True))
     return text.getvalue()
 
 
-def figures(found: Sequence[Prediction], request: Request, title: str) -> Iterator[Any]:
+def figures(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile, title: str) -> Iterator[Any]:
     """A figure of one task, or pages of several, for D = 1."""
     from report.prediction_figures import prediction_curves, subject_curves  # takes half a second: for those who draw
 
-    x_range, steps = (float(found[0].x_range[0, 0]), float(found[0].x_range[1, 0])), len(found[0].errors) - 1
-    names = (request.names[1], request.names[-1]) if request.of_table else ("input x", "output y")
-    least = 2 * found[0].unit if request.of_table else 0.5
-    if not request.names[0]:
-        one, about = found[0], f"{title}: {len(found[0].points.x)} points"
-        yield prediction_curves(curves(one, SAMPLES_SHOWN), steps, x_range, about, names, least)
+    x_range, shown = (float(model.x_range[0, 0]), float(model.x_range[1, 0])), found[: MOST_PAGES * PANELS]
+    names, least = ("input x", "output y"), 0.5
+    if file.of_table:
+        names, least = (file.names[1], file.names[-1]), 2 * float(model.coding.unit[-1])
+    pictures = curves(shown, model)
+    if not file.names[0]:
+        yield prediction_curves(pictures[0], model.steps, x_range, f"{title}: {len(found[0].points.x)} points", names, least)
         return
-    for first in range(0, min(len(found), MOST_PAGES * PANELS), PANELS):
-        some = range(first, min(first + PANELS, len(found)))
-        tasks = {request.subjects[place]: curves(found[place]) for place in some}
-        about = f"{title}: {len(found)} subject{'' if len(found) == 1 else 's'}"
-        about += f", {some[0] + 1} to {some[-1] + 1}" * (len(found) > PANELS)
-        yield subject_curves(tasks, steps, x_range, about, names, least)
+    about = f"{title}: 1 subject" if len(found) == 1 else f"{title}: {len(found)} subjects"
+    for first in range(0, len(shown), PANELS):
+        tasks = dict(zip(file.subjects[first : first + PANELS], pictures[first : first + PANELS], strict=False))
+        page = f"{about}, {first + 1} to {first + len(tasks)}" if len(found) > PANELS else about
+        yield subject_curves(tasks, model.steps, x_range, page, names, least)
 
 
-def curves(one: Prediction, samples: int = 0) -> dict[str, np.ndarray]:
-    """The arrays of a task's picture."""
-    line, answers = slice(0, GRID_POINTS), (one.x[one.answers, 0], one.outputs[-1, one.answers])
-    arrays = {"grid": one.x[line, 0], "before": one.outputs[0, line], "after": one.outputs[-1, line]}
-    arrays |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0], "samples": one.samples[:samples, line]}
-    arrays |= {} if one.band is None else {"band": one.band[:, line]}
-    inside = (answers[0] >= one.x[0, 0]) & (answers[0] <= one.x[GRID_POINTS - 1, 0])
-    return arrays | ({"asked": np.stack(answers)[:, inside]} if one.questions and inside.any() else {})
+def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[str, Array]]:
+    """The arrays of each task's picture; those of a single task have sampled curves, where the method samples."""
+    model.fit_many(*zip(*(one.points for one in found), strict=True))
+    queries = [one.x[:, 0] if one.is_query else np.empty(0) for one in found]
+    grids = [grid_of(model, one.points, asked.tolist()) for one, asked in zip(found, queries, strict=True)]
+    pictures = []
+    for one, asked, grid, (outputs, band) in zip(found, queries, grids, answers(model, grids), strict=True):
+        picture = {"grid": grid[:, 0], "before": outputs[0], "after": outputs[1]}
+        picture |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0]}
+        if band is not None:
+            picture["band"] = band
+        if (inside := (asked >= grid[0]) & (asked <= grid[-1])).any():
+            picture["asked"] = np.stack([asked, one.outputs[1]])[:, inside]
+        pictures.append(picture)
+    if len(found) == 1 and model.learner.noise_dim:
+        pictures[0]["samples"] = finite_curves(model.sample(grids[0], SAMPLES_SHOWN))
+    return pictures
 
 
 def output_files(directory: Path, input_file: Path, pages: int) -> list[Path]:
@@ -252,14 +283,14 @@ def output_files(directory: Path, input_file: Path, pages: int) -> list[Path]:
     return files
 
 
-def write(files: Sequence[Path], found: Sequence[Prediction], request: Request, title: str) -> None:
+def write(files: Sequence[Path], found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile, title: str) -> None:
     """Write the table, and for D = 1 the figures, to `output_files`; makes their directory where it is missing.
 
     Raises OSError where the disk is full or read-only.
     """
     files[0].parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(files[0], csv_table(found, request).encode())
+    write_atomically(files[0], predictions_csv(found, model, file).encode())
     if len(files) > 1:
-        for figure, *pictures in zip(figures(found, request, title), files[1::2], files[2::2], strict=True):
-            for file in pictures:
-                write_atomically(file, figure_bytes(figure, file.suffix[1:]))
+        for figure, *pictures in zip(figures(found, model, file, title), files[1::2], files[2::2], strict=True):
+            for picture in pictures:
+                write_atomically(picture, figure_bytes(figure, picture.suffix[1:]))

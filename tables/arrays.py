@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from system.errors import RunError
 
 Array = NDArray[Any]
-
-FEWEST_ROWS = 32  # with so many or more, a row's bits don't depend on how many there are
 
 
 class InputError(RunError, ValueError):
@@ -32,8 +30,6 @@ def as_columns(values: Any, name: str, columns: int) -> Array:
     if shaped.ndim != 2 or shaped.shape[1] != columns:
         expected = "[N] or [N, 1]" if columns == 1 else f"[N, {columns}]"
         raise InputError(f"{name} has a shape that can't be used (got {list(numbers.shape)}; expected {expected})")
-    if not len(shaped):
-        raise InputError(f"{name} is empty (got no rows; expected at least one)")
     for row, column in np.argwhere(~np.isfinite(shaped))[:1].tolist():
         raise InputError(f"{name} can't be used (got {shaped[row, column]} in row {row}; expected finite numbers)")
     return shaped
@@ -78,19 +74,11 @@ def is_whole(value: Any) -> bool:
 
 
 def check_lengths(x: Array, y: Array) -> None:
+    """Raise `InputError` for points whose inputs and targets differ in number, and for none."""
+    if not len(x):
+        raise InputError("x is empty (got no rows; expected at least one)")
     if len(x) != len(y):
         raise InputError(f"x and y differ in length (got {len(x)} and {len(y)}; expected as many)")
-
-
-def padded(x: Array) -> Array:
-    """x [N, D] with zeros up to a power of two: matrix products of few sizes, and the bits of a row don't depend on N."""
-    rows = max(FEWEST_ROWS, 1 << (len(x) - 1).bit_length())
-    return np.concatenate([x, np.zeros((rows - len(x), x.shape[1]), x.dtype)])
-
-
-def aligned(arrays: Sequence[Array]) -> Array:
-    """Float32 arrays of one shape, stacked in memory of torch's: where numbers lie decides the kernel, and so the bits."""
-    return np.stack(arrays, out=torch.empty((len(arrays), *arrays[0].shape), dtype=torch.float32, device="cpu").numpy())
 
 
 def finite_curves(curves: Array) -> Array:

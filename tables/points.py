@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,12 @@ from system.errors import RunError
 from system.text import quoted
 from tables.cells import MAX_POINTS, Sheet, open_sheet
 
-MAX_ROWS = 10 * MAX_POINTS  # of all subjects
+MAX_ROWS = 100 * MAX_POINTS  # of all subjects
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    """What a file holds. Rows without a target are its questions."""
+class PointsFile:
+    """What a file holds. Rows without a target are its questions: places where predictions are wanted."""
 
     names: tuple[str, ...]  # columns of subject ("" where there is none), D inputs and target
     subjects: list[str]  # the names of M subjects, as they first appear
@@ -26,22 +27,29 @@ class Request:
     values: Array  # [N, D + 1], inputs and target, float64; the target of a question is NaN
     of_table: bool  # whether its run learned from a table, which has units and names of its own
 
-    @property
-    def questions(self) -> Array:
+    @cached_property
+    def is_query(self) -> Array:
         """Which rows are questions, [N] booleans."""
         return np.isnan(self.values[:, -1])
 
-    def points(self, subject: int) -> Points:
-        """The measured points of a subject: x [K, D], y [K, 1]."""
-        rows = self.values[(self.members == subject) & ~self.questions]
-        return Points(rows[:, :-1], rows[:, -1:])
+    @cached_property
+    def support(self) -> list[Points]:
+        """The measured points of each subject: x [K, D], y [K, 1]."""
+        return [Points(rows[:, :-1], rows[:, -1:]) for rows in self._by_subject(~self.is_query)]
 
-    def asked(self, subject: int) -> Array | None:
-        """Where predictions for a subject are wanted, [Q, D]; None in a file without any question."""
-        return self.values[(self.members == subject) & self.questions, :-1] if self.questions.any() else None
+    @cached_property
+    def query_inputs(self) -> list[Array]:
+        """Where predictions are wanted for each subject, [Q, D]; an empty list for a file without any question."""
+        return [rows[:, :-1] for rows in self._by_subject(self.is_query)] if self.is_query.any() else []
+
+    def _by_subject(self, chosen: Array) -> list[Array]:
+        """The values of the `chosen` rows, [*, D + 1] for each subject."""
+        members, values = self.members[chosen], self.values[chosen]
+        counts = np.bincount(members, minlength=len(self.subjects))
+        return np.split(values[np.argsort(members, kind="stable")], counts.cumsum()[:-1])
 
 
-def read_request(path: Path, input_dim: int, columns: Sequence[str] = ()) -> Request:
+def read_points(path: Path, input_dim: int, columns: Sequence[str] = ()) -> PointsFile:
     """The points and questions of a file; raises `RunError` with the place of what can't be used.
 
     Args:
@@ -50,26 +58,37 @@ def read_request(path: Path, input_dim: int, columns: Sequence[str] = ()) -> Req
             A file without the subject's column is about one subject.
     """
     sheet = open_sheet(path)
-    subject = columns[0] if columns and sheet.places(columns[0]) else ""
-    wanted = list(columns[1:-1]) or formula_columns(sheet, input_dim)
-    found = [sheet.names[sheet.find(name)] for name in [subject] * bool(subject) + wanted]
-    usual = ["x", "y"] if input_dim == 1 else wanted
-    names = tuple(found) if subject else ("", *(found if columns else usual))
-    rows = sheet.read(found, MAX_ROWS if subject else MAX_POINTS, names[0])
-    values = rows.numbers(found[bool(subject) :], found[-1:])
+    names, found = _columns_of(sheet, input_dim, columns)
+    rows = sheet.read(found, MAX_ROWS if names[0] else MAX_POINTS, names[0])
+    measured = found[1:] if names[0] else found
+    values = rows.numbers(measured, measured[-1:])
     if not len(values):
         raise RunError(f"{path} has no points (got a header alone; expected at least one row)")
-    texts = rows.text[names[0]] if subject else [""] * len(values)
-    if subject and "" in texts:
+    texts = rows.text[names[0]] if names[0] else [""] * len(values)
+    if names[0] and "" in texts:
         rows.refuse(texts.index(""), names[0], "an empty name", "a subject's")
     numbers: dict[str, int] = {}
     members = np.array([numbers.setdefault(text, len(numbers)) for text in texts])
-    request = Request(names, list(numbers), members, values, bool(columns))
-    measured = np.bincount(members[~request.questions], minlength=len(numbers))
-    for empty in np.flatnonzero(measured == 0)[:1].tolist():  # there is nothing to adapt to
-        name = f"subject {quoted(request.subjects[empty])}" if subject else "the file"
+    file = PointsFile(names, list(numbers), members, values, bool(columns))
+    counts = np.bincount(members[~file.is_query], minlength=len(numbers))
+    for empty in np.flatnonzero(counts == 0)[:1].tolist():  # there is nothing to adapt to
+        name = f"subject {quoted(file.subjects[empty])}" if names[0] else "the file"
         rows.refuse(members.tolist().index(empty), names[-1], f"no number in any row of {name}", "at least one measured point")
-    return request
+    return file
+
+
+def _columns_of(sheet: Sheet, input_dim: int, columns: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Names as in `PointsFile`, and those of the columns to read."""
+    if not columns:
+        wanted = formula_columns(sheet, input_dim)
+        usual = ["x", "y"] if input_dim == 1 else wanted
+        return ("", *usual), [sheet.names[sheet.find(name)] for name in wanted]
+    subject, *measured, _ = columns
+    found = [sheet.names[sheet.find(name)] for name in measured]
+    if not sheet.places(subject):
+        return ("", *found), found
+    found = [sheet.names[sheet.find(subject)], *found]
+    return tuple(found), found
 
 
 def formula_columns(sheet: Sheet, input_dim: int) -> list[str]:

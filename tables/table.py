@@ -1,4 +1,4 @@
-"""A table of measurements: read it, split it over subjects, scale it by those that are trained on.
+"""A table of measurements: read it and split it over subjects.
 
 Each row is one measurement of one subject (a patient, a plot, a battery).
 """
@@ -19,6 +19,7 @@ from system.errors import RunError
 from system.text import quoted
 from tables.arrays import Array
 from tables.cells import MAX_NUMBER, Rows, Sheet, open_sheet
+from tables.coding import Coding
 
 SPLITS = ("train", "validation", "test")
 Shares = tuple[float, float, float]
@@ -35,15 +36,14 @@ class Table:
     values: Array  # [N, D + 1]: inputs and target
     split: Array  # [M], places in SPLITS
     names: tuple[str, ...]  # of the columns: subject, D inputs, target, split
-    centre: Array  # [D + 1]: (values - centre) / unit is what a network sees: the training subjects' inputs from -1 to 1,
-    unit: Array  # their targets with mean 0 and standard deviation 1
+    coding: Coding  # of inputs and target, by the training subjects
     left_out: int  # rows without a target
     source: str  # the SHA-256 of the file
     splits_given: bool  # by a column of the file
 
-    def scaled(self) -> Array:
-        with np.errstate(over="ignore"):
-            return (self.values - self.centre) / self.unit
+    def coded(self) -> Array:
+        """The values [N, D + 1] as the network sees them, float64."""
+        return np.hstack([self.coding.encode_inputs(self.values[:, :-1]), self.coding.encode_targets(self.values[:, -1:])])
 
 
 # ---- reading
@@ -73,10 +73,20 @@ def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15
     kept, members = kept[order], members[order]
     start, values = np.searchsorted(members, np.arange(len(subjects) + 1)), values[kept]
     check_splits(path, np.diff(start), splits)
-    scale = training_scale(path, values[splits[members] == 0], names[1:-1])
-    about = (*names[:-1], split or "split"), *scale, len(rows.lines) - len(kept)
-    table = Table(subjects, start, values, splits, *about, hashlib.sha256(path.read_bytes()).hexdigest(), bool(split))
-    for row, column in np.argwhere(~(np.abs(table.scaled()) <= MAX_NUMBER))[:1].tolist():
+    training = values[splits[members] == 0]
+    check_columns(path, training, names[1:-1])
+    table = Table(
+        subjects,
+        start,
+        values,
+        splits,
+        names=(*names[:-1], split or "split"),
+        coding=Coding.from_training(training),
+        left_out=len(rows.lines) - len(kept),
+        source=hashlib.sha256(path.read_bytes()).hexdigest(),
+        splits_given=bool(split),
+    )
+    for row, column in np.argwhere(~(np.abs(table.coded()) <= MAX_NUMBER))[:1].tolist():
         expected = f"at most {MAX_NUMBER:g} times the training range"
         rows.refuse(kept[row], names[1 + column], f"{values[row, column]:g}", expected)
     return table
@@ -118,7 +128,7 @@ def remarks(table: Table) -> list[str]:
     return lines
 
 
-# ---- splitting and scaling
+# ---- splitting
 
 
 def given_split(rows: Rows, column: str, kept: Array, members: Array, subjects: Sequence[str]) -> Array:
@@ -155,13 +165,9 @@ def check_splits(path: Path, counts: Array, splits: Array) -> None:
         raise RunError(f"{path} has too few subjects with two points or more (got {got}; expected {needed})")
 
 
-def training_scale(path: Path, values: Array, names: Sequence[str]) -> tuple[Array, Array]:
-    """Centre and unit [D + 1] of the training subjects' inputs and target; raises `RunError` where one is constant."""
+def check_columns(path: Path, values: Array, names: Sequence[str]) -> None:
+    """Raise `RunError` where an input or the target [N, D + 1] of the training subjects is constant."""
     low, high = values.min(0), values.max(0)
     for column in np.flatnonzero(~(low < high))[:1].tolist():
         where = f"{path}, column {quoted(names[column])} is constant"
         raise RunError(f"{where} (got {low[column]:g} for all training subjects; expected different values)")
-    target = (values[:, -1] - low[-1]) / (high[-1] - low[-1])  # squares of very small numbers would be zero
-    centre, unit = low + (high - low) / 2, (high - low) / 2
-    centre[-1], unit[-1] = low[-1] + (high[-1] - low[-1]) * target.mean(), (high[-1] - low[-1]) * target.std()
-    return centre, unit

@@ -1,7 +1,4 @@
-"""A table of measurements as a task family: each subject is a task.
-
-Drawing is without a loop over subjects. Independent of learners, training and figures.
-"""
+"""A table of measurements as a task family: each subject is a task. Drawing is without a loop over subjects."""
 
 from __future__ import annotations
 
@@ -49,32 +46,27 @@ def distinct(counts: Array, most: int, rng: np.random.Generator) -> Array:
 
 
 class TableTaskGenerator(TaskGenerator):
-    """The subjects of a table; a row of `params` is a subject's number. Its values are scaled by the training subjects.
+    """The subjects of a table; a row of `params` is a subject's number. Points are as the table's coding has them.
 
     Args:
-        table: None stands for one that is not known yet, of which nothing can be asked but the name.
         support_from: "random" points of a subject are its support, or the "first" ones by the first input.
         repeats: random draws of support points on which each validation and test subject is judged.
     """
 
     name = "Table"
-    x_range = (-1.0, 1.0)
 
-    def __init__(self, table: Table | None, support_from: str = "random", repeats: int = 10):
-        self.input_dim, self.in_order, self.repeats = 1, support_from == "first", repeats
-        if table is not None:
-            self.table, self.start, self.counts = table, table.start[:-1], np.diff(table.start)
-            self.values = table.scaled().astype(np.float32, order="C")  # [N, D + 1]: x and y of a point lie side by side
-            self.x, self.y = np.split(self.values, [-1], axis=1)
-            self.input_dim, self.axis_names = self.x.shape[1], (table.names[1], table.names[-2])
-            self.y_scale = float(table.unit[-1])
-            self.unused = {"EVAL_REPEATS": "with SUPPORT_FROM=random"} if self.in_order else {}
-            if table.splits_given:
-                self.unused |= dict.fromkeys((*SHARES, "SPLIT_SEED"), "with a table without a column of splits")
+    def __init__(self, table: Table, support_from: str = "random", repeats: int = 10):
+        self.table, self.start, self.counts = table, table.start[:-1], np.diff(table.start)
+        self.in_order, self.repeats = support_from == "first", repeats
+        self.values = table.coded().astype(np.float32, order="C")  # [N, D + 1]: x and y of a point lie side by side
+        self.x, self.y = np.split(self.values, [-1], axis=1)
+        self.input_dim, self.x_range = table.coding.input_dim, table.coding.x_range
+        self.axis_names, self.y_scale = (table.names[1], table.names[-2]), float(table.coding.unit[-1])
+        self.unused = {"EVAL_REPEATS": "with SUPPORT_FROM=random"} if self.in_order else {}
+        if table.splits_given:
+            self.unused |= dict.fromkeys((*SHARES, "SPLIT_SEED"), "with a table without a column of splits")
 
     def implied_settings(self) -> dict[str, Any]:
-        if not hasattr(self, "table"):
-            raise RunError("tasks from a table need the table (got none; expected --data FILE.csv)")
         return {"INPUT_DIM": self.input_dim, "NUM_TASKS": len(self._members("train"))}
 
     def defaults(self, shots: int | None = None) -> dict[str, Any]:
@@ -90,19 +82,15 @@ class TableTaskGenerator(TaskGenerator):
 
     def files(self) -> dict[str, bytes]:
         """The table in normal form: its columns under their own names, subject after subject, and each one's split."""
-        header, names = (
-            ['"' + text.replace('"', '""') + '"' for text in texts] for texts in (self.table.names, self.table.subjects)
-        )
-        ends = zip(names, (SPLITS[place] for place in self.table.split), strict=True)
-        pairs = itertools.chain.from_iterable(map(itertools.repeat, ends, self.counts.tolist()))
+        lines = [",".join(map(_in_quotes, self.table.names))]
         numbers = zip(*(map(repr, column.tolist()) for column in self.table.values.T), strict=True)
-        lines = (",".join((name, *row, split)) for (name, split), row in zip(pairs, numbers, strict=True))
-        return {"table.csv": "\n".join([",".join(header), *lines, ""]).encode()}
+        for name, split, count in zip(self.table.subjects, self.table.split.tolist(), self.counts.tolist(), strict=True):
+            lines += [",".join((_in_quotes(name), *row, SPLITS[split])) for row in itertools.islice(numbers, count)]
+        return {"table.csv": "\n".join([*lines, ""]).encode()}
 
     def record(self) -> dict[str, Any]:
         table = self.table
         points = repr(table.subjects).encode() + table.start.tobytes() + table.values.tobytes()
-        digests = (hashlib.sha256(data).hexdigest() for data in (points, table.split.tobytes()))
         return {
             "source_sha256": table.source,
             "columns": list(table.names),
@@ -110,9 +98,10 @@ class TableTaskGenerator(TaskGenerator):
             "rows": len(table.values),
             "rows_without_target": table.left_out,
             "remarks": remarks(table),
-            "centre": table.centre.tolist(),
-            "unit": table.unit.tolist(),
-        } | dict(zip(("points_sha256", "splits_sha256"), digests, strict=True))
+            **table.coding.record(),
+            "points_sha256": hashlib.sha256(points).hexdigest(),
+            "splits_sha256": hashlib.sha256(table.split.tobytes()).hexdigest(),
+        }
 
     def _members(self, split: str, shots: int = 0) -> Array:
         return np.flatnonzero((self.table.split == SPLITS.index(split)) & (self.counts > shots))
@@ -175,9 +164,12 @@ class TableTaskGenerator(TaskGenerator):
         return params, self.tasks(params, shots, 1, stream(0, "figures")).support
 
     def unscale(self, points: Points) -> Points:
-        centre, unit = self.table.centre, self.table.unit
-        x, y = (np.asarray(part, float) for part in points)
-        return Points(x * unit[:-1] + centre[:-1], y * unit[-1] + centre[-1])
+        return Points(self.table.coding.decode_inputs(points.x), self.table.coding.decode_targets(points.y))
+
+
+def _in_quotes(text: str) -> str:
+    """A cell of text in CSV."""
+    return '"' + text.replace('"', '""') + '"'
 
 
 def _ranges(first: Array, counts: Array) -> Array:

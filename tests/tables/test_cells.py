@@ -20,16 +20,16 @@ from dataset import Points
 from system.errors import RunError
 from system.text import printable
 from tables.cells import LONGEST_LINE, MAX_POINTS, open_sheet
-from tables.points import read_request
+from tables.points import read_points
 
 X = [-4.5, 0.25, 1234.5, 100000.0, -0.0625, 3.0]
 Y = [1.763851, -2.0, 1e-05, 12.5, 1000000.0, -0.5]
 ROWS = [[repr(x), repr(y)] for x, y in zip(X, Y, strict=True)]
 
 
-def read_points(file: Path, dim: int) -> Points:
+def points_of(file: Path, dim: int) -> Points:
     """The measured points of a file about one task."""
-    return read_request(file, dim).points(0)
+    return read_points(file, dim).support[0]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def file(tmp_path: Path) -> Path:
 def refusal(file: Path, dim: int = 1) -> str:
     """The one line with which a file is refused."""
     with pytest.raises(RunError) as caught:
-        read_points(file, dim)
+        points_of(file, dim)
     assert caught.value.code == 2
     text = str(caught.value)
     assert re.fullmatch(r".+ \(got .+; expected .+\)", text) and printable(text) == text
@@ -130,7 +130,7 @@ DIALECTS: dict[str, str | bytes] = {
 def test_the_same_points_are_read_in_whatever_way_they_are_written(file: Path, name: str) -> None:
     contents = DIALECTS[name]
     file.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-    points = read_points(file, 1)
+    points = points_of(file, 1)
     assert (points.x.dtype, points.y.dtype) == (np.float64, np.float64)
     assert np.array_equal(points.x[:, 0], X) and np.array_equal(points.y[:, 0], Y)
 
@@ -156,18 +156,18 @@ READ: dict[str, tuple[str, list[list[float]]]] = {
 def test_numbers_are_read_as_they_are_meant(file: Path, name: str) -> None:
     contents, expected = READ[name]
     file.write_text(contents)
-    assert np.concatenate(read_points(file, 1), axis=1).tolist() == expected
+    assert np.concatenate(points_of(file, 1), axis=1).tolist() == expected
 
 
 def test_columns_may_stand_in_any_order(file: Path) -> None:
     file.write_text("x2,y,x1\n1,2,3\n4,5,6\n")
-    points = read_points(file, 2)
+    points = points_of(file, 2)
     assert (points.x.tolist(), points.y.tolist()) == ([[3, 1], [6, 4]], [[2], [5]])
 
 
 def test_ten_thousand_points_are_read(file: Path) -> None:
     file.write_text("x,y\n" + "1,2\n" * MAX_POINTS + "\n" * 100)
-    assert read_points(file, 1).x.shape == (MAX_POINTS, 1)
+    assert points_of(file, 1).x.shape == (MAX_POINTS, 1)
 
 
 def test_missing_numbers_are_nan_where_they_may_be_missing(file: Path) -> None:
@@ -359,7 +359,7 @@ def test_ten_million_rows_are_refused_at_once(file: Path, line: bytes) -> None:
 
 def test_a_spreadsheets_empty_rows_are_read_over(file: Path) -> None:
     file.write_text("x,y\n1,2\n" + ",\n" * 10 * MAX_POINTS)
-    assert len(read_points(file, 1).x) == 1
+    assert len(points_of(file, 1).x) == 1
 
 
 # ---- any file
@@ -400,7 +400,7 @@ def read_or_refused(file: Path, contents: bytes) -> None:
     """Reading gives finite points of the right shape, or one clean line."""
     file.write_bytes(contents)
     try:
-        points = read_points(file, 1)
+        points = points_of(file, 1)
     except RunError as error:
         assert error.code == 2 and printable(str(error)) == str(error)
     else:
@@ -446,7 +446,7 @@ def test_what_was_written_is_what_is_read_or_it_has_two_readings(
     writer.writerows([("y", "größe", "x1", "x2"), *([repr(n).replace(".", decimal) for n in (*row[:1], *row)] for row in rows)])
     file.write_bytes(text.getvalue().encode(encoding))
     try:
-        points = read_points(file, 2)
+        points = points_of(file, 2)
     except RunError as error:
         assert "as decimal mark, and no mark between thousands" in str(error) and decimal != ("," if delimiter == ";" else ".")
         marked = [text for row in rows for text in map(repr, row) if "." in text]

@@ -168,8 +168,8 @@ def test_no_test_subject_takes_part_in_scaling_or_training(tmp_path: Path) -> No
     rows = toy_rows(splits=True)
     others = [[*row[:2], str(float(row[2]) * 7 + 900) if row[3] != "train" else row[2], row[3]] for row in rows]
     one, other = (generator_of(write(tmp_path / f"{name}.csv", text)) for name, text in (("a", rows), ("b", others)))
-    assert_array_equal(one.table.unit, other.table.unit)
-    assert_array_equal(one.table.centre, other.table.centre)
+    assert_array_equal(one.table.coding.unit, other.table.coding.unit)
+    assert_array_equal(one.table.coding.centre, other.table.coding.centre)
     blocks = [TaskDataset(generator, 6, 5, 4, 5, 0).draw_block(0) for generator in (one, other)]
     assert_array_equal(blocks[0].query.y, blocks[1].query.y)
     trained = {float(value) for value in np.concatenate([blocks[0].support.y.ravel(), blocks[0].query.y.ravel()])}
