@@ -231,8 +231,14 @@ def test_tasks_of_different_sizes_at_once_are_as_one_by_one(method: str) -> None
 
 @pytest.mark.parametrize("method", ["maml", "leo"])
 def test_asking_adapts_no_more_and_other_steps_adapt_once(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, adapt = [], METHODS[method].adapt
-    monkeypatch.setattr(METHODS[method], "adapt", lambda *args: calls.append(args[-1]) or adapt(*args))
+    calls: list[int] = []
+    adapt = METHODS[method].adapt
+
+    def counted(learner: Any, support: Points, noise: Any, steps: int) -> Any:
+        calls.append(steps)
+        return adapt(learner, support, noise, steps)
+
+    monkeypatch.setattr(METHODS[method], "adapt", counted)
     model, at = model_of(method).fit(X, Y), np.linspace(0, 30, 300)
     everywhere = model.staged_predict(at)
     for count in (0, 1, 2, 65):
