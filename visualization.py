@@ -1,29 +1,45 @@
 """Figures: arrays in, `matplotlib.figure.Figure` out.
 
-Figures are made without pyplot, so they need no display and leave no state behind. Independent of torch, models and
-the disk.
+Figures are made without pyplot, so they need no display and leave no state behind. A function under `figure_function`
+draws any numbers and any text without a warning: text from outside is never taken for a formula, and letters that no font
+has are escaped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
+from matplotlib.ticker import LogFormatter
 
 from dataset import Published
-from system.drawing import drawable_text, figure_function, limits, log_scale
 from system.text import columns as text_columns
+from system.text import escaped, printable
+
+P = ParamSpec("P")
 
 # Okabe and Ito's colours: told apart with any kind of colour vision, and in this order also by lightness
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 CYCLE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
+# looked through, in this order, for letters that the usual font lacks
+FALLBACK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Microsoft YaHei", "Malgun Gothic"),
+    *("Hiragino Sans", "Hiragino Sans GB", "Apple SD Gothic Neo", "Arial Unicode MS", "Noto Sans Devanagari", "Nirmala UI"),
+    *("Noto Sans Thai", "Segoe UI", "Segoe UI Symbol", "Apple Symbols", "Noto Sans Symbols", "Noto Sans Symbols2"),
+)
+
 STYLE: Any = {
+    "font.family": ["sans-serif", *(font for font in FALLBACK_FONTS if font in get_font_names())],
+    "text.parse_math": False,
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -36,12 +52,110 @@ STYLE: Any = {
 Arrays = Mapping[str, np.ndarray]
 
 
+LARGEST = 1e100  # beyond it matplotlib's own arithmetic leaves the range of floats
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 class TrueTypeFigure(Figure):
     """A figure whose text in a PDF is TrueType: journals refuse the Type 3 fonts that matplotlib would take."""
 
     def savefig(self, *args: Any, **kwargs: Any) -> None:
         with matplotlib.rc_context({"pdf.fonttype": 42}):
             super().savefig(*args, **kwargs)
+
+
+def figure_function(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A function that makes a figure: in the common style, with any numbers in its arrays and any text in its labels."""
+
+    @functools.wraps(function)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE), np.errstate(all="ignore"):
+            values: Any = [_drawable(value) for value in args], {name: _drawable(value) for name, value in kwargs.items()}
+            figure = function(*values[0], **values[1])
+            for axes in figure.axes:
+                _say_if_empty(axes)
+        columns = max((place.get_gridspec().ncols for axes in figure.axes if (place := axes.get_subplotspec())), default=1)
+        longest = int(14 * figure.get_figwidth() / columns)
+        legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+        for text in [*figure.texts, *(text for legend in legends for text in legend.get_texts())]:
+            text.set_text(drawable_text(text.get_text(), longest * columns))
+        for axes in figure.axes:
+            for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+                text.set_text(drawable_text(text.get_text(), longest))
+        return figure
+
+    return drawn
+
+
+def _drawable(value: Any) -> Any:
+    """`value` with NaN for the numbers of its arrays that are too large to be drawn."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return np.where(np.abs(value) <= LARGEST, value, value.dtype.type(np.nan))
+    if isinstance(value, Mapping):
+        return {key: _drawable(item) for key, item in value.items()}
+    return value
+
+
+def _say_if_empty(axes: Axes) -> None:
+    low, high = axes.dataLim.get_points()
+    logarithmic = [axes.get_xscale() == "log", axes.get_yscale() == "log"]
+    if axes.get_visible() and not np.isfinite([np.where(logarithmic, axes.dataLim.minpos, low), high]).all():
+        axes.text(0.5, 0.5, "no values to show", transform=axes.transAxes, ha="center", va="center", color="0.4")
+
+
+def drawable_text(text: str, longest: int = 80) -> str:
+    """`text` with an escape for each letter that no font has, and without its middle where it has more than `longest`."""
+    text = printable(unicodedata.normalize("NFC", text))
+    text = "".join(char if char.isascii() or ord(char) in _letters() else escaped(char) for char in text)
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest // 2) :]}"
+
+
+@functools.cache
+def _letters() -> frozenset[int]:
+    """The code points that the fonts of `STYLE` have."""
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in STYLE["font.family"]]
+    return frozenset(letter for font in fonts for letter in font.get_charmap())
+
+
+def limits(
+    curves: Sequence[np.ndarray], share: float, lowest: float = -LARGEST, highest: float = LARGEST
+) -> tuple[float, float]:
+    """The range of all finite values between `lowest` and `highest`, with a margin of a `share` of it; never empty."""
+    values = np.concatenate([np.empty(0), *(curve[np.isfinite(curve)] for curve in curves)])
+    values = np.clip(values, lowest, highest) if len(values) else np.zeros(1)
+    low, high = float(values.min()), float(values.max())
+    one_value = high - low <= 1e-9 * max(abs(low), abs(high))
+    margin = (0.1 * abs(high) or 1.0) if one_value else share * (high - low)
+    return low - margin, high + margin
+
+
+def log_scale(axes: Axes, name: str = "y") -> None:
+    """Make the axis x or y logarithmic, after its curves were drawn: with numbers as people write them, never empty."""
+    place = "xy".index(name)
+    peers = getattr(axes, f"get_shared_{name}_axes")().get_siblings(axes)
+    low = min(np.asarray(peer.dataLim.minpos)[place] for peer in peers)
+    high = max(peer.dataLim.get_points()[1, place] for peer in peers)
+    if not np.isfinite(low):  # nothing above zero
+        axes.set(**{f"{name}lim": (1e-3, 1)})
+    elif low < high <= low * (1 + 1e-9):  # one value but for its last digits, which matplotlib takes for a range
+        axes.set(**{f"{name}lim": (low / 10, high * 10)})
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_formatter(_LogLabels())
+    axis.set_minor_formatter(_LogLabels())
+
+
+class _LogLabels(LogFormatter):
+    """Numbers as people write them, at the places that matplotlib chooses: 0.01, 1, 10⁻⁵."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        if not super().__call__(value, position):
+            return ""
+        if 1e-3 <= value < 1e5:
+            return f"{value:g}"
+        factor, exponent = f"{value:.0e}".split("e")
+        power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
+        return power if factor == "1" else f"{factor}×{power}"
 
 
 def figure_grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
@@ -88,7 +202,7 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
     log_scale(left)  # and the right one with it
     for axis in (left, right):
         if axis.lines:
-            axis.legend(loc="best", frameon=False)
+            axis.legend(loc="best")
     figure.suptitle(title)
     return figure
 
@@ -163,11 +277,11 @@ def name_axes(axes: np.ndarray, names: tuple[str, str]) -> None:
 def shared_legend(figure: Figure, axes: np.ndarray, title: str = "") -> None:
     """One legend below all panels, each label once, and a title above them."""
     entries = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    longest = max((text_columns(drawable_text(label)[0]) for label in entries), default=1)
+    longest = max((text_columns(drawable_text(label)) for label in entries), default=1)
     columns = max(1, min(len(entries), int(figure.get_figwidth() * 14 / (longest + 6))))
     rows = -(-len(entries) // columns)
     figure.set_figheight(figure.get_figheight() + 0.2 * max(0, rows - 6))  # many entries leave the panels their height
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
     if title:
         figure.suptitle(title)
 
@@ -191,7 +305,7 @@ def performance_over_tasks(
     """
     figure, axes = figure_grid(1, 1 + len(param_names), max(5.6, 3.6 * (1 + len(param_names))), 3.6)
     _error_distribution(axes[0, 0], errors, reference)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8, frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=4, fontsize=8)
     values = errors[shots]
     for column, name in enumerate(param_names):
         axis, known = axes[0, 1 + column], np.isfinite(values) & np.isfinite(params[:, column])
@@ -200,7 +314,7 @@ def performance_over_tasks(
         axis.plot(centres, medians, color=VERMILION, lw=2, label="median")
         axis.set(xlabel=name, ylabel="mean squared error", title=f"K = {shots}: error against {name.split(' (')[0]}")
         log_scale(axis)
-        axis.legend(loc="lower right", frameon=False)
+        axis.legend(loc="lower right")
     figure.suptitle(title)
     return figure
 
@@ -269,7 +383,7 @@ def adaptive_learning(
     axis.set(xlabel="gradients taken on the support set", ylabel=what, title=title)
     log_scale(axis)
     axis.grid(alpha=0.25, lw=0.5, which="both")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -1,6 +1,6 @@
 """Figures of runs and their comparisons: which figures there are, from which arrays.
 
-Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`. Independent of torch, models and the disk.
+Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from dataset import Published
 from evaluation.statistics import mean_and_interval, shown_steps
 from report.prediction_figures import interval_quality
-from system.drawing import figure_function, limits, plain_log_scale
 from visualization import (
     BLACK,
     BLUE,
@@ -23,9 +22,13 @@ from visualization import (
     VERMILION,
     Arrays,
     adaptive_learning,
+    drawable_text,
+    figure_function,
     figure_grid,
     gradients,
     latent_space,
+    limits,
+    log_scale,
     name_axes,
     panels,
     performance_over_tasks,
@@ -37,6 +40,7 @@ from visualization import (
 # shots -> label -> {"mse" [S+1], "ci95" [S+1], "seeds" [R, S+1] (the mean of each seed; may be missing)}
 Results = Mapping[int, Mapping[str, Mapping[str, np.ndarray]]]
 
+HAIR_SPACE = "\u200a"
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # beyond six labels the colours come again
 
 
@@ -45,19 +49,28 @@ def _line_style(place: int) -> dict[str, object]:
     return {"color": CYCLE[place % 6], "marker": MARKERS[place % 6], "ls": DASHES[place // 6 % 4]}
 
 
-def _log_scale(axis: Axes, curves: Sequence[np.ndarray]) -> float:
-    """Make `axis` logarithmic; a curve that explodes leaves it at the top. Returns the lowest error above zero."""
-    plain_log_scale(axis, "y")
+def _legend_label(name: str) -> str:
+    """`name` as a label: matplotlib leaves those that begin with an underscore out of legends."""
+    return f"{HAIR_SPACE}{name}" if name.startswith("_") else name
+
+
+def _usual_range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The lowest error above zero, and the highest of those that are not of a curve that explodes: infinity if none does."""
+    values = np.concatenate([curve.ravel() for curve in curves])
     known = [curve[np.isfinite(curve) & (curve > 0)] for curve in curves]
-    lows = [curve.min() for curve in known if len(curve)]
-    if not lows:
-        axis.set_ylim(1e-3, 1)  # nothing to be seen
-        return 1e-3
-    values = np.concatenate(known)
-    usual = values[values <= 1000 * max(low for low in lows if low < 1e20 * min(lows))]
-    if len(usual) < len(values) or not all(np.isfinite(curve).all() for curve in curves):
-        axis.set_ylim(usual.min() / 2, 2 * usual.max())
-    return float(usual.min())
+    lows = np.array([curve.min() for curve in known if len(curve)])
+    if not len(lows):
+        return 1e-3, np.inf
+    highest = 1000 * lows[lows < 1e20 * lows.min()].max()
+    exploded = not np.isfinite(values).all() or values.max() > highest
+    return lows.min(), values[values <= highest].max() if exploded else np.inf
+
+
+def _log_errors(axes: Axes, lowest: float, highest: float) -> None:
+    """Make the errors' axis logarithmic, after its curves were drawn; a curve that explodes leaves it at the top."""
+    log_scale(axes)
+    if np.isfinite(highest):
+        axes.set_ylim(lowest / 2, 2 * highest)
 
 
 @figure_function
@@ -69,7 +82,7 @@ def error_against_gradients(results: Results, title: str, reference: Published |
         reference: shots -> gradients -> published mean of Finn et al. 2017, drawn as crosses.
     """
     figure, axes = figure_grid(1, len(results), max(4.6, 3.4 * len(results) + 0.4), 4.2, sharey=True)
-    lowest = _log_scale(axes[0, 0], [values["mse"] for result in results.values() for values in result.values()])
+    lowest, highest = _usual_range([values["mse"] for result in results.values() for values in result.values()])
     for axis, (shots, result) in zip(axes[0], results.items(), strict=True):
         for place, (label, values) in enumerate(result.items()):
             mean, half = values["mse"], values["ci95"]
@@ -80,11 +93,12 @@ def error_against_gradients(results: Results, title: str, reference: Published |
             seeds = values.get("seeds", mean[None])
             for seed in seeds if len(seeds) > 1 else []:
                 axis.plot(steps, seed, color=colour, lw=0.6, alpha=0.7)
-            axis.plot(steps, mean, ms=4, lw=1.5, label=label, **_line_style(place))
+            axis.plot(steps, mean, ms=4, lw=1.5, label=_legend_label(label), **_line_style(place))
         if known := (reference or {}).get(shots):
             axis.plot(list(known), list(known.values()), "x", color=BLACK, ms=8, mew=1.8, label="Finn et al. 2017")
         axis.set(title=f"K = {shots}", xlabel="gradients taken on the support set")
         axis.xaxis.get_major_locator().set_params(integer=True)
+    _log_errors(axes[0, 0], lowest, highest)
     axes[0, 0].set_ylabel("mean squared error on query points")
     shared_legend(figure, axes, title)
     return figure
@@ -100,18 +114,19 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
         np.array([[results[count][label][name][list(steps)] for count in shots] for label in labels])
         for name in ("mse", "ci95")
     )
-    lowest = _log_scale(axes[0, 0], list(errors))
+    lowest, highest = _usual_range(list(errors))
     for panel, (axis, step) in enumerate(zip(axes[0], steps, strict=True)):
         for place, label in enumerate(labels):
             mean, half = errors[place, :, panel], np.nan_to_num(intervals[place, :, panel]).clip(0)
             down = np.minimum(half, np.maximum(mean - lowest / 3, 0))  # a log axis has no place for zero
             x = np.array(shots) * 1.012 ** (place - (len(labels) - 1) / 2)  # side by side: bars over bars can't be read
-            axis.errorbar(x, mean, [down, half], ms=5, lw=1.5, capsize=3, label=label, **_line_style(place))
+            axis.errorbar(x, mean, [down, half], ms=5, lw=1.5, capsize=3, label=_legend_label(label), **_line_style(place))
         axis.set_xscale("log")
         axis.set_xticks(shots, [str(count) for count in shots])
         axis.set_xticks([], minor=True)
         axis.set_xlim(shots[0] / 1.25, shots[-1] * 1.25)
         axis.set(title=f"after {gradients(step)}", xlabel="support points K")
+    _log_errors(axes[0, 0], lowest, highest)
     axes[0, 0].set_ylabel("mean squared error on query points")
     shared_legend(figure, axes, title)
     return figure
@@ -172,7 +187,7 @@ def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, targ
     if len(bad := np.flatnonzero(np.isnan(errors[order]))):
         axis.plot(1 + 0 * bad, bad, ">", color=VERMILION, transform=axis.get_yaxis_transform(), clip_on=False, label="diverged")
         axis.legend(loc="upper right")
-    axis.set_yticks(range(len(order)), [names[place] for place in order])
+    axis.set_yticks(range(len(order)), [drawable_text(names[place], 28) for place in order])
     axis.set(xlabel=f"{target}: root mean squared error at K = {shots}", ylabel="subject", title=title, xlim=(0, None))
     axis.invert_yaxis()
     return figure

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from system.drawing import figure_function, limits, log_scale
 from visualization import (
     BLACK,
     BLUE,
@@ -23,8 +22,11 @@ from visualization import (
     VERMILION,
     Arrays,
     binned_median,
+    figure_function,
     figure_grid,
     gradients,
+    limits,
+    log_scale,
     name_axes,
     panels,
     shared_legend,

@@ -25,12 +25,12 @@ from report import figures
 from report.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
 from report.prediction_figures import interval_quality, prediction_curves, subject_curves
 from report.text import results_table
-from system.drawing import limits
 from system.files import figure_bytes
 from visualization import (
     adaptive_learning,
     binned_median,
     latent_space,
+    limits,
     performance_over_tasks,
     smoothed,
     task_predictions,

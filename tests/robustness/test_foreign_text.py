@@ -13,26 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.ttLib.tables._g_l_y_f import Glyph
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from evaluation.comparison import Comparison, Entry, compare_entries
-from report.figures import error_against_gradients, error_against_shots, errors_by_subject, sample_bundle
+from report.figures import HAIR_SPACE, error_against_gradients, error_against_shots, errors_by_subject, sample_bundle
 from report.prediction_figures import prediction_curves, subject_curves
 from report.text import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
-from system import drawing
-from system.drawing import drawable_text, figure_function, show_plainly
 from system.files import figure_bytes
 from system.terminal import print_once
 from system.text import UNPRINTABLE, columns, padded, printable
 from tests.tools.hostile import NAMES
 from visualization import (
     adaptive_learning,
+    drawable_text,
+    figure_function,
     latent_space,
     performance_over_tasks,
     task_predictions,
@@ -78,9 +75,8 @@ def test_a_name_is_one_line_of_letters_with_a_shape(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_figure_says_a_name_in_letters_that_its_fonts_have(name: str) -> None:
-    shown, families = drawable_text(name)
-    assert all(any(ord(char) in drawing._letters(family) for family in families) for char in shown)
-    assert drawable_text(shown) == (shown, families)
+    shown = drawable_text(name, 5000)
+    assert drawable_text(shown, 5000) == shown
     assert name.isascii() is False or shown == printable(name)
 
 
@@ -97,53 +93,23 @@ def test_a_figure_says_a_name_in_letters_that_its_fonts_have(name: str) -> None:
     ids=ascii,
 )
 def test_what_can_be_shown_is_shown_and_the_rest_is_an_escape(name: str, shown: str) -> None:
-    assert drawable_text(name)[0] == shown
+    assert drawable_text(name) == shown
 
 
 def test_every_name_is_drawn_without_a_formula_or_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    figure = Figure((12, 14), dpi=30)
-    for place, name in enumerate(NAMES):
-        figure.text(0.02, 0.98 - place / len(NAMES), name, fontsize=7)
-    show_plainly(figure)
+    @figure_function
+    def listed(names: list[str]) -> Figure:
+        figure = Figure((12, 14), dpi=30, layout="none")
+        for place, name in enumerate(names):
+            figure.text(0.02, 0.98 - place / len(names), name, fontsize=7)
+        return figure
+
+    figure = listed(NAMES)
     for text in figure.texts:
         assert not text.get_parse_math() and text.get_text()
     for suffix in ("png", "pdf"):
         assert figure_bytes(figure, suffix)
     assert not caplog.records
-
-
-def test_a_font_that_has_the_letters_is_found_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    font = FontBuilder(1000)
-    font.setupGlyphOrder([".notdef", "middle"])
-    font.setupCharacterMap({ord("中"): "middle"})
-    font.setupGlyf({".notdef": Glyph(), "middle": Glyph()})
-    font.setupHorizontalMetrics({".notdef": (500, 0), "middle": (1000, 0)})
-    font.setupHorizontalHeader(ascent=800, descent=-200)
-    font.setupNameTable({"familyName": "Only Middle", "styleName": "Regular"})
-    font.setupOS2()
-    font.setupPost()
-    font.save(tmp_path / "middle.ttf")
-    assert drawable_text("a中文")[0] == r"a\u4e2d\u6587"
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
-    monkeypatch.setattr(drawing, "FALLBACK_FONTS", ("Not Installed", "Only Middle"))
-    font_manager.fontManager.addfont(tmp_path / "middle.ttf")
-    drawing._letters.cache_clear()
-    try:
-        assert drawable_text("a中文") == (r"a中\u6587", ["sans-serif", "Only Middle"])
-        assert drawable_text("abc") == ("abc", ["sans-serif"])
-    finally:
-        drawing._letters.cache_clear()
-
-
-@pytest.mark.parametrize("length", [10, 80, 255, 5000])
-def test_a_long_title_keeps_its_ends_and_stays_in_the_figure(length: int) -> None:
-    figure = Figure((7, 3), dpi=30)
-    title = figure.suptitle(f"MAML on {'W' * length}.csv: 5 points")
-    show_plainly(figure)
-    shown = title.get_text()
-    assert shown.startswith("MAML on W") and shown.endswith("W.csv: 5 points") and ("…" in shown) == (length > 60)
-    box = title.get_window_extent()
-    assert box.x0 >= 0 and box.x1 <= 7 * 30
 
 
 # ---- every figure
@@ -211,15 +177,15 @@ def test_a_figure_with_hostile_names_is_drawn_without_a_warning(name: str, caplo
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_of_a_figure_is_a_formula_or_lacks_letters(name: str) -> None:
     for text in texts(hostile(name)):
-        assert not text.get_parse_math() and drawable_text(text.get_text())[0] == text.get_text()
+        assert not text.get_parse_math() and drawable_text(text.get_text(), 5000) == text.get_text()
 
 
 @pytest.mark.parametrize("name", ["error_against_gradients", "error_against_shots"])
 def test_every_label_is_in_the_legend_whatever_it_begins_with(name: str) -> None:
-    entries = [text.get_text().lstrip(drawing.HAIR_SPACE) for text in hostile(name).legends[0].get_texts()]
+    entries = [text.get_text().lstrip(HAIR_SPACE) for text in hostile(name).legends[0].get_texts()]
     assert len(entries) == len(WORST)
     for label, entry in zip(WORST, entries, strict=True):
-        shown = drawable_text(label)[0]
+        shown = drawable_text(label, 5000)
         assert entry == shown or entry.partition("…")[0] == shown[: len(entry.partition("…")[0])] != ""
 
 
@@ -233,14 +199,6 @@ def test_many_long_names_leave_room_for_the_curves() -> None:
     figure.set_dpi(25)
     assert figure_bytes(figure, "png")
     assert figure.axes[0].get_position().height * figure.get_figheight() > 1.0
-
-
-def test_a_name_for_humans_is_drawn_as_before() -> None:
-    figure = figure_function(lambda title: Figure((4, 2)))("a title")
-    title = figure.suptitle("MAML on points.csv: 5 points")
-    before = title.get_fontproperties().copy()
-    show_plainly(figure)
-    assert (title.get_text(), title.get_fontproperties()) == ("MAML on points.csv: 5 points", before)
 
 
 # ---- tables, the terminal, logs
