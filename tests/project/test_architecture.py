@@ -20,7 +20,7 @@ OURS = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__
 
 METHODS = {"maml", "leo"}
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
-PLOTS = {"matplotlib", "system.drawing", "visualization", "report.figures", "report.prediction_figures"}
+PLOTS = {"matplotlib", "visualization", "report.figures", "report.prediction_figures"}
 DISK = {"pathlib", "io", "shelve", "tempfile", "zipfile", "pickle", "json"}
 METHODS_REFUSE = {"os", *DISK, *PLOTS, *TENSORBOARD, "training"}
 REFUSED = {  # imports that a module or folder must not have, however deep inside a function
