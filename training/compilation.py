@@ -8,13 +8,14 @@ import shutil
 import threading
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
-from system.compiler_cache import probe_processor, sound_compiler
+from system.compiler_cache import check_paths
 
 COMPILE_FROM = 2000  # iterations from which compiling pays: it costs 10 to 90 s once, and a step gets 5 to 9 times faster
 WILL_COMPILE = "worth it for "
@@ -69,11 +70,14 @@ class Compiled:
         bound = types.MethodType(own, cast(Any, method).__self__)
         self.device = device
         self.first = torch.compile(bound, fullgraph=True, dynamic=False, backend=cast(Any, self._compile))
+        # the answer takes seconds, and so does tracing, which comes first; whoever is interrupted does not wait for it
+        self.probe = threading.Thread(target=_probe_processor, daemon=True)
         self.places: list[tuple[int, int]] | None = None  # input of the graph, and the argument that it is; None at first
 
     def _compile(self, module: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         backend = self._backend()
-        self.probe.join()
+        if self.probe.ident:
+            self.probe.join()
         self.graph: Any = backend(module, examples)
 
         def run(*inputs: Tensor) -> Any:
@@ -90,8 +94,7 @@ class Compiled:
             return cast(Any, torch._dynamo.lookup_backend("aot_eager"))
         from torch._inductor.compile_fx import compile_fx  # takes a second: only for those who compile
 
-        compile_graph = functools.partial(compile_fx, config_patches=_compiler_options(self.device))
-        return compile_graph if self.device.type != "cpu" else sound_compiler()(compile_graph)
+        return functools.partial(compile_fx, config_patches=_compiler_options(self.device))
 
     def __call__(self, *args: Any) -> Tensor:
         leaves = _leaves(args)
@@ -103,10 +106,9 @@ class Compiled:
                 return self.graph(*inputs)[0]
             torch.compiler.cudagraph_mark_step_begin()  # the next replay overwrites what this one gives: hence a copy
             return self.graph(*inputs)[0].clone()
-        asks = self.device.type == "cpu" and has_compiler(self.device)
-        # the answer takes seconds, and so does tracing, which comes first; whoever is interrupted does not wait for it
-        self.probe = threading.Thread(target=probe_processor if asks else bool, daemon=True)
-        self.probe.start()
+        if self.device.type == "cpu" and has_compiler(self.device):
+            check_paths()
+            self.probe.start()
         result = self.first(*args)
         assert result is self.outputs[0], "the graph's first output is the method's result"
         numbers = {id(leaf): number for number, leaf in enumerate(leaves)}
@@ -115,6 +117,14 @@ class Compiled:
             self.inputs[place] = None  # not to be kept alive
         del self.outputs
         return result
+
+
+def _probe_processor() -> None:
+    """Ask which vector instructions there are: torch finds out in processes of its own, and remembers the answer."""
+    from torch._inductor import cpu_vec_isa
+
+    with suppress(Exception):  # the compiler meets the same exception, and is heard
+        cpu_vec_isa.pick_vec_isa()
 
 
 def repeat(
