@@ -205,6 +205,6 @@ def interrupted(experiment: Experiment, number: int) -> int:
     experiment.stop_early("interrupted", signal.Signals(number).name)
     if isinstance(manager, ExperimentManager) and (manager.directory / "checkpoints" / "last.pt").exists():
         resume = shlex.quote(f"--resume={manager.display_path}")
-        alone = experiment.trainer.step.world == 1
+        alone = experiment.trainer.world == 1
         print_once(f"to go on: python main.py {resume}" if alone else f"to go on: {resume}")
     return 128 + number

@@ -18,13 +18,12 @@ from torch._higher_order_ops.while_loop import while_loop
 from system.compiler_cache import check_paths
 
 COMPILE_FROM = 2000  # iterations from which compiling pays: it costs 10 to 90 s once, and a step gets 5 to 9 times faster
-WILL_COMPILE = "worth it for "
 LOOPS_FROM = "2.13"  # the version of torch from which its compiler takes loops around such a step
 NARROW = 32  # columns of a batched product from which on both orders are about as fast
 
 
-def compile_note(mode: str, iterations: int, device: torch.device) -> str:
-    """What was decided about compiling, and why; starts with `WILL_COMPILE` if it will be done.
+def decide_compiling(mode: str, iterations: int, device: torch.device) -> tuple[bool, str]:
+    """Whether the step is compiled, and why.
 
     It depends on the length of the whole run only, never on a measured time: a resumed or repeated run must decide
     the same, or its last bits would differ.
@@ -33,12 +32,13 @@ def compile_note(mode: str, iterations: int, device: torch.device) -> str:
         mode: "auto" (where it pays), "always" or "never".
     """
     if mode == "never":
-        return "COMPILE=never"
+        return False, "COMPILE=never"
     if mode == "auto" and iterations < COMPILE_FROM:
-        return f"{iterations} iterations are too few to pay for compiling (from {COMPILE_FROM} on)"
-    note = f"{WILL_COMPILE}{iterations} iterations"
-    lack = f", but no C++ compiler ({_compiler()}) was found: traced, without kernels of its own"
-    return note if has_compiler(device) else note + lack
+        return False, f"{iterations} iterations are too few to pay for compiling (from {COMPILE_FROM} on)"
+    note = f"worth it for {iterations} iterations"
+    if has_compiler(device):
+        return True, note
+    return True, f"{note}, but no C++ compiler ({_compiler()}) was found: traced, without kernels of its own"
 
 
 def has_compiler(device: torch.device) -> bool:

@@ -153,7 +153,7 @@ class Experiment:
 
     def log_step(self, iteration: int, values: list[float], steps_per_second: float) -> str:
         """Record the log values of a step; a method's own diagnostics go under its own tag. Returns a line for people."""
-        config, own = self.config, dict(zip(self.trainer.step.names, values, strict=True))
+        config, own = self.config, dict(zip(self.trainer.meta.names, values, strict=True))
         shared = {name: own.pop(name) for name in ("meta_loss", "query_mse", "grad_norm")}
         shared["learning_rate"] = self.trainer.learning_rate(iteration - 1)
         epoch = -(-iteration * config.META_BATCH_SIZE // config.NUM_TASKS)
@@ -171,7 +171,7 @@ class Experiment:
 
         Where an average of the meta-parameters is kept, all of this is of the average.
         """
-        with self.trainer.step.averaged():
+        with self.trainer.meta.averaged():
             errors = held_out_errors(self.learner, tasks, self.config.EVAL_STEPS)[tasks.evaluable].mean(0).tolist()
             self.history["validation"].append({"iteration": iteration, "mse": errors})
             self.manager.log_scalars(iteration, {f"validation/mse_after_{step:02d}": mse for step, mse in enumerate(errors)})
@@ -234,7 +234,7 @@ class Experiment:
     def report(self, status: str, contents: dict[str, Any]) -> None:
         """Write full_report.json, and say how the run ended."""
         basis: dict[str, Any] = {"data": self.record} if self.record else {}
-        basis |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.step.world}
+        basis |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.world}
         self.manager.save_report(status, basis | {"compilation": self.trainer.compile_note} | contents)
         print_once(f"{status}: {self.manager.display_path}")
 

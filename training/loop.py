@@ -1,11 +1,11 @@
 """The loop that trains any `MetaLearner`: draw tasks, take an outer step, yield.
 
-Independent of any method by name, and of files, plots and logs: `train` yields after each step, and its caller decides
-when to log, validate and save.
+`train` yields after each step, and its caller decides when to log, validate and save.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,14 @@ from torch import Tensor
 
 from dataset import Task, TaskDataset, stream
 from learner import MetaLearner, on_device
-from system.compiler_cache import one_line, with_cache
-from training.compilation import WILL_COMPILE, compile_note
+from system.compiler_cache import load_derivatives, one_line, with_cache
+from system.threads import SMALL_WORK
+from training.compilation import decide_compiling
 from training.optimiser import Optimiser
-from training.step import MetaStep
+from training.parallel import MicroBatches, tasks_at_once
+from training.processes import world
+from training.state import MetaState
+from training.step import MetaGradient, MetaStep, SeparateStep, compiled_step
 
 
 class Diverged(RuntimeError):
@@ -39,7 +43,10 @@ class Trainer:
         iterations: outer steps of the whole run; the cosine schedule ends there.
         meta_lr: step size of the optimiser at the start.
         schedule: "cosine" to zero, or "constant".
-        clip, decay, muon: as in `Optimiser`; chunk, device: as in `MetaStep`.
+        clip, decay, muon: as in `Optimiser`.
+        chunk: tasks differentiated at a time; 0 = `tasks_at_once`. A chunk bounds memory, and makes the result independent
+            of the number of processes: with several (`torch.distributed` initialised) each takes some of every meta-batch.
+        device: where meta-parameters and tasks live.
         compile_mode: "auto" (where it pays), "always" or "never".
     """
 
@@ -61,13 +68,21 @@ class Trainer:
         self.learner, self.dataset, self.iterations = learner, dataset, iterations
         self.meta_lr, self.schedule = meta_lr, schedule
         self.task_work = (dataset.shots + dataset.queries) * learner.network.num_weights  # points x weights
-        optimiser = Optimiser(clip, decay, muon)
-        self.step = MetaStep(learner, dataset.meta_batch, self.task_work, torch.device(device), optimiser, chunk)
-        self.device = self.step.device
+        self.device = torch.device(device)
+        rank, self.world = world()
+        local_batch = -(-dataset.meta_batch // self.world)
+        at_once = tasks_at_once(chunk, local_batch, self.task_work, self.device)
+        cut = chunk > 0 or at_once < local_batch
+        self.one_thread = self.device.type == "cpu" and (cut or dataset.meta_batch * self.task_work < SMALL_WORK)
+        load_derivatives()
+        self.meta = MetaState(learner, self.device, averaged=decay > 0)
+        micro_batches = MicroBatches(dataset.meta_batch, at_once if cut else 0, rank, self.world)
+        eager = SeparateStep(MetaGradient(learner, self.meta), Optimiser(clip, decay, muon), micro_batches)
+        self.step: MetaStep = eager  # until `prepare` compiles it
+        self._compile = functools.partial(compiled_step, eager)
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0
-        self.compile_note = compile_note(compile_mode, iterations, self.device)
-        self.compiled = self.compile_note.startswith(WILL_COMPILE)
+        self.compiled, self.compile_note = decide_compiling(compile_mode, iterations, self.device)
         self.compile_trouble = False  # the compiler, or where it keeps its files, was not as it should be
         self._drawing = ThreadPoolExecutor(1)
         self._prefetched: dict[int, Future[tuple[Task, np.ndarray]]] = {}  # at most the next block
@@ -77,14 +92,14 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything the next step depends on: tensors, numbers, strings; raises `Diverged` if there is none."""
         self.check()
-        return {"iteration": self.iteration} | self.step.state()
+        return {"iteration": self.iteration} | self.meta.to_dict()
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore `state`; raises ValueError where it does not fit this learner."""
         iteration = state["iteration"]
         if type(iteration) is not int or iteration < 0:
             raise ValueError(f"its step can't be used (got {iteration!r}; expected a whole number from 0 on)")
-        self.step.load(state)
+        self.meta.load(state)
         self.iteration = iteration
 
     # ---- training
@@ -97,12 +112,12 @@ class Trainer:
 
     def limit_threads(self) -> None:
         """One thread for this process where layers are so small that several would mostly wait for each other."""
-        if self.step.one_thread:
+        if self.one_thread:
             torch.set_num_threads(1)
 
     def close(self) -> None:
-        """End the threads that draw tasks and compute parts of a step."""
-        self.step.helpers.close()
+        """End the threads that draw tasks and compute micro-batches."""
+        self.step.close()
         self._drawing.shutdown(cancel_futures=True)
 
     def prepare(self) -> str:
@@ -114,20 +129,25 @@ class Trainer:
         torch.set_flush_denormal(True)  # second derivatives of dead units are full of denormals, each 100 times slower
         if not self.compiled:
             return f"eager meta-step: {self.compile_note}"
-        started, block = time.perf_counter(), self._block(self.iteration // self.dataset.block)
+        started = time.perf_counter()
+        tasks, noise = self._block(self.iteration // self.dataset.block)
+        made: list[MetaStep] = []
         try:
-            trouble = with_cache(lambda: self.step.compile(*block))
+            trouble = with_cache(lambda: made.append(self._compile(tasks, noise, self.one_thread)))
         except Exception as error:
             self.compiled, self.compile_trouble = False, True
             self.compile_note = f"compiling failed: {one_line(error)}"
             return f"eager meta-step: {self.compile_note}"
+        (self.step,) = made
         self.compile_seconds, self.compile_trouble = time.perf_counter() - started, bool(trouble)
-        self.compile_note += f", anew since its cache folder could not be used: {trouble}" if trouble else ""
-        self.compile_note += f", in parts for {threads} threads" if (threads := self.step.helpers.count + 1) > 1 else ""
+        if trouble:
+            self.compile_note += f", anew since its cache folder could not be used: {trouble}"
+        if self.step.threads > 1:
+            self.compile_note += f", in micro-batches for {self.step.threads} threads"
         return f"compiled meta-step: {self.compile_note}, ready in {self.compile_seconds:.1f} s"
 
     def train(self, every: Sequence[int] = (1,)) -> Iterator[tuple[int, Tensor]]:
-        """Train to the end; yields (steps taken, log values of the last one by `step.names`). Raises `Diverged`.
+        """Train to the end; yields (steps taken, log values of the last one by `meta.names`). Raises `Diverged`.
 
         It yields after each step, but where the compiled step loops over a block only after multiples of one of `every`, at
         the end of a block and at the end. The log values stay on their device: reading them there synchronises, so read
@@ -136,7 +156,7 @@ class Trainer:
         size = self.dataset.block
         while self.iteration < self.iterations:
             start = self.iteration - self.iteration % size
-            rates = [self.learning_rate(start + place) for place in range(size)]
+            rates = [self.learning_rate(start + number) for number in range(size)]
             block = self.step.block(*self._block(start // size), rates)
             while self.iteration < (end := min(start + size, self.iterations)):
                 first = self.iteration
@@ -163,6 +183,6 @@ class Trainer:
 
     def check(self) -> None:
         """Raise `Diverged` if a step was refused; waits for the device."""
-        if (found := self.step.first_bad_value()) is not None:
+        if (found := self.meta.first_bad_value()) is not None:
             refused, name, value = found
             raise Diverged(refused + 1, name, value, self.learning_rate(refused))

@@ -1,5 +1,5 @@
 """One step of Adam on a flat vector, and of Muon on matrices in it, as a function of tensors: it compiles into the graph of the
-gradient. Independent of what the gradient is of.
+gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STATE = ("exp_avg", "exp_avg_sq", "step")
 FIXED: dict[str, Any] = {
     "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False, "foreach": False
 }  # fmt: skip
-Place = tuple[int, int, int]  # of a matrix in the vector: start, rows, columns
+Offset = tuple[int, int, int]  # of a matrix in the vector: start, rows, columns
 MOMENTUM = 0.95  # of Muon
 MATRIX_STEP = 0.8  # root mean square of the steps of a matrix's entries, about, relative to the step size
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315), 5  # coefficients that raise small singular values fast, and iterations
@@ -38,19 +38,19 @@ class Optimiser(NamedTuple):
     muon: bool = False
 
 
-def offsets_of(matrices: Sequence[Tensor], vector: Tensor) -> list[Place]:
+def offsets_of(matrices: Sequence[Tensor], vector: Tensor) -> list[Offset]:
     """Where matrices that are views of `vector` lie in it, in order; raises ValueError where they are not, or overlap."""
     storage = vector.untyped_storage().data_ptr()
     if not all(one.ndim == 2 and one.is_contiguous() and one.untyped_storage().data_ptr() == storage for one in matrices):
         raise ValueError("hidden matrices have to be two-dimensional, contiguous views of the meta-parameters")
-    places = sorted((one.storage_offset(), *one.shape) for one in matrices)
-    if any(start + rows * columns > following[0] for (start, rows, columns), following in pairwise(places)):
+    offsets = sorted((one.storage_offset(), *one.shape) for one in matrices)
+    if any(start + rows * columns > following[0] for (start, rows, columns), following in pairwise(offsets)):
         raise ValueError("hidden matrices must not overlap")
-    return places
+    return offsets
 
 
 def clipped_step(
-    optimiser: Optimiser, matrices: Sequence[Place], state: tuple[Tensor, ...], vector: Tensor, lr: Tensor
+    optimiser: Optimiser, matrices: Sequence[Offset], state: tuple[Tensor, ...], vector: Tensor, lr: Tensor
 ) -> tuple[Tensor, ...]:
     """`state` after one step, in new tensors; if something is not finite, nothing changes but the last two, now or later.
 
@@ -67,11 +67,13 @@ def clipped_step(
     if optimiser.clip:
         gradient = gradient * (optimiser.clip / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
     still_finite = finite & values.isfinite().all() & norm.isfinite()
-    flat, exp_avg, exp_avg_sq, step, *averages = after = [tensor.clone() for tensor in before]
+    after = [tensor.clone() for tensor in before]
+    flat, exp_avg, exp_avg_sq, step, *averages = after
     capturable = torch.compiler.is_compiling() or flat.is_cuda
     adam([flat], [gradient], [exp_avg], [exp_avg_sq], [], [step], capturable=capturable, lr=lr, **FIXED)
     if matrices:
-        flat, _ = after[:2] = _with_muon(before, gradient, lr, matrices, flat, exp_avg)
+        flat, exp_avg = _with_muon(before, gradient, lr, matrices, flat, exp_avg)
+        after[:2] = flat, exp_avg
     for average in averages:
         average.lerp_(flat, step.reciprocal().clamp(min=1 - optimiser.decay))
     kept = [torch.where(still_finite, tensor, old) for tensor, old in zip(after, before, strict=True)]
@@ -80,9 +82,9 @@ def clipped_step(
 
 
 def _with_muon(
-    before: list[Tensor], gradient: Tensor, lr: Tensor, matrices: Sequence[Place], *adams: Tensor
+    before: list[Tensor], gradient: Tensor, lr: Tensor, matrices: Sequence[Offset], *adams: Tensor
 ) -> tuple[Tensor, ...]:
-    """Parameters and momentum [M] after a step from `before`: Muon's in the places of `matrices`, `adams` elsewhere.
+    """Parameters and momentum [M] after a step from `before`: Muon's at the offsets of `matrices`, `adams` elsewhere.
 
     Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"): the gradients' average, Nesterov's
     way, made orthogonal. Its entries are scaled to one size for all shapes (Liu et al. 2025, arXiv 2502.16982, section 2.2).

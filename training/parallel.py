@@ -1,47 +1,64 @@
-"""How the work of a step is cut in parts, and the threads that share them. Independent of what is computed."""
+"""How a meta-batch is cut in micro-batches: for memory, the cache, threads and processes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from system.threads import compute_as_the_caller
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 CACHE_WORK = 3_600_000  # points x weights that a CPU's cache holds; beyond, a task takes two to three times as long
-FEWEST = 25  # tasks that are worth a chunk of their own for the cache's sake
+FEWEST = 25  # tasks that are worth a micro-batch of their own for the cache's sake
 PAYS_FROM = 15_000_000  # floating-point operations of a step from which two threads that meet once in it pay
-PART = 400_000_000  # floating-point operations of one part, where there are more than two
+MICRO_BATCH_WORK = 400_000_000  # floating-point operations of one micro-batch, where there are more than two
 
 
-def tasks_at_once(chunk: int, share: int, work: int, device: torch.device) -> int:
-    """How many of a process's `share` of tasks are differentiated together, where a task is `work` points x weights.
+def tasks_at_once(chunk: int, local_batch: int, work: int, device: torch.device) -> int:
+    """How many of a process's `local_batch` tasks are differentiated together, where a task is `work` points x weights.
 
     `chunk` where that is given; 0 leaves it to the machine: everything, or on a CPU what its cache holds.
     """
     if chunk:
         return chunk
     cached = CACHE_WORK // max(work, 1)
-    if device.type != "cpu" or not FEWEST <= cached < share:
-        return share
-    return -(-share // -(-share // cached))  # pieces of one size: a short last one is computed as a whole
+    if device.type != "cpu" or not FEWEST <= cached < local_batch:
+        return local_batch
+    return -(-local_batch // -(-local_batch // cached))  # of one size: a short last one is computed as a whole
 
 
-def parts_of(operations: int) -> int:
-    """In how many parts a step of so many floating-point operations is computed.
+def micro_batches_worth(operations: int) -> int:
+    """In how many micro-batches a step of so many floating-point operations is computed.
 
     It depends on no number of cores and on no measured time: the last bits of a sum depend on its parts.
     """
-    return max(2, operations // PART) if operations >= PAYS_FROM else 1
+    return max(2, operations // MICRO_BATCH_WORK) if operations >= PAYS_FROM else 1
+
+
+class MicroBatches:
+    """A meta-batch cut in micro-batches of one size, dealt out to processes in turn.
+
+    One that would be short takes tasks of the one before, with weight 0.
+
+    Args:
+        meta_batch: T, tasks in a meta-batch.
+        size: tasks in a micro-batch; 0 = each process computes its local batch at once.
+        rank, world: number of this process, and of all.
+    """
+
+    def __init__(self, meta_batch: int, size: int, rank: int = 0, world: int = 1):
+        self.meta_batch, self.size, self.world = meta_batch, size, world
+        tasks = size or -(-meta_batch // world)
+        self.total = -(-meta_batch // tasks) if size else world  # micro-batches of all processes
+        self.single = world == 1 and self.total == 1
+        self.slices: list[slice] = []  # of the meta-batch, those of this process
+        self.task_weights: list[Tensor] = []  # [tasks], in the mean over the meta-batch
+        for begin in range(rank * tasks, self.total * tasks, world * tasks):
+            first = min(begin, meta_batch - tasks)
+            self.slices.append(slice(first, first + tasks))
+            self.task_weights.append((torch.arange(first, first + tasks) >= begin).float() / meta_batch)
 
 
 class _CheckSeen(TorchDispatchMode):
@@ -59,64 +76,3 @@ def operations_of(function: Callable[[], Tensor]) -> tuple[int, bool]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter, _CheckSeen() as check:
         function()
     return int(counter.get_total_flops()), check.seen
-
-
-def groups(total: int, size: int, numbers: range) -> Iterator[tuple[slice, Tensor]]:
-    """Of `total` tasks in groups of `size`: the place of each group in `numbers`, and the share of its tasks in the mean.
-
-    A group that would be short takes tasks of the one before, at share 0.
-    """
-    for number in numbers:
-        first = min(number * size, total - size)
-        shares = (torch.arange(first, first + size) >= number * size).float() / total
-        yield slice(first, first + size), shares
-
-
-class Helpers:
-    """Threads that compute some of a list of parts while the caller's thread computes the others.
-
-    Where other processes take their cores, waiting for them costs more than they save: now and then a few lists are timed
-    with and without them, and the faster way is kept until the next trial. Results are the same either way.
-
-    Args:
-        count: threads beside the caller's.
-    """
-
-    TRIAL, PERIOD = 100, 4000  # lists in a trial of each way, and from one trial to the next
-
-    def __init__(self, count: int):
-        self.count = count
-        self._pool = ThreadPoolExecutor(count, "helper", initializer=compute_as_the_caller) if count else None
-        self._lists = 0  # since the trial began
-        self._seconds = {True: 0.0, False: 0.0}  # of the lists of a trial, with and without the threads
-
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of each item, in their order; raises what it raises."""
-        if self._pool is None:
-            return [function(item) for item in items]
-        trial, began = self._lists < 2 * self.TRIAL, time.perf_counter()
-        shared = self._lists < self.TRIAL if trial else self._seconds[True] <= self._seconds[False]
-        results = self._shared(function, items) if shared else [function(item) for item in items]
-        self._lists += 1
-        if trial:
-            self._seconds[shared] += time.perf_counter() - began
-        elif self._lists >= self.PERIOD:
-            self._lists, self._seconds = 0, {True: 0.0, False: 0.0}
-        return results
-
-    def _shared(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """A part that no thread has begun when the caller comes to it is computed by the caller."""
-        assert self._pool is not None
-        begun = [self._pool.submit(function, item) for item in items[1:]]
-        results, taken = [function(items[0])], []
-        for future, item in zip(reversed(begun), reversed(items), strict=False):  # the threads begin with the first
-            if not future.cancel():
-                break
-            taken.append(function(item))
-        results += [future.result() for future in begun[: len(begun) - len(taken)]]
-        return results + taken[::-1]
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._pool:
-            self._pool.shutdown(cancel_futures=True)

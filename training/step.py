@@ -1,15 +1,16 @@
 """One outer step of any `MetaLearner`: meta-loss, meta-gradient, clipping, Adam or Muon.
 
-All meta-parameters live in one flat vector, so that the step is a function of a few tensors and compiles into one graph, or
-two where it is cut in parts. Independent of any method by name, of where tasks come from, and of files, plots and logs.
+There are three ways to run it: gradient and update apart (eager or compiled, for several micro-batches and processes),
+both in one compiled graph, and a compiled loop over many steps. `compiled_step` chooses.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +19,14 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from dataset import Points, Task
 from learner import MetaLearner, mse
-from system.compiler_cache import load_derivatives
-from system.threads import SMALL_WORK, available_cores
+from system.threads import available_cores, compute_as_the_caller
 from training.compilation import Compiled, can_loop, has_compiler, repeat
-from training.optimiser import STATE, Optimiser, clipped_step, offsets_of, replace_numbers
-from training.parallel import FEWEST, Helpers, groups, operations_of, parts_of, tasks_at_once
-from training.processes import all_gather_rows, all_reduce_sum, world
+from training.optimiser import Optimiser, clipped_step, offsets_of
+from training.parallel import FEWEST, MicroBatches, micro_batches_worth, operations_of
+from training.processes import all_gather_rows, all_reduce_sum
+from training.state import MetaState
 
-MetaBatch = tuple[tuple[Task, Tensor], ...]  # tasks and noise of each group that this process computes
+MetaBatch = tuple[tuple[Task, Tensor], ...]  # tasks and noise of each micro-batch that this process computes
 
 
 class Block(NamedTuple):
@@ -40,260 +41,219 @@ class Block(NamedTuple):
     meta_batches: list[MetaBatch]
 
 
-class MetaStep:
-    """The meta-parameters of `learner`, the optimiser's state, and the step that changes them.
+class MetaGradient:
+    """The gradient of the meta-loss, which is the mean over tasks of query error plus penalty."""
 
-    The meta-loss is the mean over tasks of query error plus penalty. With several processes (`torch.distributed`
-    initialised) each takes a share of every meta-batch.
+    def __init__(self, learner: MetaLearner, state: MetaState):
+        self.learner, self.state = learner, state
 
-    Args:
-        learner: its parameters become views of one flat vector.
-        meta_batch: T, tasks in a meta-batch.
-        task_work: points x weights of one task, see `tasks_at_once`.
-        device: where meta-parameters and tasks live.
-        optimiser: how the meta-gradient is used.
-        chunk: tasks differentiated at a time; 0 = `tasks_at_once`. A chunk bounds memory, and makes the result
-            independent of the number of processes.
-    """
+    def __call__(self, flat: Tensor, task: Task, noise: Tensor, task_weights: Tensor) -> Tensor:
+        """The gradient of tasks weighted by `task_weights` [T] at `flat` [M], and log values: [M + 2 + diagnostics].
 
-    def __init__(
-        self,
-        learner: MetaLearner,
-        meta_batch: int,
-        task_work: int,
-        device: torch.device,
-        optimiser: Optimiser,
-        chunk: int,
-    ):
-        load_derivatives()
-        self.learner, self.meta_batch, self.device = learner, meta_batch, device
-        self.rank, self.world = world()
-        at_once = tasks_at_once(chunk, share := -(-meta_batch // self.world), task_work, self.device)
-        self.one_thread = self.device.type == "cpu" and (chunk > 0 or at_once < share or meta_batch * task_work < SMALL_WORK)
-        self._gather_meta_parameters(averaged=optimiser.decay > 0)
-        self.places = offsets_of(learner.hidden_matrices(), self.flat) if optimiser.muon else []
-        self._stepped = functools.partial(clipped_step, optimiser, self.places)
-        self._cut(at_once if chunk or at_once < share else 0)
-        self.use_eager()
+        The weights sum to 1 over all micro-batches of all processes."""
+        gradient, (loss, values) = grad_and_value(self._meta_loss, has_aux=True)(flat, task, noise, task_weights)
+        return torch.cat([gradient, loss[None], values])
 
-    def _gather_meta_parameters(self, averaged: bool) -> None:
-        """Move all meta-parameters into one flat vector; the learner's own become views of it."""
-        parameters = dict(self.learner.named_parameters())
-        self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
-        self.sizes = [parameter.numel() for parameter in parameters.values()]
-        self.flat = torch.cat([p.detach().reshape(-1) for p in parameters.values()]).to(self.device)  # [M]
-        for parameter, view in zip(parameters.values(), self._views(self.flat).values(), strict=True):
-            parameter.data = view
-        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.adam_step = torch.zeros((), device=self.device)
-        self.averages = {"average": self.flat.clone()} if averaged else {}  # one, or none
-        self.finite = torch.ones((), dtype=torch.bool, device=self.device)  # False from the first bad step on
-        self.names = ["meta_loss", "query_mse", *self.learner.diagnostic_names(), "grad_norm"]
-        self.metrics = torch.zeros(len(self.names), device=self.device)
-        self.lr = torch.zeros((), device=self.device)
-        for tensor in (*self._changing(), self.lr):  # a CUDA graph is recorded only where what it changes stays in place
-            torch._dynamo.mark_static_address(tensor, guard=False)
-
-    def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), flat.split(self.sizes), strict=True)}
-
-    # ---- state
-
-    def state(self) -> dict[str, Any]:
-        """Everything the next step depends on, as tensors on the CPU."""
-        return {
-            "meta_parameters": {name: view.detach().cpu().clone() for name, view in self._views(self.flat).items()},
-            "adam": {name: tensor.cpu().clone() for name, tensor in zip(STATE, self._adam_state(), strict=True)},
-        } | {name: average.cpu().clone() for name, average in self.averages.items()}
-
-    def _adam_state(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.exp_avg, self.exp_avg_sq, self.adam_step
-
-    def _changing(self) -> tuple[Tensor, ...]:
-        """All that a step changes."""
-        return self.flat, *self._adam_state(), *self.averages.values(), self.finite, self.metrics
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Restore `state`; raises ValueError where it does not fit this learner."""
-        given = {name: tuple(tensor.shape) for name, tensor in state["meta_parameters"].items()}
-        wanted = {name: tuple(shape) for name, shape in self.shapes.items()}
-        if given != wanted:
-            name = next(n for n in [*wanted, *given] if given.get(n) != wanted.get(n))
-            raise ValueError(f"meta-parameter {name} does not fit (got shape {given.get(name)}; expected {wanted.get(name)})")
-        sources = [torch.cat([state["meta_parameters"][name].reshape(-1) for name in self.shapes])]
-        sources += [state["adam"][name] for name in STATE] + [state[name] for name in self.averages]
-        for target, source in zip((self.flat, *self._adam_state(), *self.averages.values()), sources, strict=True):
-            replace_numbers(target, source)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """A context in which the learner, and `state`, have the averaged meta-parameters, where an average is kept."""
-        kept = self.flat.clone()
-        for average in self.averages.values():
-            self.flat.copy_(average)
-        try:
-            yield
-        finally:
-            self.flat.copy_(kept)
-
-    def first_bad_value(self) -> tuple[int, str, float] | None:
-        """Number of the refused step, counted from 0, and which log value was not finite; waits for the device."""
-        if self.finite.item():
-            return None
-        values = dict(zip(self.names, self.metrics.tolist(), strict=True))
-        name = next(name for name, value in values.items() if not math.isfinite(value))
-        return int(self.adam_step.item()), name, values[name]
-
-    # ---- the step
-
-    def __call__(self, block: Block, first: int, end: int) -> Tensor:
-        """Take steps number `first` to `end` - 1 of `block`; returns the last one's log values by `names`, on their device."""
-        with torch.no_grad():
-            if self.loops:
-                return self._steps(*block[:3], torch.tensor(first), torch.tensor(end))
-            for number in range(first, end):
-                self.lr.copy_(block.rates[number])
-                try:
-                    metrics = self._step(block.meta_batches[number])
-                except torch.linalg.LinAlgError:  # of a method that solves equations: diverged, and here is no gradient
-                    metrics = self._update(self._no_gradient())
-            return metrics
+    def _meta_loss(self, flat: Tensor, task: Task, noise: Tensor, task_weights: Tensor) -> tuple[Tensor, Tensor]:
+        losses, values = vmap(self._task_loss, in_dims=(None, 0, 0))(flat, task, noise)
+        return losses @ task_weights, task_weights @ values
 
     def _task_loss(self, flat: Tensor, task: Task, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Meta-loss [] of one task, and what is worth logging [1 + diagnostics]."""
-        adaptation = functional_call(self.learner, self._views(flat), (task.support, noise))
+        adaptation = functional_call(self.learner, self.state.views(flat), (task.support, noise))
         query_mse = mse(self.learner.network(adaptation.path[-1], task.query.x), task.query.y)
         return query_mse + adaptation.penalty, torch.stack([query_mse, *adaptation.diagnostics.values()])
 
-    def _meta_loss(self, flat: Tensor, task: Task, noise: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sum over tasks of loss [] and log values [1 + diagnostics]; `shares` [T] sum to 1 over all processes."""
-        losses, values = vmap(self._task_loss, in_dims=(None, 0, 0))(flat, task, noise)
-        return losses @ shares, shares @ values
 
-    def _gradient(self, task: Task, noise: Tensor, shares: Tensor, flat: Tensor | None = None) -> Tensor:
-        """The meta-gradient of one group of tasks at `flat`, or at the meta-parameters as they are, and its log values, in one
-        vector [M + 2 + diagnostics]."""
-        at = self.flat if flat is None else flat
-        gradient, (loss, values) = grad_and_value(self._meta_loss, has_aux=True)(at, task, noise, shares)
-        return torch.cat([gradient, loss[None], values])
+class MetaStep(ABC):
+    """The step that changes `state`.
 
-    def _no_gradient(self) -> Tensor:
-        return torch.full((len(self.flat) + len(self.names) - 1,), math.nan, device=self.device)
+    Args:
+        gradient: of the meta-loss.
+        optimiser: how the meta-gradient is used.
+        micro_batches: those that this process computes.
+    """
 
-    def _update(self, vector: Tensor) -> Tensor:
-        """Clip and take one step of the optimiser, unless something is not finite: then nothing changes, now or later."""
-        return self._set(self._stepped(self._changing(), vector, self.lr))
+    loops = False  # whether a call takes several steps without a return to Python
+    threads = 1  # that compute micro-batches at the same time
+    _pool: ThreadPoolExecutor | None = None  # these threads, where there are several
 
-    def _set(self, state: tuple[Tensor, ...]) -> Tensor:
-        for tensor, new in zip(self._changing(), state, strict=True):
-            tensor.copy_(new)
-        return self.metrics.clone()
+    def __init__(self, gradient: MetaGradient, optimiser: Optimiser, micro_batches: MicroBatches):
+        self.gradient, self.optimiser, self.micro_batches = gradient, optimiser, micro_batches
+        self.learner, self.state, self.device = gradient.learner, gradient.state, gradient.state.flat.device
+        self.offsets = offsets_of(self.learner.hidden_matrices(), self.state.flat) if optimiser.muon else []
+        self._task_weights = [weights.to(self.device) for weights in micro_batches.task_weights]
 
-    def _whole_step(self, meta_batch: MetaBatch) -> Tensor:
-        return self._update(self._gradient(*meta_batch[0], self._groups[0][1]))
+    @abstractmethod
+    def __call__(self, block: Block, first: int, end: int) -> Tensor:
+        """Take steps number `first` to `end` - 1 of `block`; returns the last one's log values, on their device."""
 
-    def _whole_steps(self, tasks: Task, noise: Tensor, rates: Tensor, first: Tensor, end: Tensor) -> Tensor:
-        """Steps number `first` to `end` - 1 [] of a block: without Python between them a tenth faster, where they are small."""
+    def warm_up(self, block: Block) -> None:
+        """Run everything once, which compiles it. It may change the state, but speaks to no other process."""
+        self(block, 0, 1)
 
-        def step(state: tuple[Tensor, ...], *row: Tensor) -> tuple[Tensor, ...]:
-            *points, randomness, rate = row
-            task = Task(Points(*points[:2]), Points(*points[2:]))
-            gradient = self._gradient(task, randomness, self._groups[0][1], state[0])
-            return self._stepped(state, gradient, rate)
-
-        return self._set(repeat(step, self._changing(), (*tasks.support, *tasks.query, noise, rates), first, end))
-
-    # ---- compiled or eager
-
-    def use_eager(self) -> None:
-        """Run the step operation by operation: the same numbers to rounding, later."""
-        self.helpers, self.loops = Helpers(0), False
-        self._step: Callable[[MetaBatch], Tensor] = self._whole_step if self._single else self._split_step
-        self._gradient_of_group: Callable[[Task, Tensor, Tensor], Tensor] = self._gradient
-        self._update_by: Callable[[Tensor], Tensor] = self._update
-
-    def compile(self, tasks: Task, noise: Tensor) -> None:
-        """Compile the step by running it on a block's tasks and noise, without a change of state; raises what the compiler
-        raises. A step that is large enough is cut in parts first, for the threads that there are cores for; a small one is
-        compiled with the loop over a block around it, if it can be."""
-        small = self._single and not self.chunk and self.one_thread and has_compiler(self.device)
-        simple = small and self._cut_in_parts(Task(*(Points(points.x[0], points.y[0]) for points in tasks)), noise[0])
-        for loops in [True, False] if simple and can_loop() else [False]:
-            self.loops = loops
-            self.finite.fill_(False)  # such a step computes everything and changes nothing
-            try:
-                return self._compile(self.block(tasks, noise, [0.0] * len(noise)))
-            except Exception:
-                if not loops:
-                    self.use_eager()
-                    raise
-            finally:
-                self.finite.fill_(True)
-
-    def _compile(self, block: Block) -> None:
-        if self.loops:
-            self._steps = Compiled(self._whole_steps, self.device)
-        elif self._single:
-            self._step = Compiled(self._whole_step, self.device)
-        else:
-            self._step = self._split_step
-            self._gradient_of_group = Compiled(self._gradient, self.device)
-            self._update_by = Compiled(self._update, self.device)
-        with torch.no_grad():
-            for _ in range(3 if self.device.type == "cuda" else 1):  # CUDA: compile, record a graph, replay it
-                self(block, 0, 1) if self._single else self._rehearse(block.meta_batches[0])
-        self.helpers = Helpers(min(len(self._groups), available_cores()) - 1 if self.one_thread else 0)
-
-    # ---- groups of tasks: chunks, and the shares of several processes
-
-    def _cut(self, chunk: int) -> None:
-        """Cut the meta-batch in groups of `chunk` tasks, 0 = a share for each process."""
-        self.chunk, size = chunk, chunk or -(-self.meta_batch // self.world)
-        self._total_groups = -(-self.meta_batch // size) if chunk else self.world
-        self._groups = [
-            (place, shares.to(self.device))
-            for place, shares in groups(self.meta_batch, size, range(self.rank, self._total_groups, self.world))
-        ]
-        self._single = self.world == 1 and self._total_groups == 1  # one process, one group: one graph
-
-    def _cut_in_parts(self, task: Task, noise: Tensor) -> bool:
-        """Cut the step in as many parts as its operations, counted on a few tasks, are worth; whether it can be looped over."""
-        count = min(self.meta_batch, FEWEST)
-        few = Task(*(Points(points.x[:count], points.y[:count]) for points in task))
-        operations, checked = operations_of(lambda: self._gradient(few, noise[:count], torch.ones(count, device=self.device)))
-        parts = parts_of(operations * self.meta_batch // count)
-        if 1 < parts <= self.meta_batch:
-            self._cut(-(-self.meta_batch // parts))
-        return parts == 1 and not checked
+    def close(self) -> None:
+        """End the step's threads."""
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
 
     def block(self, tasks: Task, noise: Tensor, rates: Sequence[float]) -> Block:
         """Tasks [B, T, K or Q, D or 1], noise [B, T, noise_dim], standard normal, and step sizes of B steps, ready for them."""
         parts = []
-        for place, _ in [] if self.loops else self._groups:
+        for tasks_of_it in [] if self.loops else self.micro_batches.slices:
             support_x, support_y, query_x, query_y, randomness = (
-                tensor[:, place].unbind() for tensor in (*tasks.support, *tasks.query, noise)
+                tensor[:, tasks_of_it].unbind() for tensor in (*tasks.support, *tasks.query, noise)
             )
             points = map(Points, support_x, support_y), map(Points, query_x, query_y)
             parts.append(list(zip(map(Task, *points), randomness, strict=True)))
         meta_batches = list(zip(*parts, strict=True)) if parts else [()] * len(noise)
         return Block(tasks, noise, torch.tensor(rates, device=self.device), meta_batches)
 
-    def _row(self, meta_batch: MetaBatch, number: int) -> Tensor:
-        """The meta-gradient and log values [M + 2 + diagnostics] of one group of this process."""
+    def _after(self, state: tuple[Tensor, ...], vector: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
+        """`state` after a step along `vector`; the same if something is not finite, now or later."""
+        return clipped_step(self.optimiser, self.offsets, state, vector, lr)
+
+    def _update(self, vector: Tensor) -> Tensor:
+        return self.state.set(self._after(self.state.changing(), vector, self.state.lr))
+
+    def _one_by_one(self, step: Callable[[MetaBatch], Tensor], block: Block, first: int, end: int) -> Tensor:
+        for number in range(first, end):
+            self.state.lr.copy_(block.rates[number])
+            metrics = step(block.meta_batches[number])
+        return metrics
+
+
+class SeparateStep(MetaStep):
+    """Gradient and update apart: any number of micro-batches, threads and processes; eager or compiled."""
+
+    def __init__(self, *args: Any, compiled: bool = False, threads: int = 1):
+        super().__init__(*args)
+        self.threads = threads
+        self._gradient_of: Callable[..., Tensor] = Compiled(self._gradient, self.device) if compiled else self._gradient
+        self._update_by: Callable[[Tensor], Tensor] = Compiled(self._update, self.device) if compiled else self._update
+        if threads > 1:
+            self._pool = ThreadPoolExecutor(threads, "micro-batch", initializer=compute_as_the_caller)
+
+    def __call__(self, block: Block, first: int, end: int) -> Tensor:
+        with torch.no_grad():
+            return self._one_by_one(self._step, block, first, end)
+
+    def warm_up(self, block: Block) -> None:
+        meta_batch = block.meta_batches[0]
+        with torch.no_grad():
+            self._update_by(self._row(*meta_batch[0], self._task_weights[0]) if meta_batch else self.state.no_gradient())
+
+    def _gradient(self, task: Task, noise: Tensor, task_weights: Tensor) -> Tensor:
+        return self.gradient(self.state.flat, task, noise, task_weights)
+
+    def _row(self, task: Task, noise: Tensor, task_weights: Tensor) -> Tensor:
+        """The meta-gradient and log values [M + 2 + diagnostics] of one micro-batch."""
         try:
-            return self._gradient_of_group(*meta_batch[number], self._groups[number][1])
-        except torch.linalg.LinAlgError:  # every process hears of it
-            return self._no_gradient()
+            return self._gradient_of(task, noise, task_weights)
+        except torch.linalg.LinAlgError:  # of a method that solves equations: diverged, and every process hears of it
+            return self.state.no_gradient()
 
-    def _rehearse(self, meta_batch: MetaBatch) -> Tensor:
-        return self._update_by(self._row(meta_batch, 0) if meta_batch else self._no_gradient())
-
-    def _split_step(self, meta_batch: MetaBatch) -> Tensor:
-        """The same step from several groups. They are summed in one order, whoever computed them: float32 sums depend on
-        their order, and so the result would depend on the number of threads and processes."""
-        rows = self.helpers.map(functools.partial(self._row, meta_batch), range(len(self._groups)))
-        if self.world > 1:
-            size = -(-self._total_groups // self.world)  # of the longest list
-            mine = torch.stack(rows + [torch.zeros_like(self._no_gradient())] * (size - len(rows)))
-            rows = all_gather_rows(mine, self._total_groups) if self.chunk else [all_reduce_sum(mine[0])]
+    def _step(self, meta_batch: MetaBatch) -> Tensor:
+        """Micro-batches are summed in one order, whoever computed them: float32 sums depend on their order, and so the result
+        would depend on the number of threads and processes."""
+        run = self._pool.map if self._pool else map
+        tasks, noise = zip(*meta_batch, strict=True) if meta_batch else ((), ())
+        rows, cut = list(run(self._row, tasks, noise, self._task_weights)), self.micro_batches
+        if cut.world > 1:
+            most = -(-cut.total // cut.world)  # micro-batches of a process
+            rows += [torch.zeros_like(self.state.no_gradient())] * (most - len(rows))
+            rows = all_gather_rows(torch.stack(rows), cut.total) if cut.size else [all_reduce_sum(rows[0])]
         return self._update_by(functools.reduce(torch.add, rows))
+
+
+class WholeStep(MetaStep):
+    """Gradient and update of one micro-batch in one compiled graph."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.graph = Compiled(self._whole, self.device)
+
+    def __call__(self, block: Block, first: int, end: int) -> Tensor:
+        with torch.no_grad():
+            return self._one_by_one(self._step, block, first, end)
+
+    def _whole(self, task: Task, noise: Tensor) -> Tensor:
+        return self._update(self.gradient(self.state.flat, task, noise, self._task_weights[0]))
+
+    def _step(self, meta_batch: MetaBatch) -> Tensor:
+        try:
+            return self.graph(*meta_batch[0])
+        except torch.linalg.LinAlgError:  # of a method that solves equations: diverged
+            return self._update(self.state.no_gradient())
+
+
+class LoopedSteps(MetaStep):
+    """Steps of one micro-batch in a compiled loop: without Python between them small steps are a tenth faster."""
+
+    loops = True
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.graph = Compiled(self._steps, self.device)
+
+    def __call__(self, block: Block, first: int, end: int) -> Tensor:
+        with torch.no_grad():
+            return self.graph(block.tasks, block.noise, block.rates, torch.tensor(first), torch.tensor(end))
+
+    def _steps(self, tasks: Task, noise: Tensor, rates: Tensor, first: Tensor, end: Tensor) -> Tensor:
+        def step(state: tuple[Tensor, ...], *row: Tensor) -> tuple[Tensor, ...]:
+            *points, randomness, rate = row
+            task = Task(Points(*points[:2]), Points(*points[2:]))
+            return self._after(state, self.gradient(state[0], task, randomness, self._task_weights[0]), rate)
+
+        rows = *tasks.support, *tasks.query, noise, rates
+        return self.state.set(repeat(step, self.state.changing(), rows, first, end))
+
+
+def compiled_step(eager: SeparateStep, tasks: Task, noise: Tensor, one_thread: bool) -> MetaStep:
+    """`eager`, compiled by running it on a block's tasks and noise, without a change of state; raises what the compiler raises.
+
+    A step that is large enough is cut in micro-batches, for the threads that there are cores for; a small one is compiled
+    with the loop over a block around it, if it can be.
+
+    Args:
+        one_thread: whether each micro-batch is computed on one thread.
+    """
+    cut, loops = eager.micro_batches, False
+    if cut.single and not cut.size and one_thread and has_compiler(eager.device):
+        cut, loops = _cut_by_operations(eager, tasks, noise)
+    common = eager.gradient, eager.optimiser, cut
+    if loops and can_loop():
+        with suppress(Exception):  # without the loop it may work; where it does not, the reason is raised below
+            return _warmed_up(LoopedSteps(*common), tasks, noise)
+    if cut.single:
+        return _warmed_up(WholeStep(*common), tasks, noise)
+    threads = min(len(cut.slices), available_cores()) if one_thread else 1
+    return _warmed_up(SeparateStep(*common, compiled=True, threads=threads), tasks, noise)
+
+
+def _cut_by_operations(eager: SeparateStep, tasks: Task, noise: Tensor) -> tuple[MicroBatches, bool]:
+    """Micro-batches by the operations of a step, counted on a few tasks; and whether the step can be looped over."""
+    cut, count = eager.micro_batches, min(eager.micro_batches.meta_batch, FEWEST)
+    few = Task(*(Points(points.x[0, :count], points.y[0, :count]) for points in tasks))
+    weights = torch.ones(count, device=eager.device)
+    operations, checks_errors = operations_of(lambda: eager.gradient(eager.state.flat, few, noise[0, :count], weights))
+    number = micro_batches_worth(operations * cut.meta_batch // count)
+    if 1 < number <= cut.meta_batch:
+        cut = MicroBatches(cut.meta_batch, -(-cut.meta_batch // number))
+    return cut, number == 1 and not checks_errors
+
+
+def _warmed_up(step: MetaStep, tasks: Task, noise: Tensor) -> MetaStep:
+    finite = step.state.finite
+    finite.fill_(False)  # such a step computes everything and changes nothing
+    try:
+        block = step.block(tasks, noise, [0.0] * len(noise))
+        for _ in range(3 if step.device.type == "cuda" else 1):  # CUDA: compile, record a graph, replay it
+            step.warm_up(block)
+        return step
+    except BaseException:
+        step.close()
+        raise
+    finally:
+        finite.fill_(True)

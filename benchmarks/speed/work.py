@@ -101,13 +101,13 @@ class ThisProject(Implementation):
     def meta_gradient(self) -> np.ndarray:
         trainer = self.trainer
         prepare(trainer)
-        self.threads = max(torch.get_num_threads(), trainer.step.helpers.count + 1)  # the trainer's own decision
+        self.threads = max(torch.get_num_threads(), trainer.step.threads)  # the trainer's own decision
         self.steps = trainer.train(self.every)
         _, metrics = next(self.steps)
         # Read off a real step: first moments start at zero, so Adam's is a tenth of the clipped gradient, Muon's a twentieth.
-        norm = float(metrics[trainer.step.names.index("grad_norm")])
-        clipped = trainer.step.exp_avg.cpu().numpy() / (1 - 0.9)
-        for start, rows, columns in trainer.step.places:
+        norm = float(metrics[trainer.meta.names.index("grad_norm")])
+        clipped = trainer.meta.exp_avg.cpu().numpy() / (1 - 0.9)
+        for start, rows, columns in trainer.step.offsets:
             clipped[start : start + rows * columns] *= (1 - 0.9) / (1 - MOMENTUM)
         return clipped * max(1.0, (norm + 1e-6) / self.clip)
 

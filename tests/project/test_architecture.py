@@ -230,15 +230,20 @@ def test_no_numerical_function_is_handed_a_configuration(module: str) -> None:
 
 
 def test_no_step_of_the_loop_waits_for_the_device_without_a_comment() -> None:
-    text = source("training.step") + source("training.loop").replace("from __future__ import annotations\n", "\n")
-    lines = text.splitlines()
-    methods = {node.name: node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)}
+    texts = (
+        source(f"training.{name}").replace("from __future__ import annotations\n", "\n") for name in ("state", "step", "loop")
+    )
+    lines = (text := "".join(texts)).splitlines()
+    methods: dict[str, list[ast.AST]] = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            methods.setdefault(node.name, []).append(node)
     waiting = {"item", "tolist", "cpu", "numpy", "synchronize"}
-    pending, seen, found = ["train", "__call__", "_whole_step", "_split_step"], set(), []
+    pending, seen, found = ["train", "__call__", "_step", "_steps", "_whole", "_gradient", "_update"], set(), []
     while pending:
         name = pending.pop()
         seen.add(name)
-        for call in calls(methods[name]):
+        for call in (call for method in methods[name] for call in calls(method)):
             if "#" in lines[call.lineno - 1]:
                 continue  # says why, beside the call
             attribute = getattr(call.func, "attr", getattr(call.func, "id", ""))

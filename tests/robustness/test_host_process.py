@@ -11,6 +11,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from report.figures import run_figures
 from system.host import collection_paused, flushes_denormals
 from tests.tools.chaos import command, only_run, report_of, result_of, same
 from training.experiment import Experiment
-from training.parallel import Helpers
 from training.signals import SAVING, STOPPING
 from training.step import MetaStep
 
@@ -133,9 +133,9 @@ def test_every_way_out_leaves_the_host_as_it_was(way: str, tmp_path: Path, monke
 def test_a_run_is_closed_when_its_threads_have_ended() -> None:
     config = Config(NUM_TASKS=8, META_BATCH_SIZE=4)
     experiment = Experiment("maml", METHODS["maml"], "sinusoid", TASKS["sinusoid"](config), config)
-    experiment.trainer.step.helpers = Helpers(1)
+    experiment.trainer.step._pool = ThreadPoolExecutor(1)
     before, gate = set(threading.enumerate()), threading.Event()
-    for pool in (experiment.trainer._drawing, experiment.trainer.step.helpers._pool):
+    for pool in (experiment.trainer._drawing, experiment.trainer.step._pool):
         assert pool is not None and pool.submit(gate.wait, 10)
     timer = threading.Timer(0.05, gate.set)  # they end while it waits for them
     timer.start()

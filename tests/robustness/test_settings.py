@@ -106,7 +106,7 @@ def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None
     experiment = build(method, tasks, Config.resolve(config.to_dict(), generator.implied_settings()), generator)
     trainer, record = experiment.trainer, Record(plain)
     experiment.manager = record
-    record.note("start", trainer.compile_note, trainer.step.chunk, str(trainer.device), trainer.step.flat.tolist())
+    record.note("start", trainer.compile_note, trainer.step.micro_batches.size, str(trainer.device), trainer.meta.flat.tolist())
     experiment.train(StopAfter(steps))  # type: ignore[arg-type]
     record.note("evaluation", judge(experiment))
     return record.events
@@ -273,12 +273,11 @@ def test_equations_without_a_solution_are_a_divergence(monkeypatch: pytest.Monke
 
     for chunk in (0, 2):
         experiment = build("r2d2", "sinusoid", Config.resolve(TINY, {"TASK_CHUNK": chunk}))
-        before = experiment.trainer.step.flat.clone()
-        monkeypatch.setattr(experiment.trainer.step, "_gradient", unsolvable)
-        experiment.trainer.step.use_eager()
+        before = experiment.trainer.meta.flat.clone()
+        monkeypatch.setattr(experiment.trainer.step, "_gradient_of", unsolvable)
         with pytest.raises(Diverged, match="meta_loss = nan"):
             list(experiment.trainer.train())
-        assert torch.equal(experiment.trainer.step.flat, before)
+        assert torch.equal(experiment.trainer.meta.flat, before)
 
 
 # ---- whatever the settings, no traceback

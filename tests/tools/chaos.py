@@ -315,7 +315,7 @@ def plant_step(number: str, signal_number: str) -> None:
 
     def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
         metrics = update(self, vector)
-        if int(self.adam_step.item()) == int(number):
+        if int(self.state.adam_step.item()) == int(number):
             os.kill(os.getpid(), int(signal_number))
         return metrics
 

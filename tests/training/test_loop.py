@@ -14,7 +14,6 @@ from learner import Points
 from tests.tools.training import assert_same_bits, make, run
 from training.compilation import LOOPS_FROM
 from training.loop import Diverged
-from training.parallel import tasks_at_once
 
 METHODS = sorted(registry.METHODS)
 needs_loops = pytest.mark.skipif(torch.__version__ < LOOPS_FROM, reason="needs a newer torch")
@@ -47,22 +46,22 @@ def test_resuming_at_every_step_gives_the_same_bits(method):
 
 def test_the_average_is_a_plain_mean_at_first_and_then_weighs_a_step_by_its_age():
     trainer = make(iterations=9)
-    expected, number = torch.zeros_like(trainer.step.flat), 0
+    expected, number = torch.zeros_like(trainer.meta.flat), 0
     for number, _ in trainer.train():
-        expected += max(1 / number, 0.2) * (trainer.step.flat - expected)
-        torch.testing.assert_close(trainer.step.averages["average"], expected, rtol=1e-5, atol=1e-7)
+        expected += max(1 / number, 0.2) * (trainer.meta.flat - expected)
+        torch.testing.assert_close(trainer.meta.averages["average"], expected, rtol=1e-5, atol=1e-7)
     assert number == 9
 
 
 def test_within_averaged_learner_and_state_have_the_average_and_training_goes_on_from_where_it_was():
     interrupted = make()
     run(interrupted, 5)
-    before = interrupted.step.flat.clone()
-    with interrupted.step.averaged():
-        average = interrupted.step.averages["average"]
+    before = interrupted.meta.flat.clone()
+    with interrupted.meta.averaged():
+        average = interrupted.meta.averages["average"]
         assert torch.equal(interrupted.learner.theta, average) and not torch.equal(average, before)
         assert torch.equal(interrupted.state()["meta_parameters"]["theta"], average)
-    assert torch.equal(interrupted.step.flat, before)
+    assert torch.equal(interrupted.meta.flat, before)
     assert_same_bits(run(interrupted), run(make()))
 
 
@@ -76,7 +75,7 @@ def test_compiled_step_equals_eager_step_to_rounding(method):
     start = compiled.state()
     for (_, one), (_, other) in zip(eager.train(), compiled.train(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
-    torch.testing.assert_close(eager.step.flat, compiled.step.flat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(eager.meta.flat, compiled.meta.flat, rtol=1e-4, atol=1e-5)
     end = compiled.state()
     compiled.load(start)  # and the same steps once more, several in one call where they are looped over
     yielded = [iteration for iteration, _ in compiled.train((2, 5))]
@@ -101,7 +100,7 @@ def test_a_bad_number_amid_steps_that_are_looped_over_never_reaches_the_weights(
     assert (caught.value.iteration, caught.value.quantity) == (bad + 1, "meta_loss")
     if bad:
         run(clean, bad)
-    assert torch.equal(trainer.step.flat, clean.step.flat)
+    assert torch.equal(trainer.meta.flat, clean.meta.flat)
 
 
 @needs_loops
@@ -111,7 +110,7 @@ def test_loops_that_differ_in_a_number_have_entries_of_their_own_in_the_cache():
         eager, compiled = (make(iterations=2, settings=settings, compile_mode=mode) for mode in ("never", "always"))
         compiled.prepare()
         run(eager), run(compiled)
-        torch.testing.assert_close(eager.step.metrics, compiled.step.metrics, rtol=2e-4, atol=1e-5)
+        torch.testing.assert_close(eager.meta.metrics, compiled.meta.metrics, rtol=2e-4, atol=1e-5)
 
 
 @needs_loops
@@ -140,39 +139,24 @@ def test_chunks_of_tasks_give_the_whole_batch_gradient(method, chunk):
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_a_meta_batch_beyond_the_cache_is_cut_to_pieces_that_fit(monkeypatch):
+def test_a_meta_batch_beyond_the_cache_is_cut_to_micro_batches_that_fit(monkeypatch):
     whole = make(iterations=1)
     monkeypatch.setattr("training.parallel.FEWEST", 2)
     monkeypatch.setattr("training.parallel.CACHE_WORK", 2 * whole.task_work)
     cut = make(iterations=1)
-    assert (whole.step.chunk, cut.step.chunk) == (0, 2)
+    assert (whole.step.micro_batches.size, cut.step.micro_batches.size) == (0, 2)
     (_, one), (_, other) = next(whole.train()), next(cut.train())
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("chunk", "share", "work", "device", "expected"),
-    [
-        (0, 25, 35_220, "cpu", 25),  # the default
-        (0, 1600, 35_220, "cpu", 100),
-        (0, 125, 35_220, "cpu", 63),
-        (0, 1600, 35_220, "cuda", 1600),
-        (7, 1600, 35_220, "cpu", 7),
-        (0, 25, 5_000_000, "cpu", 25),  # pieces too small to be worth it
-    ],
-)
-def test_tasks_at_once_are_what_was_asked_for_or_what_the_cache_holds(chunk, share, work, device, expected):
-    assert tasks_at_once(chunk, share, work, torch.device(device)) == expected
-
-
 def test_adam_and_clipping_equal_torch_optim():
     trainer = make(iterations=5)
-    reference = torch.nn.Parameter(trainer.step.flat.clone())
+    reference = torch.nn.Parameter(trainer.meta.flat.clone())
     optimiser = torch.optim.Adam([reference], lr=1e-3)
     for iteration in range(5):
         [(task, noise)] = trainer.step.block(*trainer._block(0), [0.0]).meta_batches[iteration]
-        trainer.step.flat.copy_(reference.detach())
-        reference.grad = trainer.step._gradient(task, noise, trainer.step._groups[0][1])[: len(reference)]
+        trainer.meta.flat.copy_(reference.detach())
+        reference.grad = trainer.step._gradient(task, noise, torch.full((5,), 1 / 5))[: len(reference)]
         torch.nn.utils.clip_grad_norm_([reference], 1.0)
         optimiser.param_groups[0]["lr"] = trainer.learning_rate(iteration)
         optimiser.step()
@@ -214,8 +198,8 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(step, value, part
     clean = make()
     if step:
         run(clean, step)
-    assert torch.equal(trainer.step.flat, clean.step.flat)
-    assert torch.equal(trainer.step.averages["average"], clean.step.averages["average"])
+    assert torch.equal(trainer.meta.flat, clean.meta.flat)
+    assert torch.equal(trainer.meta.averages["average"], clean.meta.averages["average"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -265,7 +249,7 @@ def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(
     assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
     for (_, one), (_, other) in zip(eager.train(), traced.train(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
-    torch.testing.assert_close(eager.step.flat, traced.step.flat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(eager.meta.flat, traced.meta.flat, rtol=1e-4, atol=1e-5)
 
 
 def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
@@ -305,8 +289,8 @@ def placed_and_changed(trainer):
         patch.setattr("training.compilation.Compiled._backend", backend)
         patch.setattr("training.step.can_loop", lambda: False)  # as on a GPU: a step at a time
         assert trainer.prepare().startswith("compiled")
-    names = {id(value): name for name, value in (vars(trainer.step) | trainer.step.averages).items()}
-    inputs, tokens = [names.get(id(value)) for value in trainer.step._step.inputs], len(found[0].tokens)
+    names = {id(value): name for name, value in (vars(trainer.meta) | trainer.meta.averages).items()}
+    inputs, tokens = [names.get(id(value)) for value in trainer.step.graph.inputs], len(found[0].tokens)
     in_place = {inputs[number - tokens] for number in found[0].static_input_indices}
     return in_place, {inputs[number] for number in found[0].mutated_inp_runtime_indices}
 

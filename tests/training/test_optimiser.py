@@ -95,9 +95,9 @@ def test_the_places_of_hidden_matrices_in_the_flat_vector_hold_their_numbers(met
     learner = registry.METHODS[method].from_config(Config(HIDDEN_DIM=8), stream(0, "weights"))
     trainer = Trainer(learner, dataset, iterations=1, meta_lr=1.0, muon=True)
     matrices = learner.hidden_matrices()
-    assert len(matrices) == len(trainer.step.places) > 0
-    for matrix, (at, rows, columns) in zip(matrices, trainer.step.places, strict=True):
-        assert torch.equal(matrix, trainer.step.flat[at : at + rows * columns].view(rows, columns))
+    assert len(matrices) == len(trainer.step.offsets) > 0
+    for matrix, (at, rows, columns) in zip(matrices, trainer.step.offsets, strict=True):
+        assert torch.equal(matrix, trainer.meta.flat[at : at + rows * columns].view(rows, columns))
 
 
 @pytest.mark.parametrize(
