@@ -197,7 +197,7 @@ def _notes(results: Mapping[str, Any], data: Mapping[str, Any] | None) -> list[s
     own = f" In own unit: the root of the last, in the unit of {data['columns'][-2]}." if data else ""
     lines = [f"Mean squared errors{unit}, over {results['num_tasks']} test tasks, with 95% intervals over tasks.{own}"]
     left_out = {shots: found["left_out"] for shots, found in results["shots"].items() if found.get("left_out")}
-    lines += [f"Left out for want of points: {count} at K = {shots}." for shots, count in left_out.items()]
+    lines += [f"Skipped, too few points: {count} at K = {shots}." for shots, count in left_out.items()]
     return lines + ([f"{results['diverged']} test tasks diverged."] if results["diverged"] else [])
 
 

@@ -48,7 +48,7 @@ def results_table(evaluation: Mapping[str, Any], reference: Published) -> str:
             own_unit = f", rmse {rmse:.4g}" if "rmse" in found[count] else ""
             lines.append(f"          {error:.4g} +- {half:.2g}{own_unit}: {name}")
     if left_out := [f"{result['left_out']} at K = {count}" for count, result in shots.items() if result.get("left_out")]:
-        lines.append(f"left out, for want of points: {', '.join(left_out)}")
+        lines.append(f"skipped, too few points: {', '.join(left_out)}")
     if "rmse" in result:
         lines.append("errors are in standard deviations of the training subjects' target, squared; rmse is in its own unit")
     if evaluation["diverged"]:

@@ -289,7 +289,7 @@ def test_a_run_shows_its_baselines_everywhere_and_completes_without_them(
 
     data, settings = write(tmp_path / "toy.csv", toy_rows()), ("--set", "EVAL_SHOTS=2,8")
     with monkeypatch.context() as patch:
-        patch.setattr("commands.evaluate.baseline_errors", fail)
+        patch.setattr("evaluation.evaluate.baseline_errors", fail)
         bare = train(tmp_path, data, "bare", "--method", "anil", *settings)
     assert "warning: there are no baselines (MemoryError: too little)" in capsys.readouterr().err
     assert "baselines" not in json.loads((bare / "metrics.json").read_text())["evaluation"]

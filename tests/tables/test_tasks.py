@@ -13,10 +13,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import main
-from commands.calibrate import calibrate_run
 from config import Config
 from dataset import TaskDataset, stream
 from evaluation.errors import errors, held_out_errors
+from evaluation.evaluate import Protocol, evaluate
 from maml import MAML
 from registry import METHODS, TASKS, defaults
 from system.checkpoints import read_checkpoint
@@ -529,6 +529,6 @@ def test_a_k_beyond_all_validation_subjects_leaves_the_others_their_intervals(tm
     generator = TASKS["table"](config)
     config = Config.resolve(defaults("r2d2", "table", generator), given, generator.implied_settings())
     experiment = Experiment("r2d2", METHODS["r2d2"], "table", generator, config)
-    calibration = calibrate_run(experiment)
+    calibration = evaluate(experiment.learner, generator, Protocol((2, 5), 1, 10, 10, 10)).calibration
     experiment.close()
     assert set(calibration) == {"2"}
