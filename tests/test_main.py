@@ -171,7 +171,7 @@ def test_judging_a_run_before_its_end_says_so_and_does_not_complete_it(tmp_path,
     directory = only_run(tmp_path)
     assert main.main(["--evaluate", str(directory)]) == 0
     report = read(directory)
-    assert report["status"] == "unfinished" and "judged after 1 of 15 steps" in report["warnings"][0]
+    assert report["status"] == "unfinished" and "evaluated after 1 of 15 steps" in report["warnings"][0]
     assert main.main(["--output", str(tmp_path), "--compare", str(directory)]) == 0
     assert "was judged before the end of its training" in capsys.readouterr().err
     assert main.main(["--resume", str(directory)]) == 0

@@ -293,7 +293,7 @@ def test_a_best_checkpoint_of_another_run_is_not_judged(
     before = json.loads((own / "metrics.json").read_text())["method"]
     assert main.main(["--evaluate", str(own)]) == 0
     error = capsys.readouterr().err
-    assert "best.pt: the checkpoint does not fit this run" in error and "judging the last one instead" in error
+    assert "best.pt: the checkpoint does not fit this run" in error and "evaluating the last one instead" in error
     assert json.loads((own / "metrics.json").read_text())["method"] == before
 
 

@@ -201,7 +201,9 @@ def test_an_interrupt_never_ends_the_host_and_its_own_ctrl_c_works_afterwards(
 
 
 def test_interrupts_in_the_evaluation_never_end_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("commands.evaluate.judge", lambda _: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    monkeypatch.setattr(
+        "commands.evaluate.evaluate_learner", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]
+    )
     assert main(command(tmp_path, *LEO)) == 130
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)

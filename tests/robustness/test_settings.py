@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import main
 import registry
-from commands.evaluate import judge
+from commands.evaluate import evaluated
 from commands.runs import build
 from config import KEYS, Config, ConfigError
 from learner import gradient_descent
@@ -108,7 +108,7 @@ def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None
     experiment.manager = record
     record.note("start", trainer.compile_note, trainer.step.chunk, str(trainer.device), trainer.step.flat.tolist())
     experiment.train(StopAfter(steps))  # type: ignore[arg-type]
-    record.note("evaluation", judge(experiment))
+    record.note("evaluation", evaluated(experiment, None))
     return record.events
 
 

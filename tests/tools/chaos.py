@@ -336,7 +336,7 @@ def plant_evaluating(seconds: str) -> None:
     """The evaluation at the end takes at least so long."""
     from commands import evaluate
 
-    before(evaluate, "judge", lambda: time.sleep(float(seconds)))
+    before(evaluate, "evaluate_learner", lambda: time.sleep(float(seconds)))
 
 
 def plant_patience(seconds: str) -> None:
