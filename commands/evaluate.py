@@ -17,7 +17,8 @@ from evaluation.evaluate import evaluate as evaluate_learner
 from evaluation.examples import example_arrays, example_samples
 from registry import defaults
 from report.page import CAPTIONS, run_page
-from report.text import results_table, verdict
+from report.rows import run_table, verdict
+from report.text import text_table
 from system.checkpoints import read_checkpoint
 from system.errors import RunError, checkpoint_errors
 from system.files import write_atomically
@@ -55,7 +56,7 @@ def finish(experiment: Experiment) -> None:
     metrics = experiment.metrics(done, evaluation)
     manager.log_evaluation(evaluation["shots"], config.to_dict(), metrics["performance"])
     manager.save_json("metrics.json", metrics)
-    table = results_table(evaluation, experiment.generator.published)
+    table = text_table(run_table(evaluation, experiment.method.upper(), experiment.generator.published))
     print_once(table)
     for line in table.splitlines():
         manager.log(line)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +23,6 @@ from evaluation.statistics import mean_and_interval, shown_steps
 from report import figures
 from report.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
 from report.prediction_figures import interval_quality, prediction_curves, subject_curves
-from report.text import results_table
 from system.files import figure_bytes
 from visualization import (
     adaptive_learning,
@@ -537,38 +535,6 @@ def test_drawing_leaves_the_arrays_as_they_were(arrays: dict[str, np.ndarray]) -
     assert all(np.array_equal(array, before[name]) for name, array in arrays.items())
 
 
-# ---- the table
-
-
-def evaluation(mse: list[Any], diverged: int = 0) -> dict[str, Any]:
-    """The record of metrics.json, for 5 shots."""
-    result = {"mse": mse, "ci95": [0.01] * len(mse), "median": mse}
-    return {"num_tasks": 1000, "query_samples": 100, "diverged": diverged, "shots": {"5": result}}
-
-
-def test_the_table_shows_the_error_after_0_1_5_and_10_gradients() -> None:
-    table = results_table(evaluation([float(step) / 8 for step in range(11)]), {})
-    assert " ".join(table.splitlines()[-1].split()) == "5 0 +- 0.01 0.125 +- 0.01 0.625 +- 0.01 1.25 +- 0.01"
-
-
-def test_the_table_puts_published_figures_below_ours() -> None:
-    assert results_table(evaluation([1.0] * 11), PUBLISHED).splitlines()[-1].split() == ["Finn+17", "-", "0.67", "0.38", "0.35"]
-
-
-def test_the_table_has_no_published_figures_where_there_are_none() -> None:
-    assert "Finn" not in results_table(evaluation([1.0] * 11), {10: {1: 0.5}})
-
-
-def test_the_table_of_subjects_has_no_column_that_repeats_the_one_before() -> None:
-    record = evaluation([3.0] + [1.0] * 10)
-    assert results_table(record, {}).splitlines()[1].split() == ["K", "0", "1", "5", "10"]
-    for result in record["shots"].values():
-        result["rmse"] = [3.0] + [1.0] * 10
-    assert results_table(record, {}).splitlines()[1].split() == ["K", "0", "1", "or", "more"]
-    result["mse"][10] = 0.5
-    assert results_table(record, {}).splitlines()[1].split() == ["K", "0", "1", "10"]
-
-
 def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_one_leaves_room_for_the_points() -> None:
     points = np.array([[0.0, 1.0]]), np.array([[0.0, 1.0]])
 
@@ -578,15 +544,6 @@ def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_o
         return float(task_predictions(GRID, None, *points, curves, STEPS, "a title", points=points).axes[0].get_ylim()[1])
 
     assert 1 < top(0.5) < 1.3 < top(1.4) and top(1e9) == top(1e6) < 2.5
-
-
-def test_the_table_counts_diverged_tasks() -> None:
-    assert "3 test tasks diverged" in results_table(evaluation([1.0] * 11, diverged=3), {})
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, None], ids=repr)
-def test_the_table_shows_an_error_that_is_not_finite(bad: Any) -> None:
-    assert "1 +- 0.01" in results_table(evaluation([1.0, *[bad] * 10]), {})  # null is how JSON writes it
 
 
 # ---- methods side by side, predictions, samples

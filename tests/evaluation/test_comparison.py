@@ -18,6 +18,7 @@ from commands.compare import draw, read_run, write
 from config import Config
 from evaluation.comparison import SAME_METHOD, Comparison, Entry, Row, choice, compare_entries, entries
 from evaluation.statistics import geometric_mean, mean_and_interval, t_quantile
+from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from system.errors import RunError
 from system.files import to_json
@@ -29,6 +30,10 @@ Make = Callable[..., Path]
 def errors_of(seed: int, shots: tuple[int, ...] = (5, 10), steps: int = 6, scale: float = 1.0) -> dict[int, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {count: scale * rng.uniform(0.1, 2.0, (TASKS, steps + 1)) for count in shots}
+
+
+def text_of(comparison: Comparison) -> str:
+    return text_table(comparison_table(comparison))
 
 
 @pytest.fixture
@@ -193,7 +198,7 @@ def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last
     means = {(row.group, row.gradients): row.mean for row in comparison.rows}
     assert means["LEO", 6] == means["LEO", 3] == runs[1].errors[10][:, -1].mean() != means["LEO", 2]
     assert means["MAML", 6] == runs[0].errors[10][:, -1].mean() != means["MAML", 3]
-    assert "Fewer gradients are taken by LEO 3: their last rows are after these." in text_table(comparison)
+    assert "Fewer gradients are taken by LEO 3: their last rows are after these." in text_of(comparison)
 
 
 # ---- groups
@@ -354,7 +359,7 @@ def test_gradients_that_change_nothing_have_no_rows_of_their_own() -> None:
     solved = {5: np.repeat(errors_of(0)[5][:, :2], [1, 10], axis=1)}
     baseline = {5: np.repeat(solved[5][:, :1], 11, axis=1)}
     found = [Entry("a", solved), Entry("b", baseline), Entry("c", {5: np.linspace(solved[5][:, 0], 1, 11, axis=1)})]
-    rows = [line.split()[1:3] for line in text_table(compare_entries(found)).splitlines() if line.startswith("5 ")]
+    rows = [line.split()[1:3] for line in text_of(compare_entries(found)).splitlines() if line.startswith("5 ")]
     assert rows == [["0", "a"], ["0", "c"], ["1", "c"], ["5", "c"], ["10", "a"], ["10", "b"], ["10", "c"]]
 
 
@@ -364,8 +369,8 @@ def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_
     for shots, count, quantile in ((5, TASKS, t_quantile(TASKS - 1)), (10, 5, 2.776)):
         (one,) = [one for one in subjects.rows if (one.group, one.shots, one.gradients) == ("a", shots, 1)]
         assert_allclose(one.ci_tasks, quantile * found[0].errors[shots][:, 1].std(ddof=1) / np.sqrt(count))
-    assert f"over {TASKS} or 5 test tasks" in text_table(subjects)
-    assert f"over {TASKS} test tasks" in text_table(compare_entries([Entry(name, errors_of(0)) for name in "ab"]))
+    assert f"over {TASKS} or 5 test tasks" in text_of(subjects)
+    assert f"over {TASKS} test tasks" in text_of(compare_entries([Entry(name, errors_of(0)) for name in "ab"]))
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1e308])
@@ -374,7 +379,7 @@ def test_a_diverged_task_shows_and_spoils_nothing_else(found: list[Entry], bad: 
     found[5].errors[10][:, 4:] = bad
     comparison = compare_entries(found)
     assert not row(comparison, "TWO").mean < 1e300 and row(comparison, "TWO", gradients=3).verdict == "lower"
-    assert "diverged" in text_table(comparison)
+    assert "diverged" in text_of(comparison)
     assert csv_table(comparison) and draw(comparison, "a title")
 
 
@@ -400,23 +405,23 @@ def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison: Compa
 
 
 def test_the_terminals_table_shows_0_1_5_and_the_last_gradient(comparison: Comparison) -> None:
-    lines = [line.split() for line in text_table(comparison).splitlines() if line.startswith("10 ")]
+    lines = [line.split() for line in text_of(comparison).splitlines() if line.startswith("10 ")]
     assert [(line[1], line[2]) for line in lines] == [(n, g) for n in "0156" for g in ("ONE", "TWO", "baseline")]
     assert lines[-2][-1] == "lower"
 
 
 def test_the_terminals_table_shows_a_label_as_it_is(found: list[Entry]) -> None:
-    assert "naïve" in text_table(compare_entries([*found, Entry("naïve", errors_of(4))]))
+    assert "naïve" in text_of(compare_entries([*found, Entry("naïve", errors_of(4))]))
 
 
 def test_the_columns_of_the_terminals_table_stand_below_each_other(comparison: Comparison) -> None:
-    lines = text_table(comparison).splitlines()
+    lines = text_of(comparison).splitlines()
     start = lines[0].index("seeds")
     assert {line[start] for line in lines if line.startswith(("5 ", "10 "))} == {"1", "3"}
 
 
 def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> None:
-    table = markdown_table(compare_entries([*found, Entry("a|b", errors_of(4))]), "A title")
+    table = markdown_table(comparison_table(compare_entries([*found, Entry("a|b", errors_of(4))])), "A title")
     assert table.startswith("# A title\n\n| K |")
     rows = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {9} and len(rows) == 2 + 2 * 4 * 4
@@ -437,4 +442,4 @@ def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison,
 def test_few_gradients_can_be_compared(steps: int, tmp_path: Path) -> None:
     comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
     assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
-    assert len(text_table(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2
+    assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2

@@ -267,7 +267,7 @@ def test_a_run_keeps_its_calibration_and_says_what_it_is_worth(name: str, runs: 
         assert found["level"] == 0.9 and 0.5 < found["coverage"] <= 1 and found["width"] > 0
         assert found["calibrated_on"] == calibration[count]["tasks"] >= 2
     assert (runs / name / "plots" / "intervals.png").exists()
-    assert "intervals hold" in (runs / name / "train.log").read_text()
+    assert "90% interval: holds, width" in (runs / name / "train.log").read_text()
     assert "90% interval" in (runs / name / "report.html").read_text()
 
 

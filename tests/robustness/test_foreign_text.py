@@ -20,6 +20,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 from evaluation.comparison import Comparison, Entry, compare_entries
 from report.figures import HAIR_SPACE, error_against_gradients, error_against_shots, errors_by_subject, sample_bundle
 from report.prediction_figures import prediction_curves, subject_curves
+from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
 from system.files import figure_bytes
@@ -210,7 +211,7 @@ def comparison() -> Comparison:
 
 
 def test_the_terminals_table_has_a_line_for_every_name(comparison: Comparison) -> None:
-    lines = text_table(comparison).split("\n")
+    lines = text_table(comparison_table(comparison)).split("\n")
     assert len(lines) == 1 + 1 + 2 * len(NAMES) + 2
     for name, line in zip(NAMES, lines[2:], strict=False):
         assert printable(name) in line and line == printable(line)
@@ -224,7 +225,7 @@ def test_columns_of_a_terminal_are_counted(text: str, width: int) -> None:
 
 
 def test_the_markdown_table_has_a_row_for_every_name_and_no_markup(comparison: Comparison) -> None:
-    table = markdown_table(comparison, "# of $x$\n<b>")
+    table = markdown_table(comparison_table(comparison), "# of $x$\n<b>")
     assert table.startswith("# \\# of \\$x\\$\\\\n\\<b\\>\n")
     rows = [line for line in table.split("\n") if line.startswith("|")]
     bare = [line.replace("\\\\", "").replace("\\|", "") for line in rows]
