@@ -44,7 +44,7 @@ def compare_runs(directories: Sequence[Path], output: Path) -> None:
     comparison = compare_entries(found, bool(runs[0].data))._replace(choice=choice(runs))
     generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
     print_once(text_table(comparison_table(comparison)))
-    title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
+    title = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} on {runs[0].tasks} tasks"
     directory = new_directory(output, "Comparison")
     write(directory, comparison, title, generator.published)
     print_once(f"written: {printable(str(directory))}")
