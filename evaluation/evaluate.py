@@ -53,7 +53,11 @@ def evaluate(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol)
         test = _adapted(learner, generator, "test", held_out[count], protocol, count)
         found.codes[count] = test.codes
         shots[str(count)] = _error_record(test.errors, held_out[count], generator.y_scale)
-        found.arrays.update(_error_arrays(test.errors, held_out[count], count))
+        found.arrays.update({"test_params": held_out[count].params, f"test_errors_{count}_shot": test.errors})
+        if held_out[count].owners is not None:
+            left_out = ~held_out[count].evaluable
+            shots[str(count)]["left_out"] = int(left_out.sum())
+            found.arrays[f"test_left_out_{count}_shot"] = left_out
         this = _diverged(test.errors, held_out[count])
         diverged = diverged | this if len(diverged) else this
         validation, error = _adapted_validation(learner, generator, protocol, count)
@@ -110,19 +114,9 @@ def validation_error(errors: np.ndarray, held_out: HeldOut) -> float:
 
 
 def _error_record(errors: np.ndarray, held_out: HeldOut, y_scale: float | None) -> dict[str, Any]:
+    """Statistics [S+1] of errors [T, S+1], with their root in the target's own unit on a table."""
     record: dict[str, Any] = dict(mean_and_interval(errors[held_out.evaluable], held_out.owners is not None))
-    if y_scale is not None:
-        record["rmse"] = y_scale * np.sqrt(record["mse"])
-    if held_out.owners is not None:
-        record["left_out"] = int((~held_out.evaluable).sum())
-    return record
-
-
-def _error_arrays(errors: np.ndarray, held_out: HeldOut, shots: int) -> dict[str, np.ndarray]:
-    arrays = {"test_params": held_out.params, f"test_errors_{shots}_shot": errors}
-    if held_out.owners is not None:
-        arrays[f"test_left_out_{shots}_shot"] = ~held_out.evaluable
-    return arrays
+    return record if y_scale is None else record | {"rmse": y_scale * np.sqrt(record["mse"])}
 
 
 def _diverged(errors: np.ndarray, held_out: HeldOut) -> np.ndarray:
@@ -146,18 +140,15 @@ def _add_baselines(generator: TaskGenerator, held_out: dict[int, HeldOut], found
     try:
         fitted = baselines(generator)
         errors = {
-            name: {count: baseline_errors(one, tasks) for count, tasks in held_out.items()} for name, one in fitted.items()
+            count: {name: baseline_errors(one, tasks) for name, one in fitted.items()} for count, tasks in held_out.items()
         }
     except Exception as error:
         found.problems.append(f"there are no baselines ({type(error).__name__}: {error})")
         return
-    found.record["baselines"] = {name: {} for name in errors}
-    for count, tasks in held_out.items():
-        for name, by_shots in errors.items():
-            summary = mean_and_interval(by_shots[count][tasks.evaluable, None], tasks.owners is not None)
-            record = {key: value.item() for key, value in summary.items()}
-            if generator.y_scale is not None:
-                record["rmse"] = generator.y_scale * np.sqrt(record["mse"])
-            found.record["baselines"][name][str(count)] = record
-        found.arrays[f"baseline_errors_{count}_shot"] = np.stack([by_shots[count] for by_shots in errors.values()])
-    found.arrays["baselines"] = np.array(list(errors))
+    found.record["baselines"] = {name: {} for name in fitted}
+    for count, by_name in errors.items():
+        for name, values in by_name.items():
+            record = _error_record(values[:, None], held_out[count], generator.y_scale)
+            found.record["baselines"][name][str(count)] = {key: value.item() for key, value in record.items()}
+        found.arrays[f"baseline_errors_{count}_shot"] = np.stack(list(by_name.values()))
+    found.arrays["baselines"] = np.array(list(fitted))
