@@ -48,11 +48,6 @@ def test_defaults_are_the_papers_experiment() -> None:
     assert {name: getattr(Config(), name) for name in wanted} == wanted
 
 
-def test_the_clients_keys_exist_under_their_names() -> None:
-    wanted = "RANDOM_SEED EPOCHS META_BATCH_SIZE SUPPORT_SAMPLES QUERY_SAMPLES INNER_STEPS META_LEARNING_RATE"
-    assert {*wanted.split(), "INNER_LEARNING_RATE", "INPUT_DIM", "HIDDEN_DIM", "NUM_TASKS"} <= set(KEYS)
-
-
 def test_the_default_run_is_the_papers_70000_iterations() -> None:
     assert Config().iterations == 70_000
 
@@ -263,19 +258,19 @@ def test_an_assignment_nested_without_end_is_text_and_so_refused() -> None:
         ("{'EPOCHS': 5}", "line 1 column 2"),
         ('{"EPOCHS": NaN}', "NaN"),
         ('{"EPOCHS": Infinity}', "Infinity"),
-        ('{"EPOCHS": -Infinity}', "-Infinity"),
         ('{"EPOCHS": 5, "EPOCHS": 6}', '"EPOCHS" twice'),
         ('{"EPOCHS": {"a": 1, "a": 1}}', '"a" twice'),
         ("[" * 200_000, "nested too deeply"),
-        ('{"a":' * 200_000, "nested too deeply"),
         ("[]", "holds no settings"),
-        ("5", "holds no settings"),
         ("null", "holds no settings"),
         ('"EPOCHS"', "holds no settings"),
         ('{"EPOCHS": 5}'.encode("utf-16"), "not text in UTF-8"),
         (b'{"EPOCHS": \xff}', "not text in UTF-8"),
         (b'{"EPOCHS": 5, "\x00": 1}', "is not JSON"),
         (b"\x00" * 100, "is not JSON"),
+        (b'{"EPOCHS": 5} // five', "line 1 column 15"),
+        (b'{"EPOCHS": ' + b"1" * 5000 + b"}", "digits|is not JSON"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "not text in UTF-8"),
     ],
     ids=lambda value: repr(value)[:20],
 )
