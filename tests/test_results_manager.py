@@ -100,11 +100,6 @@ def test_every_kind_of_file_is_written_atomically(
     assert written == expected
 
 
-def test_a_saved_json_file_is_strict(manager: ExperimentManager) -> None:
-    manager.save_json("metrics.json", {"mse": np.array([1.0, np.nan])})
-    assert strict((manager.directory / "metrics.json").read_bytes()) == {"mse": [1.0, None]}
-
-
 def test_the_last_checkpoint_the_one_before_and_the_best_are_files_of_their_own(manager: ExperimentManager) -> None:
     folder = manager.directory / "checkpoints"
     manager.save_checkpoint({"iteration": 1})
@@ -155,12 +150,6 @@ def test_equal_figures_are_equal_files_in_both_formats(tmp_path: Path) -> None:
             manager.save_figure("curve", a_figure(), 0)
             made.append([(manager.directory / "plots" / f"curve.{suffix}").read_bytes() for suffix in ("png", "pdf")])
     assert made[0] == made[1] and made[0][0].startswith(b"\x89PNG") and made[0][1].startswith(b"%PDF")
-
-
-def test_the_arrays_behind_the_figures_are_stored(manager: ExperimentManager) -> None:
-    manager.save_arrays({"errors": np.arange(6.0).reshape(2, 3)})
-    with np.load(manager.directory / "plots" / "data.npz", allow_pickle=False) as stored:
-        np.testing.assert_array_equal(stored["errors"], [[0, 1, 2], [3, 4, 5]])
 
 
 def test_a_reopened_run_appends_to_its_log_with_the_time(tmp_path: Path) -> None:
@@ -279,13 +268,6 @@ def test_a_tensorboard_that_cannot_be_imported_is_a_warning(
 def test_plots_that_cannot_be_written_are_warnings(manager: ExperimentManager, full_disk: Any, what: str) -> None:
     with full_disk("replace"):
         SAVES[what][0](manager)
-    assert manager.warnings
-
-
-def test_a_figure_that_cannot_be_drawn_is_a_warning(manager: ExperimentManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = a_figure()
-    monkeypatch.delattr(Figure, "savefig")
-    manager.save_figure("curve", figure, 0)
     assert manager.warnings
 
 

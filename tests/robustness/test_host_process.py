@@ -154,18 +154,6 @@ def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.glob("first/*/plots/*.png")) and host_state() == before
 
 
-@pytest.mark.parametrize("enabled", [True, False])
-def test_garbage_is_collected_afterwards_where_it_was_before(enabled: bool) -> None:
-    (gc.enable if enabled else gc.disable)()
-    try:
-        with pytest.raises(KeyError), collection_paused():
-            assert not gc.isenabled()
-            raise KeyError
-        assert gc.isenabled() == enabled
-    finally:
-        gc.enable()
-
-
 class Cyclic:
     def __init__(self) -> None:
         self.itself = self
