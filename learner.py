@@ -237,8 +237,7 @@ def adapt_tasks(learner: MetaLearner, support: Points, x: Any, steps: int) -> Ad
 
     def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor, ...]:
         adaptation = learner.adapt(points, randomness, steps)
-        outputs = (_path_outputs(learner, adaptation, part) for part in (at, points.x))
-        return *outputs, _posterior_std(learner, adaptation.path[-1], points, at), adaptation.code
+        return *_path_predictions(learner, adaptation.path, points, at), adaptation.code
 
     return AdaptedTasks(*_each_task(one, learner, support, x, None))
 
@@ -256,14 +255,20 @@ def predict_tasks(
 
     def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor, Tensor]:
         adaptation = learner.adapt(points, randomness, steps)
-        return _path_outputs(learner, adaptation, at), adaptation.code
+        return _outputs(learner, adaptation.path, at), adaptation.code
 
     return _each_task(one, learner, support, x, noise)
 
 
-def _path_outputs(learner: MetaLearner, adaptation: Adaptation, x: Tensor) -> Tensor:
+def _path_predictions(learner: MetaLearner, path: Sequence[Tensor] | Tensor, support: Points, x: Tensor) -> tuple[Tensor, ...]:
+    """The first three parts of `AdaptedTasks` for one task, whose networks have the weights `path`, S + 1 times [P]."""
+    at_x, at_support = (_outputs(learner, path, part) for part in (x, support.x))
+    return at_x, at_support, _posterior_std(learner, path[-1], support, x)
+
+
+def _outputs(learner: MetaLearner, path: Sequence[Tensor] | Tensor, x: Tensor) -> Tensor:
     """Predictions [S+1, N] of one task's networks at x [N, D]."""
-    return torch.stack([learner.network(weights, x)[:, 0] for weights in adaptation.path])
+    return torch.stack([learner.network(weights, x)[:, 0] for weights in path])
 
 
 def _posterior_std(learner: MetaLearner, weights: Tensor, support: Points, x: Tensor) -> Tensor:
@@ -353,19 +358,10 @@ def adapted_weights(learner: MetaLearner, support: Points, steps: int) -> np.nda
     return _each_task(one, learner, support, support.x, None)[0]
 
 
-def adapted_predictions(learner: MetaLearner, paths: Any, x: Any) -> np.ndarray:
-    """Predictions [T, S+1, N] at x [T, N, D] with the weights `paths` [T, S+1, P] that `adapted_weights` found."""
+def adapted_predictions(learner: MetaLearner, paths: Any, support: Points, x: Any) -> tuple[np.ndarray, ...]:
+    """The first three parts of `AdaptedTasks` with the weights `paths` [T, S+1, P] that `adapted_weights` found."""
 
-    def one(_: Points, at: Tensor, path: Tensor) -> tuple[Tensor]:
-        return (torch.stack([learner.network(weights, at)[:, 0] for weights in path]),)
+    def one(points: Points, at: Tensor, path: Tensor) -> tuple[Tensor, ...]:
+        return _path_predictions(learner, path, points, at)
 
-    return _each_task(one, learner, Points(x, x), x, paths)[0]
-
-
-def adapted_std(learner: MetaLearner, paths: Any, support: Points, x: Any) -> np.ndarray:
-    """The posterior standard deviations [T, N] at x with the weights `paths` [T, S+1, P] that `adapted_weights` found."""
-
-    def one(points: Points, at: Tensor, path: Tensor) -> tuple[Tensor]:
-        return (_posterior_std(learner, path[-1], points, at),)
-
-    return _each_task(one, learner, support, x, paths)[0]
+    return _each_task(one, learner, support, x, paths)

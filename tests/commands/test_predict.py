@@ -174,7 +174,7 @@ def test_errors_are_those_on_the_points_before_and_after_adapting() -> None:
     prediction = Case(Lines(), points_at(1, 2)).prediction
     assert_allclose(prediction.errors, [1, (4 + 25) / 2])
     assert_allclose(prediction.outputs, [0 * prediction.x[:, 0], 3 * prediction.x[:, 0]], rtol=1e-6)
-    assert prediction.band is None
+    assert len(prediction.band) == 0
 
 
 @pytest.mark.parametrize("count", [2, 200])
