@@ -280,7 +280,8 @@ class FewShotRegressor:
         fitted = self._fitted(len(xs))
         if self.adapted_steps_ != self.steps:
             self._adapt()
-        inputs, answers = [self._encoded_inputs(x) for x in xs], {}
+        answers: dict[int, Answer] = {}
+        inputs = [self._encoded_inputs(x) for x in xs]
         sizes = [(len(points.x), len(x)) for points, x in zip(fitted, inputs, strict=True)]
         for places in batches(sizes, [max(size) for size in sizes]):
             support, x = self._support_of(places), _stack([inputs[place] for place in places])
