@@ -54,8 +54,9 @@ def predict(args: argparse.Namespace) -> int:
     model = FewShotRegressor.from_checkpoint(state, method, tasks, config)
     found = predict_subjects(model, file.support, file.query_inputs)
     missing = "" if model.has_intervals else NO_INTERVALS.format(model.steps)
-    for line in filter(None, [warning, missing, *warnings_about(found, model, file.names[1:])]):
-        print(f"warning: {printable(line)}", file=sys.stderr)
+    for line in [warning, missing, *warnings_about(found, model, file.names[1:])]:
+        if line:
+            print(f"warning: {printable(line)}", file=sys.stderr)
     write(files, found, model, file, f"{method.upper()} on {args.points.name}")
     print_once(printable(summary(found, model, file)))
     print_once(f"written: {printable(', '.join(map(str, files)))}")
@@ -87,7 +88,9 @@ def predict_subjects(
     for first in range(0, len(support), together):
         some = support[first : first + together]
         model.fit_many(*zip(*some, strict=True))
-        places = query_inputs[first : first + together] or [_places_around(model, points) for points in some]
+        places = query_inputs[first : first + together]
+        if not query_inputs:
+            places = [grid_of(model, points) if model.input_dim == 1 else points.x for points in some]
         for points, x, answer in zip(some, places, model.answers(places, coverage_of(model)), strict=True):
             at_support = answer.at_support[[0, -1]]
             with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged
@@ -99,11 +102,6 @@ def predict_subjects(
 def coverage_of(model: FewShotRegressor) -> float | None:
     """The share of measurements that the intervals hold; None where the run has no intervals."""
     return COVERAGE if model.has_intervals else None
-
-
-def _places_around(model: FewShotRegressor, points: Points) -> Array:
-    """Where a task is predicted for which the file has no question, [N, D]."""
-    return grid_of(model, points) if model.input_dim == 1 else points.x
 
 
 def grid_of(model: FewShotRegressor, points: Points, queries: Sequence[float] = ()) -> Array:
@@ -234,22 +232,20 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
 
 
 def figures(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile, title: str) -> Iterator[Any]:
-    """A figure of one task, or pages of several, for D = 1."""
-    from report.prediction_figures import prediction_curves, subject_curves  # takes half a second: for those who draw
+    """Pages of at most twelve tasks each, for D = 1."""
+    from report.prediction_figures import prediction_curves  # takes half a second: for those who draw
 
     x_range, shown = (float(model.x_range[0, 0]), float(model.x_range[1, 0])), found[: MOST_PAGES * PANELS]
     names, least = ("input x", "output y"), 0.5
     if file.of_table:
         names, least = (file.names[1], file.names[-1]), 2 * float(model.coding.unit[-1])
     pictures = curves(shown, model)
-    if not file.names[0]:
-        yield prediction_curves(pictures[0], model.steps, x_range, f"{title}: {len(found[0].points.x)} points", names, least)
-        return
-    about = f"{title}: 1 subject" if len(found) == 1 else f"{title}: {len(found)} subjects"
+    subjects = "1 subject" if len(found) == 1 else f"{len(found)} subjects"
+    about = f"{title}: {subjects if file.names[0] else f'{len(found[0].points.x)} points'}"
     for first in range(0, len(shown), PANELS):
         tasks = dict(zip(file.subjects[first : first + PANELS], pictures[first : first + PANELS], strict=False))
         page = f"{about}, {first + 1} to {first + len(tasks)}" if len(found) > PANELS else about
-        yield subject_curves(tasks, model.steps, x_range, page, names, least)
+        yield prediction_curves(tasks, model.steps, x_range, page, names, least)
 
 
 def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[str, Array]]:

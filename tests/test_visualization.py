@@ -22,7 +22,7 @@ from dataset import Published
 from evaluation.statistics import mean_and_interval, shown_steps
 from report import figures
 from report.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
-from report.prediction_figures import interval_quality, prediction_curves, subject_curves
+from report.prediction_figures import interval_quality, prediction_curves
 from system.files import figure_bytes
 from visualization import (
     adaptive_learning,
@@ -108,7 +108,7 @@ def prediction(outside: bool = True, sampled: bool = True) -> Figure:
     inner = (-3.0, 3.0) if outside else (-5.0, 5.0)
     curves = numbers(2, len(GRID))
     more = {} if band is None else {"band": band, "samples": samples}
-    return prediction_curves(task(curves[0], curves[1]) | more, 10, inner, "a title")
+    return prediction_curves({"": task(curves[0], curves[1]) | more}, 10, inner, "a title")
 
 
 def task(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
@@ -118,7 +118,7 @@ def task(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
 def subjects(count: int = 5) -> Figure:
     tasks = {f"subject {number}": task(*numbers(2, len(GRID))) for number in range(count)}
     tasks["subject 0"] |= {"asked": numbers(2, 3), "band": np.sort(numbers(2, len(GRID)), 0)}
-    return subject_curves(tasks, 10, (-3.0, 3.0), "a title", ("day", "mass"), 0.5)
+    return prediction_curves(tasks, 10, (-3.0, 3.0), "a title", ("day", "mass"), 0.5)
 
 
 def bundle(tasks: int = 2, families: bool = True, samples: int = 9) -> Figure:
@@ -146,7 +146,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "error_against_gradients": against_gradients,
     "error_against_shots": against_shots,
     "prediction_curves": prediction,
-    "subject_curves": subjects,
+    "prediction_curves of several": subjects,
     "sample_bundle": bundle,
     "interval_quality": intervals,
 }
@@ -386,7 +386,7 @@ def test_a_panel_without_values_says_so() -> None:
 def test_one_x_is_enough_for_a_figure(count: int) -> None:
     grid, values = np.full(count, 2.0), np.ones((1, count))
     one = dict.fromkeys(("before", "after", "support_y"), values[0]) | {"grid": grid, "support_x": grid}
-    drawn(prediction_curves(one, 1, (2.0, 2.0), "a title"))
+    drawn(prediction_curves({"": one}, 1, (2.0, 2.0), "a title"))
     drawn(sample_bundle(grid, values, values, values[None], "a title"))
     drawn(task_predictions(grid, values, values, values, values[None], [0], "a title"))
 
@@ -619,7 +619,7 @@ def test_both_sides_of_the_trained_range_are_shaded() -> None:
 @pytest.mark.parametrize("x_range", [(10.0, 20.0), (-20.0, -10.0)])
 def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) -> None:
     curve = numbers(len(GRID))
-    figure = prediction_curves(task(curve, curve), 1, x_range, "a title")
+    figure = prediction_curves({"": task(curve, curve)}, 1, x_range, "a title")
     (shade,) = figure.axes[0].patches
     corners = shade.get_path().vertices if isinstance(shade, Polygon) else shade.get_corners()  # a Rectangle since 3.9
     assert_allclose([corners[:, 0].min(), corners[:, 0].max()], [-5, 5])
@@ -628,7 +628,7 @@ def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) ->
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_prediction_far_off_leaves_the_points_in_the_picture(bad: float) -> None:
     curve = np.full(len(GRID), bad)
-    figure = prediction_curves(task(curve, numbers(len(GRID))), 10, (-5.0, 5.0), "a title")
+    figure = prediction_curves({"": task(curve, numbers(len(GRID)))}, 10, (-5.0, 5.0), "a title")
     low, high = drawn(figure).axes[0].get_ylim()
     assert -10 < low < numbers(4).min() and numbers(4).max() < high < 10
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from evaluation.comparison import Comparison, Entry, compare_entries
 from report.figures import HAIR_SPACE, error_against_gradients, error_against_shots, errors_by_subject, sample_bundle
-from report.prediction_figures import prediction_curves, subject_curves
+from report.prediction_figures import prediction_curves
 from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
@@ -125,12 +125,12 @@ def prediction() -> dict[str, np.ndarray]:
 
 
 def of_prediction(names: list[str]) -> Figure:
-    return prediction_curves(prediction(), 2, (-5.0, 5.0), names[2], (names[0], names[1]))
+    return prediction_curves({"": prediction()}, 2, (-5.0, 5.0), names[2], (names[0], names[1]))
 
 
 def of_subjects(names: list[str]) -> Figure:
     tasks = {name: prediction() for name in names[:-1]}
-    return subject_curves(tasks, 2, (-5.0, 5.0), names[-1], (names[0], names[1]), 0.5)
+    return prediction_curves(tasks, 2, (-5.0, 5.0), names[-1], (names[0], names[1]), 0.5)
 
 
 def of_samples(names: list[str]) -> Figure:
@@ -156,7 +156,7 @@ FIGURES: dict[str, Callable[[list[str]], Figure]] = {
     "error_against_gradients": lambda names: error_against_gradients(results(names), names[0]),
     "error_against_shots": lambda names: error_against_shots(results(names), [0, 2], names[0]),
     "prediction_curves": of_prediction,
-    "subject_curves": of_subjects,
+    "prediction_curves of several": of_subjects,
     "sample_bundle": of_samples,
     "errors_by_subject": lambda names: errors_by_subject(names, numbers(len(names)), 5, names[0], names[1]),
 }
