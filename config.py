@@ -26,6 +26,8 @@ MOST_SHOTS = 10**4  # at evaluation
 class ConfigError(ValueError):
     """A setting that can't be used; the text is one line that names the key, the value and the range."""
 
+    code = 2  # of the process that it ends
+
 
 Roles = tuple[str, ...]
 Limit = float | None

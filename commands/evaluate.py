@@ -53,17 +53,14 @@ def finish(experiment: Experiment) -> None:
     shots = config.SUPPORT_SAMPLES
     manager.attempt("plots", lambda: draw(experiment, arrays, shots, done))
     manager.save_arrays(arrays)
-    metrics = experiment.metrics(done, evaluation)
-    manager.log_evaluation(evaluation["shots"], config.to_dict(), metrics["performance"])
-    manager.save_json("metrics.json", metrics)
+    manager.log_evaluation(evaluation["shots"], config.to_dict(), experiment.performance())
     table = text_table(run_table(evaluation, experiment.method.upper(), experiment.generator.published))
     print_once(table)
     for line in table.splitlines():
         manager.log(line)
     if unfinished := done < config.iterations:
         manager.warn(f"evaluated after {done} of {config.iterations} steps: --resume {manager.display_path} takes the others")
-    results = {"results": evaluation, "timing": metrics["performance"]}
-    experiment.report("unfinished" if unfinished else "complete", results)
+    experiment.report("unfinished" if unfinished else "complete", results=evaluation)
     manager.attempt("report.html", lambda: write_page(experiment))
 
 

@@ -38,8 +38,9 @@ class Experiment:
         self.method, self.tasks, self.generator, self.config = method, tasks, generator, config
         device = resolve_device(config.DEVICE)
         check_memory(config, learner, device)
-        for split, shots in [("validation", config.SUPPORT_SAMPLES), *(("test", shots) for shots in config.evaluation_shots)]:
-            generator.split(split, 2, 0, shots)  # raises where there are too few of them
+        generator.split("validation", 2, 0, config.SUPPORT_SAMPLES)  # raises where there are too few of them
+        for shots in config.evaluation_shots:
+            generator.split("test", 2, 0, shots)
         self.record = dict(generator.record())  # of the tasks
         seed = config.RANDOM_SEED
         sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
@@ -107,16 +108,11 @@ class Experiment:
         if any(state.get("data", {}).get(name) != self.record.get(name) for name in ("points_sha256", "splits_sha256")):
             raise ValueError("measurements or splits that changed since")
 
-    def metrics(self, done: int, evaluation: dict[str, Any] | None) -> dict[str, Any]:
-        """The contents of metrics.json after `done` steps."""
-        performance = {
-            "iterations": done,
-            "train_seconds": self.train_seconds,
-            "ms_per_iteration": 1000 * self.train_seconds / max(done, 1),
-            "compile_seconds": self.trainer.compile_seconds,
-        }
-        record = {"schema_version": 1, "method": self.method} | self.history
-        return record | {"evaluation": evaluation, "performance": performance}
+    def performance(self) -> dict[str, float]:
+        """How many steps were taken, and in what time."""
+        done, seconds = self.trainer.iteration, self.train_seconds
+        timing = {"iterations": done, "train_seconds": seconds, "ms_per_iteration": 1000 * seconds / max(done, 1)}
+        return timing | {"compile_seconds": self.trainer.compile_seconds}
 
     # ---- training
 
@@ -199,17 +195,15 @@ class Experiment:
         self.trainer.close()
         self.manager.close()
 
-    def stop_early(self, status: str, reason: str) -> None:
-        """Record what there is of a run that did not come to its end."""
-        metrics = self.metrics(self.trainer.iteration, None)
-        self.manager.save_json("metrics.json", metrics)
-        self.report(status, {"reason": reason, "timing": metrics["performance"]})
-
-    def report(self, status: str, contents: dict[str, Any]) -> None:
-        """Write full_report.json, and say how the run ended."""
-        basis: dict[str, Any] = {"data": self.record} if self.record else {}
-        basis |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.step.world}
-        self.manager.save_report(status, basis | {"compilation": self.trainer.compile_note} | contents)
+    def report(self, status: str, **contents: Any) -> None:
+        """Write metrics.json and full_report.json with `contents`, the `results` or else a `reason`; say how the run ended."""
+        performance = self.performance()
+        metrics = {"schema_version": 1, "method": self.method, **self.history, "evaluation": contents.get("results")}
+        self.manager.save_json("metrics.json", metrics | {"performance": performance})
+        about: dict[str, Any] = {"data": self.record} if self.record else {}
+        about |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.step.world}
+        about |= {"compilation": self.trainer.compile_note, "timing": performance}
+        self.manager.save_report(status, about | contents)
         print_once(f"{status}: {self.manager.display_path}")
 
 
