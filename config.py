@@ -155,11 +155,6 @@ class Config:
         """Outer steps in the whole run: every function is visited EPOCHS times."""
         return -(-self.EPOCHS * self.NUM_TASKS // self.META_BATCH_SIZE)
 
-    @property
-    def intervals(self) -> tuple[int, int, int]:
-        """After multiples of these numbers of steps, training is interrupted for something else."""
-        return self.LOG_INTERVAL, self.VALIDATION_INTERVAL, self.CHECKPOINT_INTERVAL
-
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> Config:
         """Build a Config from layers of settings, later ones winning; an unknown key is refused."""
@@ -269,8 +264,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def load_json(path: Path) -> Any:
-    """Read a strict JSON file: no NaN, no duplicate keys; one-line `ConfigError`s that name the place."""
+def load_settings(path: Path) -> dict[str, Any]:
+    """Read a settings file: one object of strict JSON, its keys and values checked by `Config.resolve`.
+
+    Raises `ConfigError` for another file, also for one with NaN or with a key that stands there twice.
+    """
     try:
         if not path.is_file():
             raise ConfigError(f"no such file (got {path}; expected a JSON file)")
@@ -280,15 +278,10 @@ def load_json(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"{path} can't be read (got {error.strerror}; expected a readable JSON file)") from None
     try:
-        return _strict_loads(data.decode("utf-8-sig"))
+        settings = _strict_loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # of the syntax, the encoding, or the depth
         expected = "expected an object in UTF-8, of unique keys and finite numbers"
         raise ConfigError(f"{path} is not strict JSON (got {error}; {expected})") from None
-
-
-def load_settings(path: Path) -> dict[str, Any]:
-    """Read a settings file: one JSON object of keys and values (checked by `Config.resolve`)."""
-    settings = load_json(path)
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds no settings (got {_shown(settings)}; expected an object)")
     return settings

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from config import KEYS, MAX_JSON_BYTES, Config, ConfigError, load_json, load_settings, parse_assignment
+from config import KEYS, MAX_JSON_BYTES, Config, ConfigError, load_settings, parse_assignment
 
 NUMBERS = [name for name, field in KEYS.items() if field.type in ("int", "float")]
 WHOLE = [name for name, field in KEYS.items() if field.type == "int"]
@@ -293,7 +293,7 @@ def test_a_number_too_large_for_a_float_is_refused_by_its_key(file: Path) -> Non
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for name, message in {"missing.json": "no such file", ".": "no such file", "x" * 300: "can't be read"}.items():
         with pytest.raises(ConfigError, match=message):
-            load_json(tmp_path / name)
+            load_settings(tmp_path / name)
 
 
 def test_an_unreadable_file_is_refused_with_the_systems_reason(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +304,7 @@ def test_an_unreadable_file_is_refused_with_the_systems_reason(file: Path, monke
 
     monkeypatch.setattr(Path, "read_bytes", denied)
     with pytest.raises(ConfigError, match=r"can't be read \(got Permission denied"):
-        load_json(file)
+        load_settings(file)
 
 
 def test_a_file_of_ten_gigabytes_is_refused_unread(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ def test_a_file_of_ten_gigabytes_is_refused_unread(file: Path, monkeypatch: pyte
         sparse.truncate(10 * 2**30)
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the file was read"))
     with pytest.raises(ConfigError, match="too large"):
-        load_json(file)
+        load_settings(file)
 
 
 def test_a_file_of_the_largest_size_is_read(file: Path) -> None:

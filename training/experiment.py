@@ -129,8 +129,9 @@ class Experiment:
         """Train to the end or to a signal; log, validate and save on the way."""
         config, trainer, total = self.config, self.trainer, self.config.iterations
         validation, before = self.held_out("validation", config.SUPPORT_SAMPLES), self.train_seconds
+        intervals = config.LOG_INTERVAL, config.VALIDATION_INTERVAL, config.CHECKPOINT_INTERVAL
         with closing(Progress(trainer.iteration, total, self.manager.log)) as progress:
-            for iteration, metrics in trainer.train(config.intervals):
+            for iteration, metrics in trainer.train(intervals):
                 last = iteration == total
                 if last or iteration % config.LOG_INTERVAL == 0:
                     values = metrics.tolist()  # waits for the device
