@@ -136,7 +136,7 @@ def of_subjects(names: list[str]) -> Figure:
 def of_samples(names: list[str]) -> Figure:
     tasks = len(names) - 1
     points = numbers(tasks, 2)
-    return sample_bundle(GRID, points, points, numbers(tasks, 2, 9), names[-1], panel_titles=names[:-1])
+    return sample_bundle(GRID, points, points, numbers(tasks, 2, 9), names[-1], names=names[:-1])
 
 
 def of_training(names: list[str]) -> Figure:
