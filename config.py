@@ -26,6 +26,8 @@ MOST_SHOTS = 10**4  # at evaluation
 class ConfigError(ValueError):
     """A setting that can't be used; the text is one line that names the key, the value and the range."""
 
+    code = 2  # of the process that it ends
+
 
 Roles = tuple[str, ...]
 Limit = float | None
@@ -35,6 +37,7 @@ RESUME, EVALUATE, PREDICT = ("resume",), ("resume", "evaluate"), ("resume", "eva
 # methods apart. The seed is what a group of runs averages over; DEVICE, COMPILE and TASK_CHUNK change results by rounding only,
 # two intervals only what is recorded, and EVAL_SHOTS what is measured.
 TASKS, VALIDATION, SAME_METHOD = ("test tasks",), ("validation tasks",), ("same method",)
+RECORDED, MEASURED = RESUME + SAME_METHOD, EVALUATE + SAME_METHOD
 
 
 def _key(default: Any, doc: str, low: Limit = None, high: Limit = None, *, above: bool = False, roles: Roles = ()) -> Any:
@@ -63,9 +66,7 @@ class Config:
     META_OPTIMISER: str = _choice("adam", "Adam; or Muon for hidden matrices, Adam for the rest", "adam", "muon")
     META_SCHEDULE: str = _choice("cosine", "outer step size over the run: to zero, or kept", "cosine", "constant")
     META_GRADIENT_CLIP: float = _key(1.0, "bound on the norm of the meta-gradient; 0 = none", 0.0, 1e9)
-    META_AVERAGE: float = _key(
-        0.0, "decay of a running average of the meta-parameters, for validation and best.pt; 0 = none, 1 = plain mean", 0.0, 1.0
-    )
+    META_AVERAGE: float = _key(0.0, "decay of the running average that best.pt keeps; 0 = none, 1 = plain mean", 0.0, 1.0)
 
     # adaptation
     SUPPORT_SAMPLES: int = _key(10, "K: points to adapt on while training (shots)", 1, 10**6)
@@ -119,20 +120,16 @@ class Config:
     EVAL_TASKS: int = _key(1000, "test tasks", 2, 10**6, roles=EVALUATE + TASKS)
     EVAL_QUERY_SAMPLES: int = _key(100, "points a held-out task is judged on", 1, 10**5, roles=EVALUATE + TASKS + VALIDATION)
     EVAL_STEPS: int = _key(10, "most support gradients at evaluation", 0, 1000, roles=PREDICT)
-    EVAL_SHOTS: tuple[int, ...] = _key(
-        (), "values of K at evaluation; empty = as suits SUPPORT_SAMPLES", 1, MOST_SHOTS, roles=EVALUATE + SAME_METHOD
-    )
+    EVAL_SHOTS: tuple[int, ...] = _key((), "K at evaluation; empty = by SUPPORT_SAMPLES", 1, MOST_SHOTS, roles=MEASURED)
     VALIDATION_TASKS: int = _key(200, "validation tasks; best.pt is the best on them", 2, 10**6, roles=VALIDATION)
 
     # the machine, and the record
     DEVICE: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N", roles=PREDICT + SAME_METHOD)
-    COMPILE: str = _choice(
-        "auto", "compile the meta-step; auto = where it pays", "auto", "always", "never", roles=RESUME + SAME_METHOD
-    )
+    COMPILE: str = _choice("auto", "compile or not; auto = where it pays", "auto", "always", "never", roles=RECORDED)
     TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = what suits the machine", 0, 10**7, roles=SAME_METHOD)
-    LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9, roles=RESUME + SAME_METHOD)
+    LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9, roles=RECORDED)
     VALIDATION_INTERVAL: int = _key(2000, "iterations between validations", 1, 10**9, roles=RESUME)
-    CHECKPOINT_INTERVAL: int = _key(10_000, "iterations between checkpoints", 1, 10**9, roles=RESUME + SAME_METHOD)
+    CHECKPOINT_INTERVAL: int = _key(10_000, "iterations between checkpoints", 1, 10**9, roles=RECORDED)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -157,11 +154,6 @@ class Config:
     def iterations(self) -> int:
         """Outer steps in the whole run: every function is visited EPOCHS times."""
         return -(-self.EPOCHS * self.NUM_TASKS // self.META_BATCH_SIZE)
-
-    @property
-    def intervals(self) -> tuple[int, int, int]:
-        """After multiples of these numbers of steps, training is interrupted for something else."""
-        return self.LOG_INTERVAL, self.VALIDATION_INTERVAL, self.CHECKPOINT_INTERVAL
 
     @classmethod
     def resolve(cls, *layers: Mapping[str, Any]) -> Config:
@@ -272,32 +264,24 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def load_json(path: Path) -> Any:
-    """Read a strict JSON file: no NaN, no duplicate keys; one-line `ConfigError`s that name the place."""
+def load_settings(path: Path) -> dict[str, Any]:
+    """Read a settings file: one object of strict JSON, its keys and values checked by `Config.resolve`.
+
+    Raises `ConfigError` for another file, also for one with NaN or with a key that stands there twice.
+    """
     try:
         if not path.is_file():
             raise ConfigError(f"no such file (got {path}; expected a JSON file)")
         if (size := path.stat().st_size) > MAX_JSON_BYTES:
             raise ConfigError(f"{path} is too large (got {size} bytes; expected at most {MAX_JSON_BYTES} for settings)")
-        return _strict_loads(path.read_bytes().decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        got = f"{error.msg} at line {error.lineno} column {error.colno}"
-        raise ConfigError(f"{path} is not JSON (got {got}; expected an object)") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not text in UTF-8 (got other bytes; expected a JSON file)") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply (got more levels than can be read; expected an object)") from None
+        data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} can't be read (got {error.strerror}; expected a readable JSON file)") from None
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{path} is not strict JSON (got {error}; expected unique keys and finite numbers)") from None
-
-
-def load_settings(path: Path) -> dict[str, Any]:
-    """Read a settings file: one JSON object of keys and values (checked by `Config.resolve`)."""
-    settings = load_json(path)
+    try:
+        settings = _strict_loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # of the syntax, the encoding, or the depth
+        expected = "expected an object in UTF-8, of unique keys and finite numbers"
+        raise ConfigError(f"{path} is not strict JSON (got {error}; {expected})") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} holds no settings (got {_shown(settings)}; expected an object)")
     return settings

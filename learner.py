@@ -183,7 +183,7 @@ class MetaLearner(nn.Module, ABC):
 
     def head_factor(self, features: Tensor) -> Tensor:
         """A factor L of the prior covariance L L' of the last layer's weights, relative to the noise's variance, for
-        `evaluation.spread`: [H + 1, R], or the diagonal [H + 1] of a diagonal one.
+        the posterior standard deviation: [H + 1, R], or the diagonal [H + 1] of a diagonal one.
 
         Args:
             features: the adapted network's last hidden layer at the support points, and a 1: [K, H + 1].
@@ -223,6 +223,25 @@ class GradientLearner(MetaLearner):
 # ---- adapting many tasks at once, without a graph
 
 
+class AdaptedTasks(NamedTuple):
+    """What adapting once to each of T tasks gives; see `adapt_tasks`."""
+
+    predictions: np.ndarray  # [T, S+1, N], at x after 0 to S gradients
+    at_support: np.ndarray  # [T, S+1, K], at the support points
+    std: np.ndarray  # [T, N], the posterior standard deviation at x after the last gradient
+    codes: np.ndarray  # [T, Z], what the method knows of a task before any gradient; Z = 0 without any
+
+
+def adapt_tasks(learner: MetaLearner, support: Points, x: Any, steps: int) -> AdaptedTasks:
+    """Adapt once to each task: predictions, their uncertainty and codes. Arguments as of `predict_tasks`."""
+
+    def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor, ...]:
+        adaptation = learner.adapt(points, randomness, steps)
+        return *_path_predictions(learner, adaptation.path, points, at), adaptation.code
+
+    return AdaptedTasks(*_each_task(one, learner, support, x, None))
+
+
 def predict_tasks(
     learner: MetaLearner, support: Points, x: Any, steps: int, noise: Any = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -236,29 +255,30 @@ def predict_tasks(
 
     def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor, Tensor]:
         adaptation = learner.adapt(points, randomness, steps)
-        outputs = [learner.network(weights, at)[:, 0] for weights in adaptation.path]
-        return torch.stack(outputs), adaptation.code  # [S+1, N], [Z]
+        return _outputs(learner, adaptation.path, at), adaptation.code
 
     return _each_task(one, learner, support, x, noise)
 
 
-def posterior_std(learner: MetaLearner, support: Points, x: Any, steps: int) -> np.ndarray:
-    """How uncertain the adapted network's last layer leaves predictions at x, in units of the noise: [T, N].
+def _path_predictions(learner: MetaLearner, path: Sequence[Tensor] | Tensor, support: Points, x: Tensor) -> tuple[Tensor, ...]:
+    """The first three parts of `AdaptedTasks` for one task, whose networks have the weights `path`, S + 1 times [P]."""
+    at_x, at_support = (_outputs(learner, path, part) for part in (x, support.x))
+    return at_x, at_support, _posterior_std(learner, path[-1], support, x)
 
-    The posterior standard deviation of ridge regression (Bishop 2006, eq. 3.59) on the last hidden layer, with the prior
-    that the method gives; not finite where the units are not. Arguments as of `predict_tasks`.
+
+def _outputs(learner: MetaLearner, path: Sequence[Tensor] | Tensor, x: Tensor) -> Tensor:
+    """Predictions [S+1, N] of one task's networks at x [N, D]."""
+    return torch.stack([learner.network(weights, x)[:, 0] for weights in path])
+
+
+def _posterior_std(learner: MetaLearner, weights: Tensor, support: Points, x: Tensor) -> Tensor:
+    """The posterior standard deviation [N] of one task's predictions at x [N, D], in units of the noise.
+
+    That of ridge regression (Bishop 2006, eq. 3.59) on the last hidden layer, with the prior that the method gives; not finite
+    where the units are not.
     """
-
-    def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor]:
-        return (_last_layer_std(learner, learner.adapt(points, randomness, steps).path[-1], points, at),)
-
-    return _each_task(one, learner, support, x, None)[0]
-
-
-def _last_layer_std(learner: MetaLearner, weights: Tensor, support: Points, at: Tensor) -> Tensor:
-    """`posterior_std` [N] of one task's adapted `weights` [P]."""
-    parts = (learner.network.hidden(weights, part).double() for part in (support.x, at))
-    known, asked = (nn.functional.pad(part, (0, 1), value=1.0) for part in parts)
+    hidden = (learner.network.hidden(weights, part).double() for part in (support.x, x))
+    known, asked = (nn.functional.pad(part, (0, 1), value=1.0) for part in hidden)
     factor = learner.head_factor(known).double()
     known, asked = (part @ factor if factor.ndim > 1 else part * factor for part in (known, asked))  # a prior of N(0, I)
     if len(known) >= known.shape[1]:
@@ -329,7 +349,7 @@ def on_device(arrays: Any, device: torch.device) -> Any:
 # ---- adapting once, and asking later
 
 
-def adapt_tasks(learner: MetaLearner, support: Points, steps: int) -> np.ndarray:
+def adapted_weights(learner: MetaLearner, support: Points, steps: int) -> np.ndarray:
     """The weights of each task's network after 0 to `steps` gradients, [T, steps + 1, P]; support x [T, K, D], y [T, K, 1]."""
 
     def one(points: Points, _: Tensor, noise: Tensor) -> tuple[Tensor]:
@@ -338,19 +358,10 @@ def adapt_tasks(learner: MetaLearner, support: Points, steps: int) -> np.ndarray
     return _each_task(one, learner, support, support.x, None)[0]
 
 
-def adapted_predictions(learner: MetaLearner, paths: Any, x: Any) -> np.ndarray:
-    """Predictions [T, S+1, N] at x [T, N, D] with the weights `paths` [T, S+1, P] that `adapt_tasks` found."""
+def adapted_predictions(learner: MetaLearner, paths: Any, support: Points, x: Any) -> tuple[np.ndarray, ...]:
+    """The first three parts of `AdaptedTasks` with the weights `paths` [T, S+1, P] that `adapted_weights` found."""
 
-    def one(_: Points, at: Tensor, path: Tensor) -> tuple[Tensor]:
-        return (torch.stack([learner.network(weights, at)[:, 0] for weights in path]),)
+    def one(points: Points, at: Tensor, path: Tensor) -> tuple[Tensor, ...]:
+        return _path_predictions(learner, path, points, at)
 
-    return _each_task(one, learner, Points(x, x), x, paths)[0]
-
-
-def adapted_std(learner: MetaLearner, paths: Any, support: Points, x: Any) -> np.ndarray:
-    """`posterior_std` [T, N] with the weights `paths` [T, S+1, P] that `adapt_tasks` found."""
-
-    def one(points: Points, at: Tensor, path: Tensor) -> tuple[Tensor]:
-        return (_last_layer_std(learner, path[-1], points, at),)
-
-    return _each_task(one, learner, support, x, paths)[0]
+    return _each_task(one, learner, support, x, paths)

@@ -31,13 +31,8 @@ from training import processes
 
 MOST_SEEDS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "train": train,
-    "resume": train,
-    "evaluate": evaluate,
-    "predict": predict,
-    "compare": compare,
-}
+Action = Callable[[argparse.Namespace], int]
+ACTIONS: dict[str, Action] = {"train": train, "resume": train, "evaluate": evaluate, "predict": predict, "compare": compare}
 
 
 class Parser(argparse.ArgumentParser):
@@ -133,9 +128,7 @@ def main(argv: list[str] | None = None) -> int:
             return ACTIONS[args.action](args)
     except KeyboardInterrupt:  # where nothing is being trained, there is nothing to save
         return 128 + signal.SIGINT
-    except ConfigError as error:
-        message, code = str(error), 2
-    except RunError as error:
+    except (ConfigError, RunError) as error:
         message, code = str(error), error.code
     except (MemoryError, torch.cuda.OutOfMemoryError) as error:
         got = " ".join(str(error).split())[:200] or type(error).__name__

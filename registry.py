@@ -36,12 +36,12 @@ def sine_line(config: Config) -> TaskGenerator:
 
 
 def table(config: Config) -> TaskGenerator:
-    split_seed = config.RANDOM_SEED if config.SPLIT_SEED < 0 else config.SPLIT_SEED
-    shares = (config.TRAIN_SHARE, config.VALIDATION_SHARE, config.TEST_SHARE)
-    source, drawing = (Path(config.DATA), config.COLUMNS, shares, split_seed), (config.SUPPORT_FROM, config.EVAL_REPEATS)
     if not config.DATA:
         raise RunError("tasks from a table need the table (got none; expected --data FILE.csv)")
-    return TableTaskGenerator(read_table(*source), *drawing)
+    split_seed = config.RANDOM_SEED if config.SPLIT_SEED < 0 else config.SPLIT_SEED
+    shares = (config.TRAIN_SHARE, config.VALIDATION_SHARE, config.TEST_SHARE)
+    measured = read_table(Path(config.DATA), config.COLUMNS, shares, split_seed)
+    return TableTaskGenerator(measured, config.SUPPORT_FROM, config.EVAL_REPEATS)
 
 
 def _shared_arguments(config: Config) -> tuple[int, Range, float, Range, Range]:

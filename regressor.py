@@ -14,10 +14,10 @@ import math
 import pickle
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -27,7 +27,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from config import Config
 from dataset import Points, stream
 from evaluation.intervals import difficulty_features, entry_for, half_widths
-from learner import MetaLearner, adapt_tasks, adapted_predictions, adapted_std, sample_tasks
+from learner import MetaLearner, adapted_predictions, adapted_weights, sample_tasks
 from registry import METHODS, TASKS, parse_checkpoint
 from results_manager import EXPERIMENTS, load_run
 from system.errors import checkpoint_errors
@@ -42,6 +42,14 @@ NO_INTERVALS = (
 )
 PAIR_BYTES = 400  # about what a learner that compares all pairs of points needs for each
 PAIRS_AT_ONCE = 200_000  # bounds the memory of the tasks that are computed together
+
+
+class Answer(NamedTuple):
+    """What is known of one task, in own units, after 0 to S gradients."""
+
+    stages: Array  # [S + 1, N], predictions where it was asked
+    at_support: Array  # [S + 1, K], predictions at the given points
+    interval: Array  # [2, N], lower and upper ends after the last gradient; [0, N] where none were asked for
 
 
 class FewShotRegressor:
@@ -138,7 +146,7 @@ class FewShotRegressor:
         for places in batches([(len(points.x),) for points in self.support_], [len(points.x) ** 2 for points in self.support_]):
             support = self._support_of(places)
             with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge
-                paths = torch.from_numpy(adapt_tasks(self.learner, support, self.steps))
+                paths = torch.from_numpy(adapted_weights(self.learner, support, self.steps))
             for place, path in zip(places, paths, strict=True):
                 self.paths_[place] = path.clone()
 
@@ -159,8 +167,7 @@ class FewShotRegressor:
 
     def staged_predict_many(self, xs: Sequence[Any]) -> list[Array]:
         """Predictions [S + 1, N_t] for each task of `fit_many` at its own x [N_t, D]."""
-        answers = self._answers(xs, lambda _, paths, x: adapted_predictions(self.learner, paths, x))
-        return [self.coding.decode_targets(stages) for stages in answers]
+        return [answer.stages for answer in self.answers(xs)]
 
     def predict_interval(self, x: Any, coverage: float = 0.9) -> tuple[Array, Array]:
         """Lower and upper ends [N] of intervals that hold a share `coverage` of new measurements, as calibrated on the run's
@@ -174,16 +181,7 @@ class FewShotRegressor:
             raise InputError(f"coverage can't be used (got {coverage!r}; expected a share between 0 and 1)")
         if not self.has_intervals:
             raise InputError(NO_INTERVALS.format(self.steps))
-
-        def ends(support: Points, paths: Any, x: Array) -> Array:  # [T, 2, N]
-            outputs, at_support = (adapted_predictions(self.learner, paths, at) for at in (x, support.x))
-            features = difficulty_features(outputs, at_support, support, x, adapted_std(self.learner, paths, support, x))
-            entry = entry_for(self.calibration[str(self.steps)], support.x.shape[1])
-            half = half_widths(entry, features, float(coverage)) * self.coding.unit[-1]
-            centre = np.where(np.isfinite(half), self.coding.decode_targets(outputs[:, -1]), 0).astype(float)
-            return np.stack([centre - half, centre + half], 1)
-
-        return [(low, high) for low, high in self._answers(xs, ends)]
+        return [(answer.interval[0], answer.interval[1]) for answer in self.answers(xs, coverage)]
 
     @property
     def has_intervals(self) -> bool:
@@ -273,21 +271,37 @@ class FewShotRegressor:
         """The points of tasks with equal numbers of them, x [T, K, D] and y [T, K, 1]."""
         return Points(*(_stack(part) for part in zip(*(self.support_[place] for place in places), strict=True)))
 
-    def _answers(self, xs: Sequence[Any], answer: Callable[[Points, Any, Array], Array]) -> list[Array]:
-        """`answer` of support, weights [T, S + 1, P] and inputs [T, N, D] for each task; those of equal sizes together."""
+    def answers(self, xs: Sequence[Any], coverage: float | None = None) -> list[Answer]:
+        """All that is known of each task of `fit_many` at its own x [N_t, D], from one pass over tasks of equal sizes.
+
+        Intervals of `coverage`, above 0 and below 1, need `has_intervals`; there are none where it is None.
+        """
         xs = each(xs, "xs")
-        support = self._fitted(len(xs))
+        fitted = self._fitted(len(xs))
         if self.adapted_steps_ != self.steps:
             self._adapt()
-        inputs, results = [self._encoded_inputs(x) for x in xs], [np.empty(0)] * len(xs)
-        sizes = [(len(points.x), len(x)) for points, x in zip(support, inputs, strict=True)]
+        answers: dict[int, Answer] = {}
+        inputs = [self._encoded_inputs(x) for x in xs]
+        sizes = [(len(points.x), len(x)) for points, x in zip(fitted, inputs, strict=True)]
         for places in batches(sizes, [max(size) for size in sizes]):
-            x, paths = _stack([inputs[place] for place in places]), torch.stack([self.paths_[place] for place in places])
+            support, x = self._support_of(places), _stack([inputs[place] for place in places])
+            paths = torch.stack([self.paths_[place] for place in places]).numpy()
             with np.errstate(over="ignore", invalid="ignore"):
-                answers = answer(self._support_of(places), paths.numpy(), x)
-            for place, one in zip(places, answers, strict=True):
-                results[place] = one
-        return results
+                stages, at_support, std = adapted_predictions(self.learner, paths, support, x)
+                intervals = np.empty((len(places), 0, x.shape[1]))
+                if coverage is not None:
+                    features = difficulty_features(stages, at_support, support, x, std)
+                    intervals = self._intervals(stages[:, -1], features, support.x.shape[1], float(coverage))
+                decoded = self.coding.decode_targets(stages), self.coding.decode_targets(at_support), intervals
+            answers |= {place: Answer(*parts) for place, *parts in zip(places, *decoded, strict=True)}
+        return [answers[place] for place in range(len(xs))]
+
+    def _intervals(self, predictions: Array, features: Array, shots: int, coverage: float) -> Array:
+        """The ends [T, 2, N] of intervals around `predictions` [T, N]."""
+        entry = entry_for(self.calibration[str(self.steps)], shots)
+        half = half_widths(entry, features, coverage) * self.coding.unit[-1]
+        centre = np.where(np.isfinite(half), self.coding.decode_targets(predictions), 0).astype(float)
+        return np.stack([centre - half, centre + half], 1)
 
     def _last(self, xs: Sequence[Any]) -> list[Array]:
         """Predictions [N_t] after the last gradient; warns of tasks where these are not finite."""

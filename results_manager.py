@@ -27,6 +27,7 @@ from system.machine import git_state, system_report
 from system.text import printable
 
 WRITTEN_LATER = {"full_report.json", "report.html", "train.log"}  # than the digests of the files
+Shots = dict[str, dict[str, list[Any]]]  # the test results of each K: lists over gradients
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
 LOGGED_DPI = 70  # of pictures in TensorBoard, a third of the size of those on the disk
 
@@ -49,7 +50,6 @@ class ExperimentManager:
             self.warn(f"{directory} is on a file system without locks: two processes that write this run are not kept apart")
         self._writer: Any = None
         self._started = time.time()
-        self._log_file = self.attempt("train.log", lambda: open(directory / "train.log", "a", buffering=1, encoding="utf-8"))  # noqa: SIM115
         (directory / "checkpoints").mkdir(exist_ok=True)
         for name in ("plots", "tensorboard"):
             self.attempt(name, functools.partial((directory / name).mkdir, exist_ok=True))
@@ -89,20 +89,20 @@ class ExperimentManager:
             return 0
 
     def close(self) -> None:
-        """Close the event stream and the log, and release the lock."""
-        if self._writer is not None:
-            self.attempt("tensorboard", self._writer.close)
-        if self._log_file is not None:
-            self.attempt("train.log", self._log_file.close)
+        """Close the event stream, and release the lock."""
+        self._write("close")
         self._lock.release()
 
     # ---- what is logged while training
 
     def log(self, line: str) -> None:
         """Append a line to train.log, with the time."""
-        if self._log_file is not None:
-            stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
-            self.attempt("train.log", lambda: self._log_file.write(f"{stamp} {printable(line)}\n"))
+
+        def append() -> None:
+            with open(self.directory / "train.log", "a", encoding="utf-8") as file:
+                file.write(f"{datetime.now().isoformat(sep=' ', timespec='seconds')} {printable(line)}\n")
+
+        self.attempt("train.log", append)
 
     def open_tensorboard(self, first_step: int) -> None:
         """Start the event stream; entries from `first_step` on, of a run that is resumed, are dropped."""
@@ -136,16 +136,15 @@ class ExperimentManager:
             self.save_best(best)
         last = self.directory / "checkpoints" / "last.pt"
         if last.exists() and is_sound(before := last.read_bytes()):  # a damaged one must not replace the one before it
-            self._write_file(last.with_name("previous.pt"), before)
-        self._write_file(last, checkpoint_bytes({"schema_version": SCHEMA_VERSION} | state))
+            self._save_state("previous.pt", before)
+        self._save_state("last.pt", checkpoint_bytes({"schema_version": SCHEMA_VERSION} | state))
 
     def save_best(self, state: dict[str, Any]) -> None:
         """Save best.pt."""
-        path = self.directory / "checkpoints" / "best.pt"
-        self._write_file(path, checkpoint_bytes({"schema_version": SCHEMA_VERSION} | state))
+        self._save_state("best.pt", checkpoint_bytes({"schema_version": SCHEMA_VERSION} | state))
 
-    def _write_file(self, path: Path, data: bytes) -> None:
-        if not write_atomically(path, data):
+    def _save_state(self, name: str, data: bytes) -> None:
+        if not write_atomically(self.directory / "checkpoints" / name, data):
             self.warn(
                 f"{self.directory} is on a file system that does not confirm what is written: after a power failure "
                 "its newest files may be missing (a kill or a crash loses nothing)"
@@ -172,18 +171,14 @@ class ExperimentManager:
     def log_figure(self, name: str, figure: Any, iteration: int) -> None:
         """Show a matplotlib figure in TensorBoard only, where a small picture does."""
 
-        def show() -> None:
+        if self._writer is not None:
             from matplotlib.image import imread
 
-            pixels = imread(io.BytesIO(figure_bytes(figure, "png", LOGGED_DPI)))[..., :3]
-            self._write("add_image", f"figures/{name}", pixels, iteration, dataformats="HWC")
+            png = self.attempt("tensorboard", lambda: figure_bytes(figure, "png", LOGGED_DPI))
+            if png is not None:
+                self._write("add_image", f"figures/{name}", imread(io.BytesIO(png))[..., :3], iteration, dataformats="HWC")
 
-        if self._writer is not None:
-            self.attempt("tensorboard", show)
-
-    def log_evaluation(
-        self, shots: dict[str, dict[str, list[Any]]], config: dict[str, Any], performance: dict[str, float]
-    ) -> None:
+    def log_evaluation(self, shots: Shots, config: dict[str, Any], performance: dict[str, float]) -> None:
         """Show the test results in TensorBoard: a curve over gradients for each K, and the hparams table."""
         for count, result in shots.items():
             for step, error in enumerate(result["mse"]):
@@ -196,8 +191,7 @@ class ExperimentManager:
 
     def save_report(self, status: str, contents: dict[str, Any]) -> None:
         """full_report.json: `contents`, what the run ran on, and the SHA-256 of the files it left but log and page."""
-        if self._writer is not None:
-            self.attempt("tensorboard", self._writer.close)  # all its events are in the file before it is hashed
+        self._write("close")  # all its events are in the file before it is hashed
         files = {}
         for path in sorted(self.directory.rglob("*")):
             name = str(path.relative_to(self.directory))
@@ -210,30 +204,15 @@ class ExperimentManager:
 
 
 class NullManager:
-    """The manager of a process that does not write: it has the methods of `ExperimentManager`, and they do nothing."""
+    """The manager of a process that does not write: each method of `ExperimentManager` is there, and does nothing."""
 
     directory = Path()
     display_path = ""
 
-    def attempt(self, what: str, action: Callable[[], Any]) -> None: ...
-    def warn(self, message: str) -> None: ...
-    def completed(self) -> int:
-        return 0
-
-    def close(self) -> None: ...
-    def log(self, line: str) -> None: ...
-    def open_tensorboard(self, first_step: int) -> None: ...
-    def log_scalars(self, iteration: int, values: dict[str, float]) -> None: ...
-    def save_checkpoint(self, state: dict[str, Any], best: dict[str, Any] | None = None) -> None: ...
-    def save_best(self, state: dict[str, Any]) -> None: ...
-    def save_json(self, name: str, value: Any) -> None: ...
-    def save_arrays(self, arrays: dict[str, np.ndarray]) -> None: ...
-    def save_figure(self, name: str, figure: Any, iteration: int) -> None: ...
-    def log_figure(self, name: str, figure: Any, iteration: int) -> None: ...
-    def log_evaluation(
-        self, shots: dict[str, dict[str, list[Any]]], config: dict[str, Any], performance: dict[str, float]
-    ) -> None: ...
-    def save_report(self, status: str, contents: dict[str, Any]) -> None: ...
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_") or not hasattr(ExperimentManager, name):
+            raise AttributeError(name)
+        return lambda *_, **__: None
 
 
 def _ignore_writer_errors(failure: Any) -> None:

@@ -41,7 +41,9 @@ STYLE: Any = {
     "font.family": ["sans-serif", *(font for font in FALLBACK_FONTS if font in get_font_names())],
     "text.parse_math": False,
     "font.size": 9,
-    "axes.titlesize": 9,
+    "axes.titlesize": 12,
+    "figure.titlesize": 12,
+    "legend.fontsize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -177,6 +179,13 @@ def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     places = np.arange(len(values))
     low, high = np.maximum(places - width // 2, 0), np.minimum(places + width // 2 + 1, len(values))
     return np.where(unknown[high] > unknown[low], np.nan, np.exp((sums[high] - sums[low]) / (high - low)))
+
+
+def curve_with_band(axis: Axes, mean: np.ndarray, low: np.ndarray, high: np.ndarray, **style: Any) -> None:
+    """Errors [S+1] after 0, 1, ... gradients, and a band from `low` to `high` around them where it is finite."""
+    steps, known = np.arange(len(mean)), np.isfinite(high).tolist()
+    axis.fill_between(steps, low, high, where=known, color=style["color"], alpha=0.2, lw=0)
+    axis.plot(steps, mean, ms=4, lw=1.5, **style)
 
 
 @figure_function
@@ -357,33 +366,34 @@ def adaptive_learning(
     Args:
         results: shots -> {"mse": [S+1], "ci95": [S+1]}.
         reference: shots -> gradients -> published mean, drawn as crosses.
-        baselines: shots -> name and mean error of the best one, drawn as a dashed line (one where all are alike).
+        baselines: shots -> name and mean error of the best one, a dashed line (one legend entry where all are alike).
         own_unit: the target's name and what 1 is in its unit: the roots of the errors are shown in that.
     """
-    figure, ((axis,),) = figure_grid(1, 1, 5.6, 4.6)
+    figure, axes = figure_grid(1, 1, 5.6, 4.6)
+    axis = axes[0, 0]
 
     def shown(errors: Any) -> Any:
         return errors if own_unit is None else own_unit[1] * np.sqrt(errors)
 
     lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
-    best = list((baselines or {}).values())
-    at_all_alike = len(best) > len(set(best)) == 1  # as those of what ignores the support points
+    baselines = baselines or {}
+    alike = len(baselines) > len(set(baselines.values())) == 1  # as those of what ignores the support points
     for place, (count, result) in enumerate(results.items()):
-        mean, half = np.asarray(result["mse"], float), np.asarray(result["ci95"], float)
-        steps, colour, marker = np.arange(len(mean)), CYCLE[place % 6], MARKERS[place % 6]
-        axis.fill_between(steps, shown(np.maximum(mean - half, lowest / 3)), shown(mean + half), color=colour, alpha=0.2, lw=0)
-        axis.plot(steps, shown(mean), color=colour, marker=marker, ms=4, lw=1.5, label=f"K = {count}")
+        mean, half, colour = result["mse"], result["ci95"], CYCLE[place % 6]
+        low = np.maximum(mean - half, lowest / 3)  # a log axis has no place below zero
+        style = {"color": colour, "marker": MARKERS[place % 6], "label": f"K = {count}"}
+        curve_with_band(axis, shown(mean), shown(low), shown(mean + half), **style)
         if known := reference.get(count):
-            axis.plot(*zip(*known.items(), strict=True), "x", color=colour, ms=9, mew=2, label=f"Finn et al. 2017, K = {count}")
-        if baselines and count in baselines and (not at_all_alike or count == next(iter(baselines))):
+            axis.plot(list(known), list(known.values()), "x", color=colour, ms=9, mew=2, label=f"Finn et al. 2017, K = {count}")
+        if count in baselines:
             name, error = baselines[count]
-            colour, name = ("0.35", name) if at_all_alike else (colour, f"{name}, K = {count}")
+            colour, name = ("0.35", name) if alike else (colour, f"{name}, K = {count}")
             axis.axhline(shown(error), color=colour, ls=(0, (4, 2)), lw=1.2, label=name)
     what = "mean squared error on query points" if own_unit is None else f"{own_unit[0]}: root mean squared error"
     axis.set(xlabel="gradients taken on the support set", ylabel=what, title=title)
     log_scale(axis)
     axis.grid(alpha=0.25, lw=0.5, which="both")
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    shared_legend(figure, axes)
     return figure
 
 

@@ -21,6 +21,7 @@ from evaluation.comparison import Comparison, Errors, Run, baseline_entries, cho
 from evaluation.statistics import mean_and_interval
 from registry import TASKS
 from report.page import comparison_page
+from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import find_run, new_directory
 from system.errors import RunError
@@ -42,8 +43,8 @@ def compare_runs(directories: Sequence[Path], output: Path) -> None:
     found = [*entries(runs), *baseline_entries(runs)]
     comparison = compare_entries(found, bool(runs[0].data))._replace(choice=choice(runs))
     generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
-    print_once(text_table(comparison))
-    title = f"{len(runs)} run{'' if len(runs) == 1 else 's'} on {runs[0].tasks} tasks"
+    print_once(text_table(comparison_table(comparison)))
+    title = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} on {runs[0].tasks} tasks"
     directory = new_directory(output, "Comparison")
     write(directory, comparison, title, generator.published)
     print_once(f"written: {printable(str(directory))}")
@@ -133,11 +134,12 @@ def write(directory: Path, comparison: Comparison, title: str = "Comparison", re
     Raises OSError where the disk is full or read-only.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    contents = {"comparison.md": markdown_table(comparison, title).encode(), "comparison.csv": csv_table(comparison).encode()}
+    table = comparison_table(comparison)
+    contents = {"comparison.md": markdown_table(table, title).encode(), "comparison.csv": csv_table(comparison).encode()}
     figures = draw(comparison, title, reference)
     contents |= {f"{name}.{suffix}": figure_bytes(figures[name], suffix) for name in figures for suffix in ("png", "pdf")}
     pictures = {name: contents[f"{name}.png"] for name in figures}
-    contents["report.html"] = comparison_page(comparison, title, pictures)
+    contents["report.html"] = comparison_page(table, title, pictures)
     for name, data in contents.items():
         write_atomically(directory / name, data)
     return [directory / name for name in contents]

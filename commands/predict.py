@@ -32,7 +32,8 @@ UNUSUAL_TARGET = 10  # standard deviations from the mean of training
 FAR_AWAY = 20  # times the longer one of the trained range and the range of the points
 SAMPLES_SHOWN = 8
 PANELS = 12  # of a figure
-MOST_PAGES = 10
+MOST_PAGES = 3
+COVERAGE = 0.9
 STATE_BYTES = 2**27  # bounds the memory of the networks that are adapted together
 
 Array = np.ndarray
@@ -53,8 +54,9 @@ def predict(args: argparse.Namespace) -> int:
     model = FewShotRegressor.from_checkpoint(state, method, tasks, config)
     found = predict_subjects(model, file.support, file.query_inputs)
     missing = "" if model.has_intervals else NO_INTERVALS.format(model.steps)
-    for line in filter(None, [warning, missing, *warnings_about(found, model, file.names[1:])]):
-        print(f"warning: {printable(line)}", file=sys.stderr)
+    for line in [warning, missing, *warnings_about(found, model, file.names[1:])]:
+        if line:
+            print(f"warning: {printable(line)}", file=sys.stderr)
     write(files, found, model, file, f"{method.upper()} on {args.points.name}")
     print_once(printable(summary(found, model, file)))
     print_once(f"written: {printable(', '.join(map(str, files)))}")
@@ -71,7 +73,7 @@ class Prediction(NamedTuple):
     x: Array  # [N, D]: the questions of the file; where it has none a fine grid for D = 1, and the points themselves otherwise
     is_query: bool  # whether these are questions
     outputs: Array  # before and after adapting, [2, N]
-    band: Array | None  # lower and upper ends of intervals that hold 90% of measurements, [2, N]; None where unknown
+    band: Array  # lower and upper ends of intervals that hold 90% of measurements, [2, N]; [0, N] where unknown
     errors: Array  # mean squared error on the given points before and after adapting, [2]
 
 
@@ -86,25 +88,20 @@ def predict_subjects(
     for first in range(0, len(support), together):
         some = support[first : first + together]
         model.fit_many(*zip(*some, strict=True))
-        at_points = [stages[[0, -1]] for stages in model.staged_predict_many([points.x for points in some])]
-        places = query_inputs[first : first + together] or [_places_around(model, points) for points in some]
-        for points, x, answer, fitted in zip(some, places, answers(model, places), at_points, strict=True):
+        places = query_inputs[first : first + together]
+        if not query_inputs:
+            places = [grid_of(model, points) if model.input_dim == 1 else points.x for points in some]
+        for points, x, answer in zip(some, places, model.answers(places, coverage_of(model)), strict=True):
+            at_support = answer.at_support[[0, -1]]
             with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged
-                squares = np.square(fitted - points.y[:, 0].astype(fitted.dtype), dtype=np.float64)
-            found.append(Prediction(points, x, bool(query_inputs), *answer, squares.mean(1)))
+                squares = np.square(at_support - points.y[:, 0].astype(at_support.dtype), dtype=np.float64)
+            found.append(Prediction(points, x, bool(query_inputs), answer.stages[[0, -1]], answer.interval, squares.mean(1)))
     return found
 
 
-def answers(model: FewShotRegressor, xs: Sequence[Array]) -> list[tuple[Array, Array | None]]:
-    """What the fitted model says about each of its tasks at x [N, D]: `outputs` and `band` of a `Prediction`."""
-    outputs = [stages[[0, -1]] for stages in model.staged_predict_many(xs)]
-    bands = list(map(np.stack, model.predict_interval_many(xs))) if model.has_intervals else [None] * len(xs)
-    return list(zip(outputs, bands, strict=True))
-
-
-def _places_around(model: FewShotRegressor, points: Points) -> Array:
-    """Where a task is predicted for which the file has no question, [N, D]."""
-    return grid_of(model, points) if model.input_dim == 1 else points.x
+def coverage_of(model: FewShotRegressor) -> float | None:
+    """The share of measurements that the intervals hold; None where the run has no intervals."""
+    return COVERAGE if model.has_intervals else None
 
 
 def grid_of(model: FewShotRegressor, points: Points, queries: Sequence[float] = ()) -> Array:
@@ -178,12 +175,11 @@ def unusual_targets(targets: Array, model: FewShotRegressor, name: str) -> str:
 
 def merged_inputs(found: Sequence[Prediction], model: FewShotRegressor, names: Sequence[str]) -> str:
     """A line about different inputs of a subject that are no longer different in float32, if there are any."""
-    different = left = 0
-    for one in found:
-        own, seen = (len(np.unique(x, axis=0)) for x in (one.points.x, model.coding.encode_inputs(one.points.x).astype("f4")))
-        if own != seen:
-            different, left = different + own, left + seen
-    if not different:
+    members = np.repeat(np.arange(len(found)), [len(one.points.x) for one in found])
+    own = np.concatenate([one.points.x for one in found])
+    seen = model.coding.encode_inputs(own).astype(np.float32)
+    different, left = (len(np.unique(np.column_stack([members, x]), axis=0)) for x in (own, seen))
+    if different == left:
         return ""
     got = f"got {different} different {' and '.join(names[:-1])}, {left} after rounding; expected no less"
     return f"some inputs are one number to the network, which computes with 7 digits ({got})"
@@ -220,7 +216,7 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
         columns.append((file.names[-1], np.concatenate([one.points.y[:, 0] for one in found]), given))
     columns += [("prediction_before", outputs[:, 0], digits), ("prediction_after", outputs[:, 1], digits)]
     if model.has_intervals:
-        band = np.concatenate([one.band.T for one in found if one.band is not None])[order]
+        band = np.concatenate([one.band.T for one in found])[order]
         columns += [("lower_5", band[:, 0], digits), ("upper_95", band[:, 1], digits)]
     columns.append(("extrapolated", model.extrapolates(x).astype(int), 7))
     header = [name for name, _, _ in columns]
@@ -236,22 +232,20 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
 
 
 def figures(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile, title: str) -> Iterator[Any]:
-    """A figure of one task, or pages of several, for D = 1."""
-    from report.prediction_figures import prediction_curves, subject_curves  # takes half a second: for those who draw
+    """Pages of at most twelve tasks each, for D = 1."""
+    from report.prediction_figures import prediction_curves  # takes half a second: for those who draw
 
     x_range, shown = (float(model.x_range[0, 0]), float(model.x_range[1, 0])), found[: MOST_PAGES * PANELS]
     names, least = ("input x", "output y"), 0.5
     if file.of_table:
         names, least = (file.names[1], file.names[-1]), 2 * float(model.coding.unit[-1])
     pictures = curves(shown, model)
-    if not file.names[0]:
-        yield prediction_curves(pictures[0], model.steps, x_range, f"{title}: {len(found[0].points.x)} points", names, least)
-        return
-    about = f"{title}: 1 subject" if len(found) == 1 else f"{title}: {len(found)} subjects"
+    subjects = "1 subject" if len(found) == 1 else f"{len(found)} subjects"
+    about = f"{title}: {subjects if file.names[0] else f'{len(found[0].points.x)} points'}"
     for first in range(0, len(shown), PANELS):
         tasks = dict(zip(file.subjects[first : first + PANELS], pictures[first : first + PANELS], strict=False))
         page = f"{about}, {first + 1} to {first + len(tasks)}" if len(found) > PANELS else about
-        yield subject_curves(tasks, model.steps, x_range, page, names, least)
+        yield prediction_curves(tasks, model.steps, x_range, page, names, least)
 
 
 def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[str, Array]]:
@@ -260,11 +254,11 @@ def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[st
     queries = [one.x[:, 0] if one.is_query else np.empty(0) for one in found]
     grids = [grid_of(model, one.points, asked.tolist()) for one, asked in zip(found, queries, strict=True)]
     pictures = []
-    for one, asked, grid, (outputs, band) in zip(found, queries, grids, answers(model, grids), strict=True):
-        picture = {"grid": grid[:, 0], "before": outputs[0], "after": outputs[1]}
+    for one, asked, grid, answer in zip(found, queries, grids, model.answers(grids, coverage_of(model)), strict=True):
+        picture = {"grid": grid[:, 0], "before": answer.stages[0], "after": answer.stages[-1]}
         picture |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0]}
-        if band is not None:
-            picture["band"] = band
+        if len(answer.interval):
+            picture["band"] = answer.interval
         if (inside := (asked >= grid[0]) & (asked <= grid[-1])).any():
             picture["asked"] = np.stack([asked, one.outputs[1]])[:, inside]
         pictures.append(picture)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from config import KEYS, Config, ConfigError, parse_assignment
+from config import KEYS, Config, ConfigError, load_settings, parse_assignment
 from dataset import TaskGenerator
 from registry import METHODS, TASKS, defaults, parse_checkpoint, settings_read, unused
 from results_manager import EXPERIMENTS, ExperimentManager, load_run
@@ -38,12 +38,12 @@ def refuse_unused(method: str, tasks: str, changes: dict[str, Any]) -> None:
         )
 
 
-def resolve_settings(args: argparse.Namespace, given: dict[str, Any]) -> tuple[str, str, Config, TaskGenerator]:
-    """Method, tasks and settings of a new run, with `given` those of a file, and where its tasks come from.
+def resolve_settings(args: argparse.Namespace) -> tuple[str, str, Config, TaskGenerator]:
+    """Method, tasks and settings of a new run, and where its tasks come from.
 
     Raises `ConfigError` for settings that contradict the tasks.
     """
-    changes = overrides(args)
+    given, changes = load_settings(args.config) if args.config else {}, overrides(args)
     method, data = args.method or "maml", (given | changes).get("DATA")
     tasks = args.tasks or ("table" if data else "sinusoid")
     if args.columns and not data:

@@ -14,7 +14,7 @@ import torch
 from commands.compare import compare_runs
 from commands.evaluate import finish
 from commands.runs import build, load_experiment, resolve_settings, runs_folder
-from config import Config, ConfigError, load_settings
+from config import Config, ConfigError
 from registry import defaults, unused
 from results_manager import ExperimentManager, find_launched
 from system.errors import RunError
@@ -45,25 +45,19 @@ def train(args: argparse.Namespace) -> int:
 def plan_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
     """The command line of each method and seed. Raises `ConfigError` or `RunError` where a run would be refused."""
     plans = []
+    seeds = [args.seed] if args.seeds is None else [str(seed) for seed in args.seeds]
     for method in args.methods or [None]:
-        one = argparse.Namespace(**vars(args) | {"method": method})
-        of_method = [plan_seed(one, seed) for seed in args.seeds] if args.seeds else [one]
-        name, _, config, generator = resolve_settings(of_method[0], load_settings(args.config) if args.config else {})
-        for plan in of_method:
-            directory = runs_folder(args) / f"{name.upper()}_{generator.name}_{plan.name}"
-            if args.name and directory.exists():
+        first = argparse.Namespace(**vars(args) | {"method": method, "seed": seeds[0]})
+        method_name, _, config, generator = resolve_settings(first)
+        if args.seeds and config.DATA and config.SPLIT_SEED < 0 and "SPLIT_SEED" not in generator.unused:
+            first.set = [*args.set, f"SPLIT_SEED={seeds[0]}"]  # one split for all: errors are compared subject by subject
+        for seed in seeds:
+            name = f"{args.name}-seed{seed}" if args.name and args.seeds else args.name
+            directory = runs_folder(args) / f"{method_name.upper()}_{generator.name}_{name}"
+            if name and directory.exists():
                 raise RunError(f"{directory} exists (got --name {args.name}; expected a new name)")
-            if args.seeds and config.DATA and config.SPLIT_SEED < 0 and "SPLIT_SEED" not in generator.unused:
-                # one split for all: errors are compared subject by subject
-                plan.set = [*args.set, f"SPLIT_SEED={args.seeds[0]}"]
-        plans += of_method
+            plans.append(argparse.Namespace(**vars(first) | {"seed": seed, "name": name}))
     return plans
-
-
-def plan_seed(args: argparse.Namespace, seed: int) -> argparse.Namespace:
-    """The command line of one of several seeds."""
-    name = f"{args.name}-seed{seed}" if args.name else None
-    return argparse.Namespace(**vars(args) | {"seed": str(seed), "name": name})
 
 
 def train_run(args: argparse.Namespace) -> tuple[int, Path]:
@@ -94,8 +88,7 @@ def open_experiment(args: argparse.Namespace) -> Experiment:
     try:
         experiment, state = new_experiment(args) if args.resume is None else load_experiment(args, args.resume)
     except BaseException as error:
-        code = 2 if isinstance(error, ConfigError) else 1
-        processes.broadcast(error.code if isinstance(error, RunError) else code)
+        processes.broadcast(error.code if isinstance(error, (ConfigError, RunError)) else 1)
         raise
     about = experiment.method, experiment.tasks, experiment.config.to_dict(), experiment.generator
     processes.broadcast((*about, state, experiment.complete))
@@ -127,7 +120,7 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
     earlier = find_launched(runs_folder(args), launch) if launch else None
     if earlier:
         return load_experiment(args, str(earlier))
-    method, tasks, config, generator = resolve_settings(args, load_settings(args.config) if args.config else {})
+    method, tasks, config, generator = resolve_settings(args)
     experiment = build(method, tasks, config, generator)
     manager = ExperimentManager.create(runs_folder(args), method, generator.name, args.name, args.command)
     experiment.manager = manager
@@ -171,17 +164,17 @@ def run(experiment: Experiment, signals: Signals) -> int:
     except Interrupted as stop:
         return interrupted(experiment, stop.number)
     except Diverged as error:
-        experiment.stop_early("diverged", str(error))
+        experiment.report("diverged", reason=str(error))
         kept = f"the last good checkpoint is {experiment.manager.display_path}/checkpoints/last.pt"
         raise RunError(f"{error}, at learning rate {error.lr:.3g}; {kept}", 3) from None
     except PeerLost as error:
         with suppress(Diverged):
             experiment.save()  # a step is whole or not done, in this process too
-        experiment.stop_early("failed", str(error))
+        experiment.report("failed", reason=str(error))
         raise
     except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
         with suppress(OSError):
-            experiment.stop_early("failed", str(error))
+            experiment.report("failed", reason=str(error))
         raise
 
 
@@ -191,7 +184,7 @@ def introduce(experiment: Experiment) -> None:
     if data:
         sizes = ", ".join(f"{count} {split}" for split, count in data["subjects"].items())
         without = data["rows_without_target"]
-        left_out = f" ({without} row{'' if without == 1 else 's'} without a target left out)" if without else ""
+        left_out = f" ({without} without a target left out)" if without else ""
         print_once(f"{data['rows']} measurements{left_out} of subjects: {sizes}; K = {config.SUPPORT_SAMPLES} support points")
         for line in data.get("remarks", ()):
             manager.warn(line)
@@ -202,9 +195,8 @@ def introduce(experiment: Experiment) -> None:
 def interrupted(experiment: Experiment, number: int) -> int:
     """Say that a signal ended the run, and how it goes on if it left a checkpoint; the exit code."""
     manager = experiment.manager
-    experiment.stop_early("interrupted", signal.Signals(number).name)
-    if isinstance(manager, ExperimentManager) and (manager.directory / "checkpoints" / "last.pt").exists():
-        resume = shlex.quote(f"--resume={manager.display_path}")
-        alone = experiment.trainer.world == 1
-        print_once(f"to go on: python main.py {resume}" if alone else f"to go on: {resume}")
+    experiment.report("interrupted", reason=signal.Signals(number).name)
+    if (manager.directory / "checkpoints" / "last.pt").exists():
+        program = "python main.py " if experiment.trainer.world == 1 else ""
+        print_once(f"to go on: {program}" + shlex.quote(f"--resume={manager.display_path}"))
     return 128 + number

@@ -92,6 +92,15 @@ def _task_settings(run: Run) -> dict[str, Any]:
     return {"task family": run.tasks} | settings | digests
 
 
+def _check_same_tasks(run: Run, first: Run) -> None:
+    settings, reference = _task_settings(run), _task_settings(first)
+    different = [key for key in reference if settings[key] != reference[key]]
+    if not different and np.array_equal(run.params, first.params):
+        return
+    got, expected = (_described(one, different) for one in (run, first)) if different else ("other test_params", "equal ones")
+    raise RunError(f"{run.directory} has other test tasks than {first.directory} (got {got}; expected {expected})")
+
+
 def _described(run: Run, keys: Sequence[str]) -> str:
     settings = _task_settings(run)
     settings["points"] += f" of {PureWindowsPath(run.config['DATA']).name}"
@@ -103,15 +112,9 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
 
     Raises `RunError` for runs whose test tasks differ, naming the settings, and for a run or seed given twice.
     """
-    first, seen = runs[0], dict[tuple[str, int], Path]()
-    reference = _task_settings(first)
     for run in runs:
-        settings, got, expected = _task_settings(run), "other test_params", "equal ones"
-        if different := [key for key in reference if settings[key] != reference[key]]:
-            got, expected = (_described(one, different) for one in (run, first))
-        if different or not np.array_equal(run.params, first.params):
-            raise RunError(f"{run.directory} has other test tasks than {first.directory} (got {got}; expected {expected})")
-    result = []
+        _check_same_tasks(run, runs[0])
+    result, seen = [], dict[tuple[str, int], Path]()
     for run in runs:
         peers = [peer.config for peer in runs if peer.method == run.method]
         keys = [key for key in run.config if key not in SAME_METHOD and any(peer[key] != run.config[key] for peer in peers)]

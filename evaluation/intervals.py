@@ -1,4 +1,4 @@
-"""Prediction intervals from residuals on validation tasks: calibrate, apply, judge. Arrays in, arrays and plain lists out.
+"""Prediction intervals from residuals on validation tasks: calibrate, apply, evaluate. Arrays in, arrays and plain lists out.
 
 The half-width at a point is a scale times a quantile. The scale follows how hard the point is (`difficulty_features`, by
 ridge regression of the log residual), whatever the method. The quantile is that of residual / scale over validation tasks,
@@ -9,7 +9,7 @@ Willett 2023; Dunn, Wasserman, Ramdas 2022). All numbers are as the network sees
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,22 @@ from dataset import Points
 LEVELS = np.arange(1, 200) / 200  # for which quantiles are kept; above the last one an interval is the whole line
 FOLDS = 10
 LINEAR, SQUARES = 10.0, 100.0  # ridge penalties, in tasks: few subjects leave the squares out
-GROWING = (2, 9)  # hints in proportion to which widths grow beyond what was seen: residuals after adapting, and the std
+GROWING = [2, 9]  # features in proportion to which widths grow beyond what was seen: residuals after adapting, and the std
 SURE = 100  # so many tasks hold the levels up to 0.99 with the guarantee; fewer take the plain quantiles of their points
 LARGEST = 1e100  # of a residual: one beyond it counts as diverged
 LOG_MEAN = 0.53  # exp(E log |e|) of a standard normal e
 PIECE = 512  # rows of a product that starts no threads
 Entry = Mapping[str, Any]  # what `calibrate` found for one K; plain numbers and lists
 Calibration = Mapping[str, Entry]  # K -> its entry
+
+
+class Residuals(NamedTuple):
+    """What `calibrate` and `evaluate_intervals` are given, see there."""
+
+    features: np.ndarray  # [B, N, F]
+    clean: np.ndarray  # [B, N]
+    measured: np.ndarray  # [B, N]
+    owners: np.ndarray  # [B]
 
 
 def difficulty_features(
@@ -38,7 +47,7 @@ def difficulty_features(
     Args:
         path, at_support: predictions after 0 to S gradients at x [T, S+1, N], and at the support points [T, S+1, K].
         support: x [T, K, D], y [T, K, 1].
-        std: what `learner.posterior_std` finds, [T, N].
+        std: the posterior standard deviation that `learner.adapt_tasks` finds, [T, N].
     """
     steps = path.shape[1] - 1
     stages = [0, (steps + 1) // 2, steps]
@@ -71,10 +80,10 @@ def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, own
     noise = np.average(measured[fine] ** 2 - clean[fine] ** 2, weights=weights[fine]) if fine.any() else 0.0
     floor = 0.1 * np.median(features[fine], 0) + 1e-9 if fine.any() else np.ones(features.shape[-1])
     logs = np.log(np.where(np.isfinite(features), features, 1) + floor)
-    centre, spread = (logs[fine].mean(0), logs[fine].std(0) + 1e-6) if fine.any() else (floor, floor)
+    centre, deviation = (logs[fine].mean(0), logs[fine].std(0) + 1e-6) if fine.any() else (floor, floor)
     seen = (features[fine].min(0), features[fine].max(0)) if fine.any() else (floor, floor)
     entry: dict[str, Any] = {"tasks": len(tasks), "noise": max(0.0, float(noise)), "floor": floor.tolist()}
-    entry |= {"centre": centre.tolist(), "spread": spread.tolist(), "seen": np.stack(seen).tolist()}
+    entry |= {"centre": centre.tolist(), "feature_std": deviation.tolist(), "seen": np.stack(seen).tolist()}
     scales, folds = np.empty(clean.shape), min(FOLDS, len(tasks))
     for fold in range(folds):  # each task is scaled by what was learned from others
         here = rows % folds == fold
@@ -113,21 +122,15 @@ def task_quantiles(scores: np.ndarray, weights: np.ndarray, levels: np.ndarray) 
 
 def _terms(entry: Entry, features: np.ndarray) -> np.ndarray:
     """What the log scale is linear in, [..., 1 + 2F]: 1, the standardised logs of the features, their squares."""
-    features = features[..., : len(entry["floor"])]  # a checkpoint from before the spread was one has the others
-    logs = (np.log(features.clip(*_seen(entry)) + np.array(entry["floor"])) - entry["centre"]) / entry["spread"]
+    logs = (np.log(features.clip(*entry["seen"]) + np.array(entry["floor"])) - entry["centre"]) / entry["feature_std"]
     return np.concatenate([np.ones((*logs.shape[:-1], 1)), logs, logs**2], -1)
 
 
-def _seen(entry: Entry) -> np.ndarray:
-    """The lowest and highest features of the calibration [2, F]: beyond them nobody knows how the regression goes on."""
-    four = np.array([[-4.0], [4.0]]) * entry["spread"]  # standard deviations, in a checkpoint that has no others
-    return np.array(entry["seen"]) if "seen" in entry else np.exp(four + entry["centre"]) - entry["floor"]
-
-
 def _growth(entry: Entry, features: np.ndarray) -> np.ndarray:
-    """By which factor, at least 1, points [..., F] exceed all that was seen."""
-    places, floor = [place for place in GROWING if place < len(entry["floor"])], np.array(entry["floor"])
-    return ((features[..., places] + floor[places]) / (_seen(entry)[1] + floor)[places]).max(-1, initial=1)
+    """By which factor, at least 1, points [..., F] exceed the highest that was seen: beyond it nobody knows the regression."""
+    growing = [place for place in GROWING if place < features.shape[-1]]
+    floor, highest = np.array(entry["floor"])[growing], np.array(entry["seen"][1])[growing]
+    return ((features[..., growing] + floor) / (highest + floor)).max(-1, initial=1)
 
 
 def _regression(entry: Entry, features: np.ndarray, clean: np.ndarray, weights: np.ndarray, fine: np.ndarray) -> list[float]:
@@ -172,10 +175,10 @@ def quantile(curve: Sequence[float], coverage: float) -> float:
     return float(np.interp(coverage, [0, *LEVELS], [0, *curve]))
 
 
-# ---- judging
+# ---- evaluating
 
 
-def judge_intervals(
+def evaluate_intervals(
     entry: Entry, features: np.ndarray, clean: np.ndarray, measured: np.ndarray, owners: np.ndarray, coverage: float = 0.9
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """How good intervals are on other tasks; arguments as in `calibrate`. Means over points, then over tasks.

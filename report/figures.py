@@ -6,36 +6,16 @@ Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import visualization as draw
 from dataset import Published
 from evaluation.statistics import mean_and_interval, shown_steps
 from report.prediction_figures import interval_quality
-from visualization import (
-    BLACK,
-    BLUE,
-    CYCLE,
-    MARKERS,
-    VERMILION,
-    Arrays,
-    adaptive_learning,
-    drawable_text,
-    figure_function,
-    figure_grid,
-    gradients,
-    latent_space,
-    limits,
-    log_scale,
-    name_axes,
-    panels,
-    performance_over_tasks,
-    shared_legend,
-    task_predictions,
-    training_curves,
-)
+from visualization import BLACK, BLUE, CYCLE, MARKERS, VERMILION, Arrays, figure_function
 
 # shots -> label -> {"mse" [S+1], "ci95" [S+1], "seeds" [R, S+1] (the mean of each seed; may be missing)}
 Results = Mapping[int, Mapping[str, Mapping[str, np.ndarray]]]
@@ -44,7 +24,7 @@ HAIR_SPACE = "\u200a"
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # beyond six labels the colours come again
 
 
-def _line_style(place: int) -> dict[str, object]:
+def _line_style(place: int) -> dict[str, Any]:
     """Colour, marker and dash of the curve number `place`: no two of the first 24 are alike."""
     return {"color": CYCLE[place % 6], "marker": MARKERS[place % 6], "ls": DASHES[place // 6 % 4]}
 
@@ -66,11 +46,20 @@ def _usual_range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
     return lows.min(), values[values <= highest].max() if exploded else np.inf
 
 
-def _log_errors(axes: Axes, lowest: float, highest: float) -> None:
-    """Make the errors' axis logarithmic, after its curves were drawn; a curve that explodes leaves it at the top."""
-    log_scale(axes)
+def _panels_of_errors(count: int, width: float) -> tuple[Figure, np.ndarray]:
+    """A figure with `count` panels of `width` inches side by side, with one axis of errors."""
+    figure, axes = draw.figure_grid(1, count, max(4.6, width * count + 0.4), 4.2, sharey=True)
+    axes[0, 0].set_ylabel("mean squared error on query points")
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: np.ndarray, lowest: float, highest: float, title: str) -> Figure:
+    """The axis of errors is logarithmic, and a curve that explodes leaves it at the top."""
+    draw.log_scale(axes[0, 0])
     if np.isfinite(highest):
-        axes.set_ylim(lowest / 2, 2 * highest)
+        axes[0, 0].set_ylim(lowest / 2, 2 * highest)
+    draw.shared_legend(figure, axes, title)
+    return figure
 
 
 @figure_function
@@ -81,33 +70,27 @@ def error_against_gradients(results: Results, title: str, reference: Published |
         results: the mean of each seed is drawn as a thin line where there are several.
         reference: shots -> gradients -> published mean of Finn et al. 2017, drawn as crosses.
     """
-    figure, axes = figure_grid(1, len(results), max(4.6, 3.4 * len(results) + 0.4), 4.2, sharey=True)
+    figure, axes = _panels_of_errors(len(results), 3.4)
     lowest, highest = _usual_range([values["mse"] for result in results.values() for values in result.values()])
     for axis, (shots, result) in zip(axes[0], results.items(), strict=True):
         for place, (label, values) in enumerate(result.items()):
             mean, half = values["mse"], values["ci95"]
-            steps = np.arange(len(mean))
-            low = np.maximum(mean - half, lowest / 3)  # a band may reach below zero, where a log axis has no place
-            colour = CYCLE[place % 6]
-            axis.fill_between(steps, low, mean + half, where=np.isfinite(mean + half).tolist(), color=colour, alpha=0.2, lw=0)
             seeds = values.get("seeds", mean[None])
             for seed in seeds if len(seeds) > 1 else []:
-                axis.plot(steps, seed, color=colour, lw=0.6, alpha=0.7)
-            axis.plot(steps, mean, ms=4, lw=1.5, label=_legend_label(label), **_line_style(place))
+                axis.plot(seed, color=CYCLE[place % 6], lw=0.6, alpha=0.7)
+            low = np.maximum(mean - half, lowest / 3)  # a band may reach below zero, where a log axis has no place
+            draw.curve_with_band(axis, mean, low, mean + half, label=_legend_label(label), **_line_style(place))
         if known := (reference or {}).get(shots):
             axis.plot(list(known), list(known.values()), "x", color=BLACK, ms=8, mew=1.8, label="Finn et al. 2017")
         axis.set(title=f"K = {shots}", xlabel="gradients taken on the support set")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    _log_errors(axes[0, 0], lowest, highest)
-    axes[0, 0].set_ylabel("mean squared error on query points")
-    shared_legend(figure, axes, title)
-    return figure
+    return _finish(figure, axes, lowest, highest, title)
 
 
 @figure_function
 def error_against_shots(results: Results, steps: Sequence[int], title: str) -> Figure:
     """Mean error with 95% intervals over tasks against K: a panel for each number of gradients in `steps`."""
-    figure, axes = figure_grid(1, len(steps), max(4.6, 3.8 * len(steps) + 0.4), 4.2, sharey=True)
+    figure, axes = _panels_of_errors(len(steps), 3.8)
     shots = sorted(results)
     labels = list(results[shots[0]])
     errors, intervals = (  # [labels, shots, gradients]
@@ -125,11 +108,8 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
         axis.set_xticks(shots, [str(count) for count in shots])
         axis.set_xticks([], minor=True)
         axis.set_xlim(shots[0] / 1.25, shots[-1] * 1.25)
-        axis.set(title=f"after {gradients(step)}", xlabel="support points K")
-    _log_errors(axes[0, 0], lowest, highest)
-    axes[0, 0].set_ylabel("mean squared error on query points")
-    shared_legend(figure, axes, title)
-    return figure
+        axis.set(title=f"after {draw.gradients(step)}", xlabel="support points K")
+    return _finish(figure, axes, lowest, highest, title)
 
 
 @figure_function
@@ -141,7 +121,7 @@ def sample_bundle(
     title: str,
     truth: np.ndarray | None = None,
     is_sine: np.ndarray | None = None,
-    panel_titles: Sequence[str] = (),
+    names: Sequence[str] = (),
     axis_names: tuple[str, str] = ("input x", "output y"),
 ) -> Figure:
     """Sampled curves for each of several support sets: a bundle where the points decide, spread where they don't.
@@ -151,9 +131,9 @@ def sample_bundle(
         curves: [T, M, N], M samples a task (thin lines).
         truth: the functions [T, N].
         is_sine: which samples look like a sinusoid rather than a line, [T, M] booleans; they differ in colour.
-        panel_titles: one for each task.
+        names: of the tasks, one for each panel.
     """
-    figure, axes = panels(len(curves), 3.3, 2.7, 0.8)
+    figure, axes = draw.panels(len(curves), 3.3, 2.7, 0.8)
     known = [support_y, *([truth] if truth is not None else [])]
     for task, axis in enumerate(axes.flat[: len(curves)]):
         for sample, curve in enumerate(curves[task]):
@@ -162,12 +142,12 @@ def sample_bundle(
         if truth is not None:
             axis.plot(grid, truth[task], color=BLACK, lw=1.6, ls=(0, (4, 2)), label="true function")
         axis.plot(support_x[task], support_y[task], "o", color=BLACK, ms=6, mec="white", mew=1, label="support points")
-        axis.set(title=panel_titles[task] if panel_titles else "", xlim=limits([grid], 0.03))
-    low, high = limits(known, 0.0)
+        axis.set(title=names[task] if names else "", xlim=draw.limits([grid], 0.03))
+    low, high = draw.limits(known, 0.0)
     reach = 0.6 * max(high - low, 0.5)
-    axes[0, 0].set_ylim(limits([*known, curves], 0.06, low - reach, high + reach))
-    name_axes(axes, axis_names)
-    shared_legend(figure, axes, title)
+    axes[0, 0].set_ylim(draw.limits([*known, curves], 0.06, low - reach, high + reach))
+    draw.name_axes(axes, axis_names)
+    draw.shared_legend(figure, axes, title)
     for handle in figure.legends[0].legend_handles:
         handle.set_alpha(1)  # type: ignore[union-attr]  # the lines are faint because they are many
     return figure
@@ -182,12 +162,12 @@ def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, targ
     order = np.argsort(errors)  # NaN is last
     if len(order) > 40:
         order = order[np.linspace(0, len(order) - 1, 40).round().astype(int)]
-    figure, ((axis,),) = figure_grid(1, 1, 5.6, 1.4 + 0.19 * max(4, len(order)))
+    figure, ((axis,),) = draw.figure_grid(1, 1, 5.6, 1.4 + 0.19 * max(4, len(order)))
     axis.plot(errors[order], np.arange(len(order)), "o", color=BLUE, ms=4)
     if len(bad := np.flatnonzero(np.isnan(errors[order]))):
         axis.plot(1 + 0 * bad, bad, ">", color=VERMILION, transform=axis.get_yaxis_transform(), clip_on=False, label="diverged")
         axis.legend(loc="upper right")
-    axis.set_yticks(range(len(order)), [drawable_text(names[place], 28) for place in order])
+    axis.set_yticks(range(len(order)), [draw.drawable_text(names[place], 28) for place in order])
     axis.set(xlabel=f"{target}: root mean squared error at K = {shots}", ylabel="subject", title=title, xlim=(0, None))
     axis.invert_yaxis()
     return figure
@@ -196,18 +176,25 @@ def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, targ
 # ---- the figures of a run
 
 
+def _examples(arrays: Arrays) -> dict[str, Any]:
+    """The arguments that both figures of example tasks take."""
+    return {
+        "grid": arrays["grid"],
+        "truth": arrays.get("grid_truth"),
+        "support_x": arrays["grid_support_x"],
+        "support_y": arrays["grid_support_y"],
+        "names": list(map(str, arrays.get("grid_names", ()))),
+        "axis_names": _axis_names(arrays),
+    }
+
+
 def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
     """The first `most` example functions of the arrays grid_*, and the network before and after adapting to them."""
-    few = {name: values[:most] for name, values in arrays.items() if name.startswith("grid_")}
+    few = {name: values[:most] if name.startswith("grid_") else values for name, values in arrays.items()}
     steps = shown_steps(few["grid_predictions"].shape[1] - 1)
-    support, predictions = (few["grid_support_x"], few["grid_support_y"]), few["grid_predictions"][:, steps]
     points = (few["grid_points_x"], few["grid_points_y"]) if "grid_points_x" in few else None
-    axes, names = _axis_names(arrays), _grid_names(few)
-    return task_predictions(arrays["grid"], few.get("grid_truth"), *support, predictions, steps, title, axes, points, names)
-
-
-def _grid_names(arrays: Arrays) -> list[str]:
-    return list(map(str, arrays.get("grid_names", ())))
+    predictions = few["grid_predictions"][:, steps]
+    return draw.task_predictions(**_examples(few), predictions=predictions, steps=steps, title=title, points=points)
 
 
 def _axis_names(arrays: Arrays) -> tuple[str, str]:
@@ -248,12 +235,12 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     means = {count: mean_and_interval(values, "y_scale" in arrays) for count, values in errors.items()}
     train = {"iteration": arrays["train_iteration"], "query_mse": arrays["train_query_mse"]}
     validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
-    about = f"{title}: {len(params)} test tasks after {gradients(last)}"
+    about = f"{title}: {len(params)} test tasks after {draw.gradients(last)}"
     own = (_axis_names(arrays)[1], float(arrays["y_scale"])) if "y_scale" in arrays else None
     result = {
-        "training_curves": training_curves(train, validation, f"{title}: learning to learn"),
-        "performance": performance_over_tasks(final, params, param_names, shots, reference, about),
-        "adaptive_learning": adaptive_learning(means, reference, f"{title}: adapting", best_baselines(arrays), own),
+        "training_curves": draw.training_curves(train, validation, f"{title}: learning to learn"),
+        "performance": draw.performance_over_tasks(final, params, param_names, shots, reference, about),
+        "adaptive_learning": draw.adaptive_learning(means, reference, f"{title}: adapting", best_baselines(arrays), own),
     }
     if own and "test_names" in arrays:
         names, roots = arrays["test_names"][~arrays[f"test_left_out_{shots}_shot"]].tolist(), own[1] * np.sqrt(final[shots])
@@ -261,14 +248,12 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     if "interval_nominal" in arrays:
         result["intervals"] = interval_quality(arrays, list(errors), f"{title}: prediction intervals on test tasks")
     if "grid" in arrays:
-        about = f", error before → after {gradients(last)}" if "grid_truth" in arrays else ""
+        about = f", error before → after {draw.gradients(last)}" if "grid_truth" in arrays else ""
         result["task_predictions"] = example_figure(arrays, f"{title}: test tasks, {shots} support points{about}")
     if "grid_samples" in arrays:
         about = f"{title}: {arrays['grid_samples'].shape[1]} samples each, {shots} support points"
-        support = arrays["grid_support_x"], arrays["grid_support_y"]
-        curves = arrays["grid_samples"], about, arrays.get("grid_truth"), None, _grid_names(arrays), _axis_names(arrays)
-        result["samples"] = sample_bundle(arrays["grid"], *support, *curves)  # type: ignore[arg-type]
+        result["samples"] = sample_bundle(**_examples(arrays), curves=arrays["grid_samples"], title=about)
     if "codes" in arrays:
         about = f"{title}: codes of test tasks, K = {shots}"
-        result["latent_space"] = latent_space(arrays["codes"], params, param_names, about)
+        result["latent_space"] = draw.latent_space(arrays["codes"], params, param_names, about)
     return result

@@ -1,13 +1,12 @@
 """report.html: what a run or a comparison found, as one self-contained page for people.
 
 Made from the record in full_report.json and the pictures in plots/. Whatever comes from outside (names of files, columns,
-subjects) is text here and never markup. Independent of any method by name, and of the disk.
+subjects) is text here and never markup.
 """
 
 from __future__ import annotations
 
 import base64
-import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -16,9 +15,7 @@ from string import Template
 from typing import Any
 
 from dataset import Published
-from evaluation.comparison import Comparison
-from evaluation.statistics import shown_steps
-from report.text import HEADER, comparison_cells, comparison_notes
+from report.rows import Table, run_table, with_interval
 from system.text import printable
 
 PAGE = Template("""<!doctype html>
@@ -57,14 +54,18 @@ def _paragraph(text: str, kind: str = "") -> str:
     return f"<p{f' class={kind}' if kind else ''}>{_text(text)}</p>"
 
 
-def _table(rows: Sequence[Sequence[Any]], kind: str = "wide") -> str:
-    """A table whose first row is its header; a "wide" one scrolls, one of "names" breaks them into lines."""
-    head, *others = (
-        "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in row)
-        for tag, row in zip(["th"] + ["td"] * len(rows), rows, strict=False)
-    )
-    lines = "".join(f"<tr>{line}</tr>" for line in others)
-    return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+def _row(cells: Iterable[Any], tag: str = "td") -> str:
+    return f"<tr>{''.join(f'<{tag}>{_text(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "wide") -> str:
+    """A "wide" table scrolls, one of "names" breaks them into lines."""
+    body = "".join(map(_row, rows))
+    return f'<div class="{kind}"><table><thead>{_row(header, "th")}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _with_notes(table: Table) -> list[str]:
+    return [_table(table.cells[0], table.cells[1:]), *map(_paragraph, table.notes)]
 
 
 NOTHING = {"none": ("", "")}  # the row of a table of no settings
@@ -89,10 +90,6 @@ def _pictures(figures: Mapping[str, bytes]) -> list[str]:
         caption, source = _text(CAPTIONS.get(name, name)), f"data:image/png;base64,{base64.b64encode(data).decode()}"
         result.append(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
     return result
-
-
-def _number(value: Any, digits: int = 4) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 
 # ---- a run
@@ -123,8 +120,7 @@ def run_page(
         "<h2>What was asked</h2>",
         _paragraph(_question(config, data, results)),
         "<h2>Errors on test tasks</h2>",
-        _table(result_rows(results, method, reference)),
-        *map(_paragraph, _notes(results, data)),
+        *_with_notes(run_table(results, method, reference)),
         "<h2>Figures</h2>",
         *_pictures(figures),
         "<h2>Predict with this run</h2>",
@@ -134,7 +130,7 @@ def run_page(
         f"<pre>{_text(shlex.join(['python', *report['command']]))}</pre>",
         _paragraph(_circumstances(report["git"], report["environment"])),
         "<h2>Settings that differ from the defaults</h2>",
-        _table([("setting", "value", "default"), *((key, *both) for key, both in (changed or NOTHING).items())], "names"),
+        _table(("setting", "value", "default"), [(key, *both) for key, both in (changed or NOTHING).items()], "names"),
         *(_paragraph(f"Warning: {warning}") for warning in report["warnings"]),
     ]
     return page(f"{method}: {where}", parts)
@@ -149,7 +145,7 @@ def answer(report: Mapping[str, Any], reference: Published) -> str:
     shots = trained if trained in results["shots"] else next(iter(results["shots"]))
     found = results["shots"][shots]
     steps = len(found["mse"]) - 1
-    error = f"a mean squared error of {_number(found['mse'][-1])} ± {_number(found['ci95'][-1], 2)}"
+    error = f"a mean squared error of {with_interval(found['mse'][-1], found['ci95'][-1])}"
     text = f"From {shots} points of a new task, after {steps} gradients, {report['method'].upper()} has {error}"
     text += f" on {results['num_tasks']} test tasks"
     known = reference.get(int(shots), {})
@@ -170,37 +166,6 @@ def _question(config: Mapping[str, Any], data: Mapping[str, Any] | None, results
     return f"{asked}, {known}: {data['rows']} measurements in {PureWindowsPath(config['DATA']).name}, of {subjects}; {shots}."
 
 
-def result_rows(results: Mapping[str, Any], method: str, reference: Published) -> list[list[str]]:
-    """The errors of the method, of what is known of it, and of the baselines, at each K."""
-    first = next(iter(results["shots"].values()))
-    steps = shown_steps(len(first["mse"]) - 1)
-    steps = sorted({0, steps[-1]}) if "rmse" in first else steps  # with its own unit a table would be too wide for paper
-    header = [f"{step} gradient{'' if step == 1 else 's'}" for step in steps]
-    rows = [["K", "", *header, "in own unit", "90% interval: holds, width"]]
-    for shots, found in results["shots"].items():
-        cells = [f"{_number(found['mse'][step])} ± {_number(found['ci95'][step], 2)}" for step in steps]
-        interval = found.get("interval")
-        held = f"{interval['coverage']:.1%}, {_number(interval['width'], 3)}" if interval else ""
-        rows.append([shots, method, *cells, _number(found["rmse"][-1]) if "rmse" in found else "", held])
-        if known := reference.get(int(shots)):
-            rows.append([shots, "Finn et al. 2017", *(f"{known[step]:.2f}" if step in known else "" for step in steps), "", ""])
-        for name, errors in results.get("baselines", {}).items():
-            error = errors[shots]
-            cells = [""] * (len(steps) - 1) + [f"{_number(error['mse'])} ± {_number(error['ci95'], 2)}"]
-            rows.append([shots, name, *cells, _number(error["rmse"]) if "rmse" in error else "", ""])
-    used = [column for column in range(len(rows[0])) if column < 2 or any(row[column] for row in rows[1:])]
-    return [[row[column] for column in used] for row in rows]
-
-
-def _notes(results: Mapping[str, Any], data: Mapping[str, Any] | None) -> list[str]:
-    unit = " in standard deviations of the training subjects' target, squared" if data else ""
-    own = f" In own unit: the root of the last, in the unit of {data['columns'][-2]}." if data else ""
-    lines = [f"Mean squared errors{unit}, over {results['num_tasks']} test tasks, with 95% intervals over tasks.{own}"]
-    left_out = {shots: found["left_out"] for shots, found in results["shots"].items() if found.get("left_out")}
-    lines += [f"Left out for want of points: {count} at K = {shots}." for shots, count in left_out.items()]
-    return lines + ([f"{results['diverged']} test tasks diverged."] if results["diverged"] else [])
-
-
 def _circumstances(git: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
     commit = (git.get("commit") or "unknown") + (" with changes" if git.get("dirty") else "")
     versions = f"Python {environment['python']}, torch {environment['libraries']['torch']}"
@@ -210,9 +175,7 @@ def _circumstances(git: Mapping[str, Any], environment: Mapping[str, Any]) -> st
 # ---- a comparison
 
 
-def comparison_page(comparison: Comparison, title: str, figures: Mapping[str, bytes]) -> bytes:
+def comparison_page(table: Table, title: str, figures: Mapping[str, bytes]) -> bytes:
     """The page of a comparison: which method to use, the table, and the figures (PNG files by name)."""
-    first = f"{len(comparison.labels)} methods on the same test tasks."
-    notes = [note for note in comparison_notes(comparison) if note != comparison.choice]
-    table = _table([HEADER, *comparison_cells(comparison)])
-    return page(title, [_paragraph(comparison.choice or first, "answer"), table, *map(_paragraph, notes), *_pictures(figures)])
+    answer = [_paragraph(table.answer, "answer")] if table.answer else []
+    return page(title, [*answer, *_with_notes(table), *_pictures(figures)])

@@ -35,46 +35,30 @@ from visualization import (
 
 @figure_function
 def prediction_curves(
-    task: Arrays,
+    tasks: Mapping[str, Arrays],
     steps: int,
     x_range: tuple[float, float],
     title: str,
     axis_names: tuple[str, str] = ("input x", "output y"),
     least: float = 0.5,
 ) -> Figure:
-    """One task: given points, and the network before and after adapting to them; what lies outside `x_range` is shaded.
+    """Given points, and the network before and after adapting to them; what lies outside `x_range` is shaded.
 
     Args:
-        task: "grid", "before" and "after" [N], "support_x" and "support_y" [K]; and where there are any, "band", lower and
-            upper ends [2, N] of intervals, "samples", a few sampled curves [M, N], and "asked" [2, Q], places
-            that were asked for and the predictions there.
+        tasks: of each name "grid", "before" and "after" [N], "support_x" and "support_y" [K]; and where there are any,
+            "band", lower and upper ends [2, N] of intervals, "samples", a few sampled curves [M, N], and "asked" [2, Q],
+            places that were asked for and the predictions there. Several tasks are small multiples on common axes.
         steps: the gradients between before and after.
         x_range: the inputs of meta-training.
         least: a range of y that is worth a picture.
     """
-    figure, axes = figure_grid(1, 1, 7.2, 4.6)
-    view = _draw(axes[0, 0], task, steps, x_range, least)
-    axes[0, 0].set(xlim=limits([task["grid"]], 0.02), ylim=view, xlabel=axis_names[0], ylabel=axis_names[1], title=title)
-    shared_legend(figure, axes)
-    return figure
-
-
-@figure_function
-def subject_curves(
-    tasks: Mapping[str, Arrays],
-    steps: int,
-    x_range: tuple[float, float],
-    title: str,
-    axis_names: tuple[str, str],
-    least: float,
-) -> Figure:
-    """Several tasks as small multiples on common axes, each as in `prediction_curves` under its name."""
-    figure, axes = panels(len(tasks), 3.3, 2.5, 0.8)
-    ends = [_draw(axis, task, steps, x_range, least) for axis, task in zip(axes.flat, tasks.values(), strict=False)]
-    for axis, name in zip(axes.flat, tasks, strict=False):
+    figure, axes = figure_grid(1, 1, 7.2, 4.6) if len(tasks) == 1 else panels(len(tasks), 3.3, 2.5, 0.8)
+    views = []
+    for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
+        views.append(_draw(axis, task, steps, x_range, least))
         axis.set_title(name)
     grids = [task["grid"] for task in tasks.values()]
-    axes[0, 0].set(xlim=limits(grids, 0.02), ylim=(np.min(ends), np.max(ends)))
+    axes[0, 0].set(xlim=limits(grids, 0.02), ylim=(np.min(views), np.max(views)))
     name_axes(axes, axis_names)
     shared_legend(figure, axes, title)
     return figure

@@ -65,8 +65,8 @@ class Sheet:
         """Where the one column of a name is; raises `RunError` with the columns that there are."""
         found = self.places(wanted)
         if len(found) != 1:
-            got = ", ".join(map(quoted, self.names[:10])) + ", ..." * (len(self.names) > 10)
-            what = f"{len(found) or 'no'} column{'s' * (len(found) > 1)} {quoted(wanted)}"
+            got = ", ".join([*map(quoted, self.names[:10]), *(["..."] if len(self.names) > 10 else [])])
+            what = f"{len(found)} columns {quoted(wanted)}" if found else f"no column {quoted(wanted)}"
             raise RunError(f"{self.path} line {self.line} is no header that can be used: {what} (got {got}; expected one)")
         return found[0]
 
@@ -84,7 +84,7 @@ class Sheet:
             named = width if names and self.shift == 0 and self.names[0] == names else 0
             for line, row in itertools.islice(_cells(table, self.path, self.delimiter, self.line, named), 1, None):
                 if len(row) < width or (len(row) > width and any(cell.strip() for cell in row[width:])):
-                    hint = ", with semicolons between them if there are decimal commas" * (self.delimiter == ",")
+                    hint = ", with semicolons between them if there are decimal commas" if self.delimiter == "," else ""
                     what = f"can't be used from column {min(len(row), width) + 1} on (got {len(row)} columns"
                     raise RunError(f"{self.path} line {line} {what}; expected {width}{hint})")
                 if len(lines) == most_rows:
@@ -142,8 +142,8 @@ def _encoding(path: Path) -> str:
         head = file.read(2**16)
         if encoding := next((encoding for mark, encoding in MARKED.items() if head.startswith(mark)), ""):
             return encoding
-        what = next((what for magic, what in BINARY.items() if head.startswith(magic)), "binary data" * (b"\0" in head))
-        if what:
+        usual = "binary data" if b"\0" in head else ""
+        if what := next((what for magic, what in BINARY.items() if head.startswith(magic)), usual):
             raise RunError(f"{path} is no text (got {what}; expected a table that was saved or exported as CSV)")
         try:
             for _ in codecs.iterdecode(itertools.chain([head], iter(lambda: file.read(2**20), b"")), "utf-8"):
@@ -161,7 +161,8 @@ def _opened(path: Path, encoding: str | None = None) -> Iterator[IO[Any]]:
     """The open file, bytes without an encoding; what goes wrong with it is a `RunError`."""
     try:
         if not path.is_file():
-            raise RunError(f"no such file (got {path}{', a folder' * path.is_dir()}; expected a CSV file)")
+            what = f"{path}, a folder" if path.is_dir() else path
+            raise RunError(f"no such file (got {what}; expected a CSV file)")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise RunError(f"{path} is too long (got {size} bytes; expected at most {MAX_BYTES})")
         with open(path, "r" if encoding else "rb", encoding=encoding) as file:
@@ -201,8 +202,10 @@ def _cells(lines: Iterable[str], path: Path, delimiter: str, first: int, named: 
             if comment and named:
                 cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
                 comment = len(cells) < named or any(cells[named:])
-            quotes += 0 if comment else line.count('"')
-            yield "\n" if comment else line
+            if comment:
+                line = "\n"
+            quotes += line.count('"')
+            yield line
 
     reader = csv.reader(table(), delimiter=delimiter, strict=True, skipinitialspace=True)
     line = first
@@ -243,7 +246,7 @@ class Rows:
             except ValueError:
                 wrong = [cell for cell in cells if not NUMBER.fullmatch(cell.translate(PLAIN))]
             if wrong:
-                date = ", such as the days since the first date" * bool(DATE.match(wrong[0]))
+                date = ", such as the days since the first date" if DATE.match(wrong[0]) else ""
                 self._refuse(name, wrong[0], f"a finite number from {-MAX_NUMBER:g} to {MAX_NUMBER:g}{date}")
             if name in missing:
                 values[[text in MISSING for text in self.text[name]], column] = np.nan
@@ -273,11 +276,10 @@ class Rows:
         raise RunError(f"{where} can't be used (got {got}; expected {expected})")
 
     def _refuse(self, name: str, text: str, expected: str) -> NoReturn:
-        shown = "".join(
-            char if char.isprintable() and (char.isascii() or char.isalpha()) else escaped(char) for char in text[:40]
-        )
-        got = f"'{shown}'" + "..." * (len(text) > 40)  # digits of other scripts, and some signs, look like what is expected
-        self.refuse(self.text[name].index(text), name, got, expected)
+        # digits of other scripts, and some signs, look like what is expected
+        plain = [char.isprintable() and (char.isascii() or char.isalpha()) for char in text[:40]]
+        shown = "".join(char if usual else escaped(char) for char, usual in zip(text, plain, strict=False))
+        self.refuse(self.text[name].index(text), name, f"'{shown}'" + ("..." if len(text) > 40 else ""), expected)
 
 
 def _floats(cells: Sequence[str], mark: str) -> list[float]:

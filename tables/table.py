@@ -103,7 +103,7 @@ def column_names(sheet: Sheet, columns: Sequence[str]) -> tuple[str, ...]:
         given[role].append(name)
     numbered = itertools.takewhile(sheet.places, (f"x{number}" for number in itertools.count(1)))
     inputs = given["x"] or (["x"] if sheet.places("x") else list(numbered) or ["x"])
-    split = given["split"] or ["split"] * bool(sheet.places("split"))
+    split = given["split"] or (["split"] if sheet.places("split") else [])
     wanted = [*(given["task"] or ["task"]), *inputs, *(given["y"] or ["y"]), *split]
     names = [sheet.names[sheet.find(name)] for name in wanted]
     for name in (reserved := names if split else [*names, "split"]):
@@ -123,7 +123,8 @@ def remarks(table: Table) -> list[str]:
     for name in table.subjects:
         alike[re.sub(r"\.0+$", "", " ".join(name.casefold().split()))].append(name)
     if twins := [names for names in alike.values() if len(names) > 1]:
-        got = f"{quoted(twins[0][0])} and {quoted(twins[0][1])}" + f", {len(twins)} such cases" * (len(twins) > 1)
+        cases = f", {len(twins)} such cases" if len(twins) > 1 else ""
+        got = f"{quoted(twins[0][0])} and {quoted(twins[0][1])}{cases}"
         lines.append(f"subjects' names differ by case, blanks or .0 alone (got {got}; expected one spelling, or other names)")
     return lines
 

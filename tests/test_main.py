@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,10 @@ DRAWN = ("leo",)  # with codes and samples: the most figures
 
 def read(directory, name="full_report"):
     return json.loads((directory / f"{name}.json").read_text())
+
+
+def interrupted(*_):
+    raise Interrupted(15)
 
 
 @pytest.fixture
@@ -79,13 +85,6 @@ def test_metrics_follow_the_schema(finished):
     assert metrics["performance"]["iterations"] == 15
 
 
-def test_one_flag_takes_several_settings(capsys):
-    assert main.main(["--set", "EPOCHS=1", "NUM_TASKS=8", "--set", "HIDDEN_DIM=0"]) == 2
-    assert "HIDDEN_DIM can't be used (got 0" in capsys.readouterr().err
-    assert main.main(["--set", "EPOCHS=0", "NUM_TASKS=8", "--set", "HIDDEN_DIM=6"]) == 2
-    assert "EPOCHS can't be used (got 0" in capsys.readouterr().err
-
-
 def test_the_record_agrees_with_the_arrays_and_the_best_checkpoint(finished):
     _, directory = finished
     metrics = read(directory, "metrics")
@@ -133,11 +132,8 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
 
 @pytest.mark.parametrize("stage", ["training.experiment.Experiment.prepare", "commands.train.finish"])
 def test_an_interrupt_outside_of_training_says_how_to_go_on(stage, tmp_path, monkeypatch, capsys):
-    def stopped(*_):
-        raise Interrupted(15)
-
     with monkeypatch.context() as patch:
-        patch.setattr(stage, stopped)
+        patch.setattr(stage, interrupted)
         assert main.main(command(tmp_path, "--method", "maml")) == 143
     directory = only_run(tmp_path)
     assert capsys.readouterr().out.endswith(f"interrupted: {directory}\nto go on: python main.py --resume={directory}\n")
@@ -171,34 +167,60 @@ def test_judging_a_run_before_its_end_says_so_and_does_not_complete_it(tmp_path,
     directory = only_run(tmp_path)
     assert main.main(["--evaluate", str(directory)]) == 0
     report = read(directory)
-    assert report["status"] == "unfinished" and "judged after 1 of 15 steps" in report["warnings"][0]
+    assert report["status"] == "unfinished" and "evaluated after 1 of 15 steps" in report["warnings"][0]
     assert main.main(["--output", str(tmp_path), "--compare", str(directory)]) == 0
     assert "was judged before the end of its training" in capsys.readouterr().err
     assert main.main(["--resume", str(directory)]) == 0
     assert read(directory)["status"] == "complete"
 
 
-def test_a_finished_run_goes_on_with_more_epochs(tmp_path):
+def test_a_finished_run_goes_on_with_more_epochs_and_is_not_complete_before_their_end(tmp_path, monkeypatch, capsys):
     assert main.main(command(tmp_path)) == 0
-    assert main.main(["--output", str(tmp_path), "--resume", "latest", "--set", "EPOCHS=3"]) == 0
+    longer = ["--output", str(tmp_path), "--resume", "latest"]
+    with monkeypatch.context() as patch:
+        patch.setattr("commands.train.finish", interrupted)  # trained and saved, but not evaluated
+        assert main.main([*longer, "--set", "EPOCHS=3"]) == 143
+    capsys.readouterr()
+    assert main.main(longer) == 0 and "already complete" not in capsys.readouterr().out
     metrics = read(only_run(tmp_path), "metrics")
-    assert metrics["performance"]["iterations"] == 23
-    assert metrics["train"][-1]["iteration"] == 23
+    assert metrics["performance"]["iterations"] == metrics["train"][-1]["iteration"] == 23
 
 
-def test_resuming_with_another_network_is_refused_by_name(tmp_path, capsys):
+def test_a_damaged_best_checkpoint_is_a_warning_and_the_last_one_is_judged(tmp_path, monkeypatch, capsys):
     assert main.main(command(tmp_path)) == 0
-    assert main.main(["--output", str(tmp_path), "--resume", "latest", "--set", "HIDDEN_DIM=7"]) == 2
-    assert "HIDDEN_DIM can't change" in capsys.readouterr().err
+    os.truncate(only_run(tmp_path) / "checkpoints" / "best.pt", 1000)
+    monkeypatch.setattr("training.experiment.Experiment.validate", lambda *_: None)  # none is the best so far
+    assert main.main(["--output", str(tmp_path), "--resume", "latest", "--set", "EPOCHS=3"]) == 0
+    error = capsys.readouterr().err
+    assert "best.pt is damaged" in error and error.count("\n") == 1
+    assert read(only_run(tmp_path))["status"] == "complete"
 
 
-def test_divergence_exits_with_3_and_keeps_the_last_checkpoint(tmp_path, capsys):
-    settings = {"META_LEARNING_RATE": 10.0, "INNER_LEARNING_RATE": 1000.0, "INNER_STEPS": 20, "META_SCHEDULE": "constant"}
-    assert main.main(command(tmp_path, **settings)) == 3
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.match(r"error: training diverged at iteration \d+ \(got \w+ = (nan|inf)", error)
-    report = read(only_run(tmp_path))
-    assert report["status"] == "diverged"
+def test_figures_that_cannot_be_drawn_do_not_cost_the_run(tmp_path, with_figures, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no figure today")
+
+    monkeypatch.setattr("report.figures.run_figures", broken)
+    monkeypatch.setattr("report.figures.example_figure", broken)
+    assert main.main(command(tmp_path)) == 0
+    warnings = read(only_run(tmp_path))["warnings"]
+    assert warnings == [f"{what} could not be written: no figure today" for what in ("figures", "plots")]
+    assert capsys.readouterr().err == "".join(f"warning: {line}\n" for line in warnings)
+    assert read(only_run(tmp_path), "metrics")["evaluation"]["shots"]["5"]["mse"]
+
+
+def test_divergence_names_step_quantity_and_the_last_good_checkpoint(tmp_path, capsys):
+    wild = {"META_LEARNING_RATE": 10.0, "INNER_LEARNING_RATE": 1000.0, "INNER_STEPS": 20, "META_SCHEDULE": "constant"}
+    assert main.main(command(tmp_path, CHECKPOINT_INTERVAL=1, **wild)) == 3
+    pattern = (
+        r"error: training diverged at iteration (\d+) \(got (\w+) = (?:nan|-?inf); .*at learning rate 10; .* (\S+last.pt)\n"
+    )
+    found = re.fullmatch(pattern, capsys.readouterr().err)
+    assert found and found[2] in ("meta_loss", "query_mse", "grad_norm")
+    state = read_checkpoint(Path(found[3]))
+    assert state["iteration"] <= int(found[1]) - 1
+    assert all(tensor.isfinite().all() for tensor in state["meta_parameters"].values())
+    assert read(only_run(tmp_path))["status"] == "diverged"
 
 
 def test_command_line_beats_file_beats_method_defaults(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import subprocess
@@ -65,15 +64,13 @@ def a_figure() -> Figure:
 
 
 def test_the_null_manager_has_the_public_methods_of_the_real_one() -> None:
-    real, null = (
-        {name: value for name, value in vars(kind).items() if not name.startswith("_")}
-        for kind in (ExperimentManager, NullManager)
-    )
-    del real["create"]
-    for name, method in real.items():
-        if callable(method):
-            assert list(inspect.signature(method).parameters) == list(inspect.signature(null[name]).parameters), name
-    assert null.keys() == real.keys() | {"directory"}
+    null = NullManager()
+    for name, value in vars(ExperimentManager).items():
+        if callable(value) and not name.startswith("_"):
+            assert getattr(null, name)() is None
+    assert (null.directory, null.display_path) == (Path(), "")
+    with pytest.raises(AttributeError):
+        null.no_method_of_a_manager  # noqa: B018
 
 
 # ---- what is saved
@@ -98,11 +95,6 @@ def test_every_kind_of_file_is_written_atomically(
     save, expected = SAVES[what]
     save(manager)
     assert written == expected
-
-
-def test_a_saved_json_file_is_strict(manager: ExperimentManager) -> None:
-    manager.save_json("metrics.json", {"mse": np.array([1.0, np.nan])})
-    assert strict((manager.directory / "metrics.json").read_bytes()) == {"mse": [1.0, None]}
 
 
 def test_the_last_checkpoint_the_one_before_and_the_best_are_files_of_their_own(manager: ExperimentManager) -> None:
@@ -155,12 +147,6 @@ def test_equal_figures_are_equal_files_in_both_formats(tmp_path: Path) -> None:
             manager.save_figure("curve", a_figure(), 0)
             made.append([(manager.directory / "plots" / f"curve.{suffix}").read_bytes() for suffix in ("png", "pdf")])
     assert made[0] == made[1] and made[0][0].startswith(b"\x89PNG") and made[0][1].startswith(b"%PDF")
-
-
-def test_the_arrays_behind_the_figures_are_stored(manager: ExperimentManager) -> None:
-    manager.save_arrays({"errors": np.arange(6.0).reshape(2, 3)})
-    with np.load(manager.directory / "plots" / "data.npz", allow_pickle=False) as stored:
-        np.testing.assert_array_equal(stored["errors"], [[0, 1, 2], [3, 4, 5]])
 
 
 def test_a_reopened_run_appends_to_its_log_with_the_time(tmp_path: Path) -> None:
@@ -248,23 +234,13 @@ def test_a_logger_that_fails_becomes_one_warning_that_the_report_keeps(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(manager, "_writer", Broken())
-        patch.setattr(manager, "_log_file", Broken())
+        patch.setattr(results_manager, "open", Broken().open, raising=False)
         for _ in range(2):
             LOGGING[what](manager)
     assert len(manager.warnings) == 1 and "No space left on device" in manager.warnings[0]
     assert capsys.readouterr().err == f"warning: {manager.warnings[0]}\n"
     manager.save_report("complete", {})
     assert strict((manager.directory / "full_report.json").read_bytes())["warnings"] == manager.warnings
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_closing_a_log_on_a_full_disk_is_a_warning(tmp_path: Path) -> None:
-    with managed(tmp_path / "run") as manager:
-        manager._log_file.close()
-        manager._log_file = open("/dev/full", "a", buffering=1)  # noqa: SIM115
-        manager.log("a line that stays in the buffer")
-        manager.close()
-    assert len(manager.warnings) >= 1
 
 
 def test_a_tensorboard_that_cannot_be_imported_is_a_warning(
@@ -279,13 +255,6 @@ def test_a_tensorboard_that_cannot_be_imported_is_a_warning(
 def test_plots_that_cannot_be_written_are_warnings(manager: ExperimentManager, full_disk: Any, what: str) -> None:
     with full_disk("replace"):
         SAVES[what][0](manager)
-    assert manager.warnings
-
-
-def test_a_figure_that_cannot_be_drawn_is_a_warning(manager: ExperimentManager, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = a_figure()
-    monkeypatch.delattr(Figure, "savefig")
-    manager.save_figure("curve", figure, 0)
     assert manager.warnings
 
 

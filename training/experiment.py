@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from config import Config, ConfigError
-from dataset import HeldOut, Points, TaskDataset, TaskGenerator, stream
+from dataset import HeldOut, TaskDataset, TaskGenerator, stream
 from evaluation.errors import held_out_errors
-from learner import MetaLearner, predict_tasks
+from evaluation.examples import example_arrays
+from learner import MetaLearner
 from results_manager import ExperimentManager, NullManager
 from system.errors import checkpoint_errors
 from system.host import resolve_device
@@ -37,8 +38,9 @@ class Experiment:
         self.method, self.tasks, self.generator, self.config = method, tasks, generator, config
         device = resolve_device(config.DEVICE)
         check_memory(config, learner, device)
-        for split, shots in [("validation", config.SUPPORT_SAMPLES), *(("test", shots) for shots in config.EVAL_SHOTS)]:
-            generator.split(split, 2, 0, shots)  # raises where there are too few of them
+        generator.split("validation", 2, 0, config.SUPPORT_SAMPLES)  # raises where there are too few of them
+        for shots in config.evaluation_shots:
+            generator.split("test", 2, 0, shots)
         self.record = dict(generator.record())  # of the tasks
         seed = config.RANDOM_SEED
         sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
@@ -106,16 +108,11 @@ class Experiment:
         if any(state.get("data", {}).get(name) != self.record.get(name) for name in ("points_sha256", "splits_sha256")):
             raise ValueError("measurements or splits that changed since")
 
-    def metrics(self, done: int, evaluation: dict[str, Any] | None) -> dict[str, Any]:
-        """The contents of metrics.json after `done` steps."""
-        performance = {
-            "iterations": done,
-            "train_seconds": self.train_seconds,
-            "ms_per_iteration": 1000 * self.train_seconds / max(done, 1),
-            "compile_seconds": self.trainer.compile_seconds,
-        }
-        record = {"schema_version": 1, "method": self.method} | self.history
-        return record | {"evaluation": evaluation, "performance": performance}
+    def performance(self) -> dict[str, float]:
+        """How many steps were taken, and in what time."""
+        done, seconds = self.trainer.iteration, self.train_seconds
+        timing = {"iterations": done, "train_seconds": seconds, "ms_per_iteration": 1000 * seconds / max(done, 1)}
+        return timing | {"compile_seconds": self.trainer.compile_seconds}
 
     # ---- training
 
@@ -132,8 +129,9 @@ class Experiment:
         """Train to the end or to a signal; log, validate and save on the way."""
         config, trainer, total = self.config, self.trainer, self.config.iterations
         validation, before = self.held_out("validation", config.SUPPORT_SAMPLES), self.train_seconds
+        intervals = config.LOG_INTERVAL, config.VALIDATION_INTERVAL, config.CHECKPOINT_INTERVAL
         with closing(Progress(trainer.iteration, total, self.manager.log)) as progress:
-            for iteration, metrics in trainer.train(config.intervals):
+            for iteration, metrics in trainer.train(intervals):
                 last = iteration == total
                 if last or iteration % config.LOG_INTERVAL == 0:
                     values = metrics.tolist()  # waits for the device
@@ -182,39 +180,12 @@ class Experiment:
             if self.config.INPUT_DIM == 1 and count in PICTURED_VALIDATIONS and iteration < self.config.iterations:
                 self.manager.attempt("figures", lambda: self.show_progress(iteration))
 
-    def example_arrays(self, learner: MetaLearner, shots: int) -> tuple[dict[str, np.ndarray], Points, np.ndarray]:
-        """A few tasks on a grid, and the network of `learner` adapted to them.
-
-        Returns arrays for figures, in own units; and in the network's the support and the grid [T, 201, 1].
-        """
-        params, support = self.generator.examples(6, shots)
-        grid = np.linspace(*self.generator.x_range, 201, dtype=np.float32)
-        x = np.repeat(grid[None, :, None], len(params), axis=0)
-        own = self.generator.unscale
-        shown = own(support)
-        arrays = {"axis_names": np.array(self.generator.axis_names), "grid": own(Points(grid[:, None], grid)).x[:, 0]}
-        arrays |= {"grid_support_x": shown.x[..., 0], "grid_support_y": shown.y[..., 0]}
-        if (truth := self.generator.truth(params, x)) is not None:
-            arrays["grid_truth"] = truth[..., 0]
-        if names := self.generator.task_names(params):
-            subject = self.record.get("columns", [""])[0]  # a bare number says little
-            arrays["grid_names"] = np.array([f"{subject} {name}".strip() if name.isdecimal() else name for name in names])
-        if (measured := self.generator.measurements("test")) is not None:
-            places = np.searchsorted(self.generator.split("test", 0, 0)[:, 0], params[:, 0])
-            found = [np.hstack(own(measured[place])) for place in places]  # [N, 2]
-            known = np.full((len(found), max(map(len, found)), 2), np.nan)  # NaN behind the shorter ones
-            for row, points in zip(known, found, strict=True):
-                row[: len(points)] = points
-            arrays |= {"grid_points_x": known[..., 0], "grid_points_y": known[..., 1]}
-        predictions = predict_tasks(learner, support, x, self.config.EVAL_STEPS)[0]
-        arrays["grid_predictions"] = own(Points(grid[:, None], predictions)).y
-        return arrays, support, x
-
     def show_progress(self, iteration: int) -> None:
         """The example tasks as the learner fits them now, small, into TensorBoard."""
         from report.figures import example_figure  # takes half a second: not before the first step
 
-        arrays = self.example_arrays(self.learner, self.config.SUPPORT_SAMPLES)[0]
+        config, subject = self.config, self.record.get("columns", [""])[0]
+        arrays = example_arrays(self.learner, self.generator, config.SUPPORT_SAMPLES, config.EVAL_STEPS, subject)[0]
         figure = example_figure(arrays, f"after {iteration} outer steps", most=3)
         self.manager.log_figure("training/task_predictions", figure, iteration)
 
@@ -225,17 +196,15 @@ class Experiment:
         self.trainer.close()
         self.manager.close()
 
-    def stop_early(self, status: str, reason: str) -> None:
-        """Record what there is of a run that did not come to its end."""
-        metrics = self.metrics(self.trainer.iteration, None)
-        self.manager.save_json("metrics.json", metrics)
-        self.report(status, {"reason": reason, "timing": metrics["performance"]})
-
-    def report(self, status: str, contents: dict[str, Any]) -> None:
-        """Write full_report.json, and say how the run ended."""
-        basis: dict[str, Any] = {"data": self.record} if self.record else {}
-        basis |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.world}
-        self.manager.save_report(status, basis | {"compilation": self.trainer.compile_note} | contents)
+    def report(self, status: str, **contents: Any) -> None:
+        """Write metrics.json and full_report.json with `contents`, the `results` or else a `reason`; say how the run ended."""
+        performance = self.performance()
+        metrics = {"schema_version": 1, "method": self.method, **self.history, "evaluation": contents.get("results")}
+        self.manager.save_json("metrics.json", metrics | {"performance": performance})
+        about: dict[str, Any] = {"data": self.record} if self.record else {}
+        about |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.world}
+        about |= {"compilation": self.trainer.compile_note, "timing": performance}
+        self.manager.save_report(status, about | contents)
         print_once(f"{status}: {self.manager.display_path}")
 
 

@@ -39,16 +39,12 @@ class Progress:
         self.bar.update(iteration - self.bar.n)
         if time.perf_counter() - self.last_line > SECONDS_BETWEEN_LINES or iteration == self.total:
             self.last_line = time.perf_counter()
-            line = f"step {iteration} of {self.total}: {status}{self._time_left(iteration)}"
+            left = (self.total - iteration) / self.steps_per_second(iteration)
+            time_left = f"{left:.0f} s left" if left < 100 else f"{left / 60:.0f} min left"
+            line = f"step {iteration} of {self.total}: {status}" + (f", {time_left}" if left else "")
             self.log(line)
             if self.bar.disable:
                 print_once(line)
-
-    def _time_left(self, iteration: int) -> str:
-        left = (self.total - iteration) / self.steps_per_second(iteration)
-        if iteration == self.total:
-            return ""
-        return f", {left:.0f} s left" if left < 100 else f", {left / 60:.0f} min left"
 
     def close(self) -> None:
         self.bar.close()

@@ -105,27 +105,10 @@ def test_a_run_is_kept_by_the_settings_that_have_an_effect(tmp_path: Path) -> No
     assert new("LEO", tmp_path, {"HIDDEN_DIM": 9}).directory != one.directory != new("LEO", tmp_path, seed=1).directory
 
 
-@pytest.mark.chaos
-def test_an_interrupted_run_goes_on_in_a_process_of_its_own(tmp_path: Path) -> None:
-    """And comes to the same end as one that was never interrupted."""
-    whole, halved = (new("oracle", tmp_path / name, {"CHECKPOINT_INTERVAL": 2}) for name in ("whole", "halved"))
-    assert train([whole], 0) == 1 and train([halved], 0) == 1
-    (halved.directory / "checkpoints" / "previous.pt").replace(halved.checkpoint)
-    (halved.directory / "full_report.json").unlink()
-    assert not halved.complete and train([halved], 1) == 1 and halved.complete
-    assert whole.read("metrics.json")["evaluation"] == halved.read("metrics.json")["evaluation"]
-
-
 def test_a_run_that_fails_is_named_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"oracle, seed 0 .*DEVICE can't be used") as caught:
         train([new("oracle", tmp_path, {"DEVICE": "cuda:99"})], 0)
     assert caught.value.code == 2
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
-    one = new("oracle", tmp_path)
-    (one.directory / "checkpoints").mkdir(parents=True)
-    assert train([one], 0) == 1 and one.complete
 
 
 # ---- baselines
@@ -137,18 +120,6 @@ def test_the_oracle_has_amplitude_and_phase_as_inputs(sinusoids: SinusoidalTaskG
     inputs = generator.inputs(params, tasks.query.x)
     assert inputs.shape == (20, 30, 3) and np.abs(inputs).max() <= 5.0001
     assert_allclose(generator.curve(generator.draw(20, stream(0, "functions")), inputs), tasks.query.y, atol=1e-5)
-
-
-def test_the_oracle_learns(tmp_path: Path) -> None:
-    """Without adapting it is soon better than the best single function, which is at 3.0; in full it is below 0.005."""
-    longer = {"HIDDEN_DIM": 40, "NUM_TASKS": 15_000, "META_BATCH_SIZE": 25, "VALIDATION_INTERVAL": 600}
-    one = methods.TRAININGS["oracle"]
-    run = new_run("oracle", "maml", "oracle", tmp_path, one.settings | {"META_LEARNING_RATE": 0.005}, methods.QUICK | longer)
-    train([run], 0)
-    config = Config(EVAL_TASKS=50, EVAL_QUERY_SAMPLES=40, EVAL_STEPS=2, EVAL_SHOTS=(5, 10))
-    entry = baselines.oracle(run.directory, config)
-    assert {shots: found.shape for shots, found in entry.errors.items()} == {5: (50, 3), 10: (50, 3)}
-    assert entry.errors[10].mean() < 0.5 and (entry.errors[10] == entry.errors[10][:, :1]).all()
 
 
 class FakeExperiment:

@@ -96,23 +96,6 @@ def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path: Path, monkey
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--seeds", "0-1", "--seed", "3"],
-        ["--seeds", "0-1", "--set", "RANDOM_SEED=3"],
-        ["--seeds", "0-1", "--resume", "latest"],
-        ["--seeds", ""],
-    ],
-    ids=" ".join,
-)
-def test_seeds_with_what_contradicts_them_are_refused(
-    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main.main([*argv, "--output", str(tmp_path / "out")]) == 2
-    assert re.fullmatch(r"error: .*seed.*\n", capsys.readouterr().err) and not (tmp_path / "out").exists()
-
-
 # ---- comparisons
 
 
@@ -141,24 +124,23 @@ def test_runs_judged_on_other_tasks_are_refused_naming_the_keys(runs: Path, caps
 
 
 @pytest.mark.parametrize(
-    "argv",
+    "words",
     [
-        ["--compare"],
-        ["--compare", "nowhere"],
-        ["--compare", ""],
-        ["--compare", "latest", "--method", "leo"],
-        ["--compare", "latest", "--set", "EPOCHS=1"],
-        ["--compare", "latest", "--name", "mine"],
-        ["--compare", "latest", "--resume", "latest"],
+        *("--seeds 0-1 --seed 3", "--seeds 0-1 --set RANDOM_SEED=3", "--seeds 0-1 --resume latest", "--seeds="),
+        *("--compare", "--compare nowhere", "--compare=", "--compare latest --method leo", "--compare latest --set EPOCHS=1"),
+        *("--compare latest --name mine", "--compare latest --resume latest"),
+        *("--method leo leo", "--method leo maml --resume latest", "--method leo maml --set NO_SUCH=1"),
+        *("--method leo maml --predict latest --points docs/points.csv", "--method maml anil --set LEO_LATENT_DIM=3"),
     ],
-    ids=" ".join,
 )
-def test_a_comparison_that_makes_no_sense_is_refused(
-    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_actions_that_make_no_sense_are_refused(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main.main([*argv, "--output", str(tmp_path / "out")]) == 2
-    assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and not list(tmp_path.iterdir())
+    assert main.main([*words.split(), "--output", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert re.fullmatch(r"error: [^\n]+\n", printed) and not list(tmp_path.iterdir())
+    assert "seed" in printed or "--seeds" not in words
 
 
 # ---- predictions
@@ -260,9 +242,6 @@ def test_a_prediction_that_makes_no_sense_is_refused(argv: list[str], runs: Path
     assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and files(runs) == before
 
 
-# ---- several methods
-
-
 # ---- runs whose files are damaged or another's
 
 
@@ -293,7 +272,7 @@ def test_a_best_checkpoint_of_another_run_is_not_judged(
     before = json.loads((own / "metrics.json").read_text())["method"]
     assert main.main(["--evaluate", str(own)]) == 0
     error = capsys.readouterr().err
-    assert "best.pt: the checkpoint does not fit this run" in error and "judging the last one instead" in error
+    assert "best.pt: the checkpoint does not fit this run" in error and "evaluating the last one instead" in error
     assert json.loads((own / "metrics.json").read_text())["method"] == before
 
 
@@ -417,19 +396,3 @@ def test_a_comparison_whose_tasks_are_gone_is_refused_and_leaves_no_folder(chose
     (runs[0] / "table.csv").unlink()
     assert main.main(["--compare", *map(str, runs), "--output", str(tmp_path)]) == 2
     assert sorted(tmp_path.iterdir()) == sorted(runs)
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--method", "leo", "leo"],
-        ["--method", "leo", "maml", "--resume", "latest"],
-        ["--method", "leo", "maml", "--predict", "latest", "--points", "docs/points.csv"],
-        ["--method", "leo", "maml", "--set", "NO_SUCH=1"],
-        ["--method", "maml", "anil", "--set", "LEO_LATENT_DIM=3"],
-    ],
-    ids=" ".join,
-)
-def test_several_methods_where_they_make_no_sense_are_refused(argv: list[str], tmp_path: Path) -> None:
-    assert main.main([*argv, "--output", str(tmp_path / "out")]) == 2
-    assert not (tmp_path / "out").exists()

@@ -64,7 +64,7 @@ class Lines(MetaLearner):
     """A learner whose predictions after s gradients are (s + noise) * mean(x)."""
 
     def __init__(self, noise_dim: int = 0, limit: float = np.inf):
-        super().__init__()
+        torch.nn.Module.__init__(self)
         self.noise_dim, self.network = noise_dim, Slope(limit)  # type: ignore[assignment]
         self.start = torch.nn.Parameter(torch.zeros(1))
 
@@ -174,7 +174,7 @@ def test_errors_are_those_on_the_points_before_and_after_adapting() -> None:
     prediction = Case(Lines(), points_at(1, 2)).prediction
     assert_allclose(prediction.errors, [1, (4 + 25) / 2])
     assert_allclose(prediction.outputs, [0 * prediction.x[:, 0], 3 * prediction.x[:, 0]], rtol=1e-6)
-    assert prediction.band is None
+    assert len(prediction.band) == 0
 
 
 @pytest.mark.parametrize("count", [2, 200])
@@ -287,8 +287,14 @@ def test_the_table_has_a_row_for_each_place_on_the_grid() -> None:
     assert rows[-1]["extrapolated"] == "1"
 
 
-ENTRY = {"quantiles": (LEVELS * 10).tolist(), "floor": [1.0] * 9, "centre": [0.0] * 9, "spread": [1.0] * 9, "noise": 0.0}
-CALIBRATED = {"3": {"1": ENTRY | {"coefficients": [0.0] * 19, "seen": [[0.0] * 9, [1e9] * 9]}}}  # a constant width
+ENTRY = {
+    "quantiles": (LEVELS * 10).tolist(),
+    "floor": [1.0] * 10,
+    "centre": [0.0] * 10,
+    "feature_std": [1.0] * 10,
+    "noise": 0.0,
+}
+CALIBRATED = {"3": {"1": ENTRY | {"coefficients": [0.0] * 21, "seen": [[0.0] * 10, [1e9] * 10]}}}  # a constant width
 
 
 def test_the_table_has_the_interval_where_there_is_one() -> None:

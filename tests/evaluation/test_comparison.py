@@ -18,6 +18,7 @@ from commands.compare import draw, read_run, write
 from config import Config
 from evaluation.comparison import SAME_METHOD, Comparison, Entry, Row, choice, compare_entries, entries
 from evaluation.statistics import geometric_mean, mean_and_interval, t_quantile
+from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from system.errors import RunError
 from system.files import to_json
@@ -29,6 +30,10 @@ Make = Callable[..., Path]
 def errors_of(seed: int, shots: tuple[int, ...] = (5, 10), steps: int = 6, scale: float = 1.0) -> dict[int, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {count: scale * rng.uniform(0.1, 2.0, (TASKS, steps + 1)) for count in shots}
+
+
+def text_of(comparison: Comparison) -> str:
+    return text_table(comparison_table(comparison))
 
 
 @pytest.fixture
@@ -167,23 +172,18 @@ def test_runs_with_another_number_of_test_tasks_are_refused(make: Make) -> None:
     assert f"got EVAL_TASKS=3; expected EVAL_TASKS={TASKS}" in refusal(make("a"), second)
 
 
-def test_every_setting_that_differs_is_named(make: Make) -> None:
-    line = refusal(make("a"), make("b", NOISE_STD=0.3, X_MAX=4.0))
-    assert "got X_MAX=4.0, NOISE_STD=0.3; expected X_MAX=5.0, NOISE_STD=0.0" in line
-
-
-def test_runs_of_another_task_family_are_refused(make: Make) -> None:
-    assert "got task family=sine-line; expected task family=sinusoid" in refusal(make("a"), make("b", tasks="sine-line"))
-
-
-def test_runs_with_equal_settings_but_other_test_functions_are_refused(make: Make) -> None:
-    second = make("b", RANDOM_SEED=1, params=np.zeros((TASKS, 3), np.float32))
-    assert "got other test_params" in refusal(make("a"), second)
-
-
-def test_runs_without_a_common_number_of_shots_are_refused(make: Make) -> None:
-    line = refusal(make("a"), make("b", method="leo", EVAL_SHOTS=(20,)))
-    assert line.startswith("EVAL_SHOTS has no value in common (got MAML: [5, 10]; LEO: [20]")
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"NOISE_STD": 0.3, "X_MAX": 4.0}, "got X_MAX=4.0, NOISE_STD=0.3; expected X_MAX=5.0, NOISE_STD=0.0"),
+        ({"tasks": "sine-line"}, "got task family=sine-line; expected task family=sinusoid"),
+        ({"method": "leo", "EVAL_SHOTS": (20,)}, "EVAL_SHOTS has no value in common (got MAML: [5, 10]; LEO: [20]"),
+        ({"RANDOM_SEED": 1, "params": np.zeros((TASKS, 3), np.float32)}, "got other test_params"),
+    ],
+    ids=["two settings", "family", "shots", "functions"],
+)
+def test_what_differs_is_named(make: Make, settings: dict[str, Any], line: str) -> None:
+    assert line in refusal(make("a"), make("b", **settings))
 
 
 def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last_error(make: Make) -> None:
@@ -193,20 +193,17 @@ def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last
     means = {(row.group, row.gradients): row.mean for row in comparison.rows}
     assert means["LEO", 6] == means["LEO", 3] == runs[1].errors[10][:, -1].mean() != means["LEO", 2]
     assert means["MAML", 6] == runs[0].errors[10][:, -1].mean() != means["MAML", 3]
-    assert "Fewer gradients are taken by LEO 3: their last rows are after these." in text_table(comparison)
+    assert "Fewer gradients are taken by LEO 3: their last rows are after these." in text_of(comparison)
 
 
 # ---- groups
 
 
-def test_one_method_is_labelled_by_its_name_alone(make: Make) -> None:
+def test_labels_hold_the_settings_that_tell_runs_of_a_method_apart(make: Make) -> None:
     runs = [make("a"), make("b", method="leo", EPOCHS=3), make("c", RANDOM_SEED=1)]
     assert labels(*runs) == ["MAML", "LEO", "MAML"]
-
-
-def test_settings_that_tell_runs_of_a_method_apart_are_in_their_labels(make: Make) -> None:
-    runs = [make("a"), make("b", FIRST_ORDER=True, EPOCHS=3), make("c", method="leo")]
-    assert labels(*runs) == ["MAML EPOCHS=70 FIRST_ORDER=false", "MAML EPOCHS=3 FIRST_ORDER=true", "LEO"]
+    other = make("d", FIRST_ORDER=True, EPOCHS=3)
+    assert labels(runs[0], other, runs[1]) == ["MAML EPOCHS=70 FIRST_ORDER=false", "MAML EPOCHS=3 FIRST_ORDER=true", "LEO"]
 
 
 @pytest.mark.parametrize("key", sorted(set(SAME_METHOD) - {"RANDOM_SEED"}))
@@ -298,30 +295,21 @@ def values(found: list[Entry], label: str) -> np.ndarray:
     return np.stack([entry.errors[10][:, 6] for entry in found if entry.label == label])
 
 
-def test_the_mean_is_over_seeds_and_tasks(found: list[Entry], comparison: Comparison) -> None:
-    one = row(comparison, "ONE")
+def test_a_row_holds_means_intervals_and_paired_differences(found: list[Entry], comparison: Comparison) -> None:
+    one, two = row(comparison, "ONE"), row(comparison, "TWO")
+    each, seeds = values(found, "ONE").mean(0), values(found, "ONE").mean(1)
     assert (one.seeds, one.tasks) == (3, TASKS)
     assert_allclose(one.mean, values(found, "ONE").mean())
+    assert_allclose(one.ci_tasks, 1.96 * np.sqrt(np.square(each - each.mean()).sum() / 11 / TASKS))
+    assert_allclose(one.ci_seeds, 4.303 * np.sqrt(np.square(seeds - seeds.mean()).sum() / 2 / 3))  # Student's
+    paired = values(found, "TWO").mean(0) - each
+    assert_allclose([two.difference, two.difference_ci], [paired.mean(), 1.96 * paired.std(ddof=1) / np.sqrt(TASKS)])
 
 
-def test_the_interval_over_tasks_is_that_of_each_tasks_mean_over_seeds(found: list[Entry], comparison: Comparison) -> None:
-    each = values(found, "ONE").mean(0)
-    assert_allclose(row(comparison, "ONE").ci_tasks, 1.96 * np.sqrt(np.square(each - each.mean()).sum() / 11 / TASKS))
-
-
-def test_the_interval_over_seeds_is_students(found: list[Entry], comparison: Comparison) -> None:
-    seeds = values(found, "ONE").mean(1)
-    assert_allclose(row(comparison, "ONE").ci_seeds, 4.303 * np.sqrt(np.square(seeds - seeds.mean()).sum() / 2 / 3))
-
-
-def test_one_seed_has_no_interval_over_seeds(comparison: Comparison) -> None:
+def test_one_seed_has_no_interval_over_seeds_and_the_first_no_difference(comparison: Comparison) -> None:
     assert np.isnan(row(comparison, "baseline").ci_seeds)
-
-
-def test_differences_are_paired_by_task(found: list[Entry], comparison: Comparison) -> None:
-    each = values(found, "TWO").mean(0) - values(found, "ONE").mean(0)
-    two = row(comparison, "TWO")
-    assert_allclose([two.difference, two.difference_ci], [each.mean(), 1.96 * each.std(ddof=1) / np.sqrt(TASKS)])
+    one = row(comparison, "ONE")
+    assert np.isnan(one.difference) and np.isnan(one.difference_ci) and one.verdict == ""
 
 
 def test_a_constant_difference_is_found_however_much_the_tasks_differ() -> None:
@@ -329,11 +317,6 @@ def test_a_constant_difference_is_found_however_much_the_tasks_differ() -> None:
     comparison = compare_entries([Entry("a", {5: hard}), Entry("b", {5: hard - 1e-3})])
     assert row(comparison, "b", 5, 0).verdict == "lower"
     assert row(comparison, "b", 5, 0).ci_tasks > 1
-
-
-def test_the_first_group_is_not_compared_with_itself(comparison: Comparison) -> None:
-    one = row(comparison, "ONE")
-    assert np.isnan(one.difference) and np.isnan(one.difference_ci) and one.verdict == ""
 
 
 @pytest.mark.parametrize(
@@ -354,7 +337,7 @@ def test_gradients_that_change_nothing_have_no_rows_of_their_own() -> None:
     solved = {5: np.repeat(errors_of(0)[5][:, :2], [1, 10], axis=1)}
     baseline = {5: np.repeat(solved[5][:, :1], 11, axis=1)}
     found = [Entry("a", solved), Entry("b", baseline), Entry("c", {5: np.linspace(solved[5][:, 0], 1, 11, axis=1)})]
-    rows = [line.split()[1:3] for line in text_table(compare_entries(found)).splitlines() if line.startswith("5 ")]
+    rows = [line.split()[1:3] for line in text_of(compare_entries(found)).splitlines() if line.startswith("5 ")]
     assert rows == [["0", "a"], ["0", "c"], ["1", "c"], ["5", "c"], ["10", "a"], ["10", "b"], ["10", "c"]]
 
 
@@ -364,8 +347,8 @@ def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_
     for shots, count, quantile in ((5, TASKS, t_quantile(TASKS - 1)), (10, 5, 2.776)):
         (one,) = [one for one in subjects.rows if (one.group, one.shots, one.gradients) == ("a", shots, 1)]
         assert_allclose(one.ci_tasks, quantile * found[0].errors[shots][:, 1].std(ddof=1) / np.sqrt(count))
-    assert f"over {TASKS} or 5 test tasks" in text_table(subjects)
-    assert f"over {TASKS} test tasks" in text_table(compare_entries([Entry(name, errors_of(0)) for name in "ab"]))
+    assert f"over {TASKS} or 5 test tasks" in text_of(subjects)
+    assert f"over {TASKS} test tasks" in text_of(compare_entries([Entry(name, errors_of(0)) for name in "ab"]))
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1e308])
@@ -374,7 +357,7 @@ def test_a_diverged_task_shows_and_spoils_nothing_else(found: list[Entry], bad: 
     found[5].errors[10][:, 4:] = bad
     comparison = compare_entries(found)
     assert not row(comparison, "TWO").mean < 1e300 and row(comparison, "TWO", gradients=3).verdict == "lower"
-    assert "diverged" in text_table(comparison)
+    assert "diverged" in text_of(comparison)
     assert csv_table(comparison) and draw(comparison, "a title")
 
 
@@ -399,24 +382,17 @@ def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison: Compa
     assert rows[-1]["ci_seeds"] == "" and rows[-3]["difference"] == ""
 
 
-def test_the_terminals_table_shows_0_1_5_and_the_last_gradient(comparison: Comparison) -> None:
-    lines = [line.split() for line in text_table(comparison).splitlines() if line.startswith("10 ")]
-    assert [(line[1], line[2]) for line in lines] == [(n, g) for n in "0156" for g in ("ONE", "TWO", "baseline")]
-    assert lines[-2][-1] == "lower"
-
-
-def test_the_terminals_table_shows_a_label_as_it_is(found: list[Entry]) -> None:
-    assert "naïve" in text_table(compare_entries([*found, Entry("naïve", errors_of(4))]))
-
-
-def test_the_columns_of_the_terminals_table_stand_below_each_other(comparison: Comparison) -> None:
-    lines = text_table(comparison).splitlines()
+def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns(comparison: Comparison) -> None:
+    lines = text_of(comparison).splitlines()
+    rows = [line.split() for line in lines if line.startswith("10 ")]
+    assert [(row[1], row[2]) for row in rows] == [(n, g) for n in "0156" for g in ("ONE", "TWO", "baseline")]
+    assert rows[-2][-1] == "lower"
     start = lines[0].index("seeds")
     assert {line[start] for line in lines if line.startswith(("5 ", "10 "))} == {"1", "3"}
 
 
 def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> None:
-    table = markdown_table(compare_entries([*found, Entry("a|b", errors_of(4))]), "A title")
+    table = markdown_table(comparison_table(compare_entries([*found, Entry("a|b", errors_of(4))])), "A title")
     assert table.startswith("# A title\n\n| K |")
     rows = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in rows} == {9} and len(rows) == 2 + 2 * 4 * 4
@@ -437,4 +413,4 @@ def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison,
 def test_few_gradients_can_be_compared(steps: int, tmp_path: Path) -> None:
     comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
     assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
-    assert len(text_table(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2
+    assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2

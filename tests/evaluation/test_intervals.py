@@ -12,26 +12,26 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-import commands.calibrate as calibrate_module
 import main
 from config import Config
 from dataset import Points, SinusoidalTaskGenerator, stream
+from evaluation import errors as errors_module
 from evaluation.intervals import (
     LEVELS,
     SURE,
     calibrate,
     difficulty_features,
     entry_for,
+    evaluate_intervals,
     half_widths,
     interval_score,
-    judge_intervals,
     quantile,
     rank_correlation,
     scale,
     task_quantiles,
     task_weights,
 )
-from learner import posterior_std
+from learner import AdaptedTasks, adapt_tasks
 from registry import METHODS, TASKS, defaults
 from regressor import FewShotRegressor
 from report.figures import run_figures
@@ -58,20 +58,20 @@ def tasks(count: int, points: int, seed: int, alike: float = 0.0) -> tuple[Array
 @pytest.mark.parametrize("alike", [0.0, 0.9])
 def test_intervals_hold_their_share_of_new_tasks(coverage: float, alike: float) -> None:
     entry = calibrate(*tasks(400, 20, 0, alike))
-    held = judge_intervals(entry, *tasks(400, 20, 1, alike), coverage)[0]["coverage"]
+    held = evaluate_intervals(entry, *tasks(400, 20, 1, alike), coverage)[0]["coverage"]
     assert abs(held - coverage) < 0.05
 
 
 def test_a_few_tasks_are_off_by_no_more_than_their_number_explains() -> None:
     held = [
-        judge_intervals(calibrate(*tasks(8, 30, 2 * seed, 0.3)), *tasks(50, 30, 2 * seed + 1, 0.3))[0]["coverage"]
+        evaluate_intervals(calibrate(*tasks(8, 30, 2 * seed, 0.3)), *tasks(50, 30, 2 * seed + 1, 0.3))[0]["coverage"]
         for seed in range(20)
     ]
     assert abs(np.mean(held) - 0.9) < 0.03
 
 
 def test_width_follows_difficulty_and_beats_a_constant_width() -> None:
-    result, arrays = judge_intervals(calibrate(*tasks(200, 20, 0)), *tasks(200, 20, 1))
+    result, arrays = evaluate_intervals(calibrate(*tasks(200, 20, 0)), *tasks(200, 20, 1))
     assert result["rank_correlation"] > 0.8
     assert result["score"] < 0.9 * result["constant_score"]
     assert arrays["width"].shape == arrays["error"].shape == (200,)
@@ -85,7 +85,7 @@ def test_hints_that_say_nothing_cost_nothing() -> None:
         residuals = rng.normal(size=(count, 10))
         return rng.uniform(0.1, 1, (count, 10, 3)), residuals, residuals, np.arange(count)
 
-    result, _ = judge_intervals(calibrate(*noise(200)), *noise(200))
+    result, _ = evaluate_intervals(calibrate(*noise(200)), *noise(200))
     assert_allclose(result["score"], result["constant_score"], rtol=0.03)
 
 
@@ -127,7 +127,7 @@ def test_what_diverged_has_the_whole_line_and_spoils_no_other_interval() -> None
     assert scale(again, features[:1])[0, 0] == np.inf
     fine = half_widths(again, features[1:2], 0.5)
     assert np.isfinite(fine).all() and abs(np.log(fine / half_widths(entry, features[1:2], 0.5))).max() < 0.3
-    result, _ = judge_intervals(again, features, clean, measured, owners)
+    result, _ = evaluate_intervals(again, features, clean, measured, owners)
     assert result["coverage"] > 0.9 and result["width"] == np.inf
 
 
@@ -136,7 +136,7 @@ def test_any_residuals_give_an_entry_and_intervals_without_a_warning(value: floa
     features, clean = np.full((3, 4, 2), min(value, 1e30)), np.full((3, 4), value)
     entry = calibrate(features, clean, clean, np.arange(3))
     assert not np.isnan(half_widths(entry, features, 0.9)).any()
-    judge_intervals(entry, features, clean, clean, np.arange(3))
+    evaluate_intervals(entry, features, clean, clean, np.arange(3))
     json.dumps(entry)
 
 
@@ -163,7 +163,7 @@ def test_the_spread_is_the_posterior_deviation_of_ridge_regression_on_the_last_h
     rng = np.random.default_rng(0)
     support = Points(*(rng.normal(size=(3, shots, 1)).astype(np.float32) for _ in range(2)))
     x = rng.normal(size=(3, 5, 1)).astype(np.float32)
-    found = posterior_std(learner, support, x, 1)
+    found = adapt_tasks(learner, support, x, 1).std
     precision = np.diag(np.exp(learner.log_precision.detach().double().numpy()))
     for task in range(3):
         known, asked = (
@@ -179,15 +179,9 @@ def test_the_spread_of_any_method_grows_away_from_the_support_points_whatever_be
     learner = METHODS[method].from_config(Config(HIDDEN_DIM=20), stream(0, "weights"))
     support = Points(np.array([[[-1.0], [1.0]], [[-1.0], [1e30]]], np.float32), np.array([[[0.5], [1.0]]] * 2, np.float32))
     x = np.array([[[1.0], [5.0]]] * 2, np.float32)  # the second task's support point at 1e30 makes most methods diverge
-    near, far = posterior_std(learner, support, x, 5)[0]
+    near, far = adapt_tasks(learner, support, x, 5).std[0]
     assert 0 < near < far
-    assert_allclose(posterior_std(learner, Points(*(part[:1] for part in support)), x[:1], 5)[0], [near, far], rtol=1e-4)
-
-
-def test_a_checkpoint_from_before_the_spread_was_a_hint_keeps_its_intervals() -> None:
-    features, clean, measured, owners = tasks(50, 5, 0)
-    entry, more = calibrate(features, clean, measured, owners), np.append(features, np.ones((*clean.shape, 1)), axis=-1)
-    assert_array_equal(half_widths(entry, more, 0.9), half_widths(entry, features, 0.9))
+    assert_allclose(adapt_tasks(learner, Points(*(part[:1] for part in support)), x[:1], 5).std[0], [near, far], rtol=1e-4)
 
 
 def test_beyond_what_was_seen_widths_grow_with_the_residuals_at_the_support_points_and_with_nothing_unknown() -> None:
@@ -204,13 +198,6 @@ def test_beyond_what_was_seen_widths_grow_with_the_residuals_at_the_support_poin
         assert_allclose(width(place, 1000.0) / width(place, 100.0), 10, rtol=0.02)
     for place in (0, 1, 3, 4, 5, 6, 7, 8):
         assert width(place, 1000.0) == width(place, 100.0) and width(place, 0.0) == width(place, 0.1)
-
-
-def test_a_checkpoint_that_does_not_say_what_was_seen_goes_on_for_four_deviations() -> None:
-    features, clean, measured, owners = tasks(50, 5, 0)
-    entry = {name: value for name, value in calibrate(features, clean, measured, owners).items() if name != "seen"}
-    assert_allclose(half_widths(entry, features, 0.9), half_widths(calibrate(features, clean, measured, owners), features, 0.9))
-    assert_allclose(half_widths(entry, 1e6 * features, 0.9), half_widths(entry, 1e7 * features, 0.9))
 
 
 def test_the_score_is_width_and_a_penalty_outside() -> None:
@@ -255,15 +242,17 @@ def test_intervals_are_judged_on_the_first_test_tasks_and_a_diverged_one_is_amon
     )
     experiment = Experiment("maml", METHODS["maml"], "sinusoid", TASKS["sinusoid"](config), config)
 
-    def predictions(learner: Any, support: Points, x: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    def adapted(learner: Any, support: Points, x: np.ndarray, steps: int) -> AdaptedTasks:
         found = np.zeros((len(x), steps + 1, x.shape[1]), np.float32)
         found[2] = np.nan
-        return found, np.zeros((len(x), 0))
+        return AdaptedTasks(found, np.zeros((len(x), steps + 1, 10)), np.ones(x.shape[:2]), np.zeros((len(x), 0)))
 
-    monkeypatch.setattr(calibrate_module, "TASKS", 5)
-    monkeypatch.setattr(calibrate_module, "predict_tasks", predictions)
-    _, clean, measured, owners = calibrate_module.residuals(experiment, "test", 10)
-    y = experiment.held_out("test", 10).tasks.query.y[:5, : clean.shape[1], 0]
+    monkeypatch.setattr(errors_module, "INTERVAL_TASKS", 5)
+    monkeypatch.setattr(errors_module, "adapt_tasks", adapted)
+    held_out = experiment.held_out("test", 10)
+    found = errors_module.adapt_held_out(experiment.learner, experiment.generator, held_out, 2, stream(0, "measured"))
+    _, clean, measured, owners = found.residuals
+    y = held_out.tasks.query.y[:5, : clean.shape[1], 0]
     experiment.close()
     assert np.isinf(clean[2]).all() and np.isinf(measured[2]).all() and (task_weights(measured, owners).sum(1) > 0.99).all()
     assert_array_equal(np.delete(clean, 2, 0), np.delete(y, 2, 0))
@@ -278,7 +267,7 @@ def test_a_run_keeps_its_calibration_and_says_what_it_is_worth(name: str, runs: 
         assert found["level"] == 0.9 and 0.5 < found["coverage"] <= 1 and found["width"] > 0
         assert found["calibrated_on"] == calibration[count]["tasks"] >= 2
     assert (runs / name / "plots" / "intervals.png").exists()
-    assert "intervals hold" in (runs / name / "train.log").read_text()
+    assert "90% interval: holds, width" in (runs / name / "train.log").read_text()
     assert "90% interval" in (runs / name / "report.html").read_text()
 
 
@@ -306,9 +295,9 @@ def test_evaluating_after_other_gradients_adds_a_calibration_and_the_same_again_
 def test_intervals_that_fail_cost_a_run_a_warning_and_nothing_else(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("commands.calibrate.calibrate", lambda *_: 1 / 0)
+    monkeypatch.setattr("evaluation.evaluate.calibrate", lambda *_: 1 / 0)
     assert main.main(["--evaluate", str(runs / "R2D2_Table_a")]) == 0
-    assert "there are no intervals (ZeroDivisionError" in capsys.readouterr().err
+    assert "there are no intervals at K = 1 (ZeroDivisionError" in capsys.readouterr().err
     metrics = json.loads((runs / "R2D2_Table_a" / "metrics.json").read_bytes())
     assert all("interval" not in result for result in metrics["evaluation"]["shots"].values())
     assert metrics["evaluation"]["verdict"]

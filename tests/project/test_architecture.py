@@ -1,4 +1,4 @@
-"""The shape of the code: levels, sizes, who imports whom, and what the loop refuses to do."""
+"""The shape of the code: levels, who imports whom, and what the training loop refuses to do."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOUR = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-# the one table of levels: a folder is one room, and imports run only downward, or to the left within a line
+# The one table of levels. A folder is one room; imports run only downward, or to the left within a line.
 LEVELS = [line.split()[1:] for line in reversed(TOUR.split("```")[1].strip().splitlines())]
-ROOMS = [re.sub(r"\.py$|/$", "", name) for level in LEVELS for name in level]
-FILES = sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))])
-OURS = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
+ROOMS = [name.removesuffix(".py").removesuffix("/") for level in LEVELS for name in level]
+FILES = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).glob("*.py"))]
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path.read_text(encoding="utf-8")
+    for path in sorted(FILES)
+}
+TREES = {module: ast.parse(text) for module, text in SOURCES.items()}
 
 METHODS = {"maml", "leo"}
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
 PLOTS = {"matplotlib", "visualization", "report.figures", "report.prediction_figures"}
 DISK = {"pathlib", "io", "shelve", "tempfile", "zipfile", "pickle", "json"}
 METHODS_REFUSE = {"os", *DISK, *PLOTS, *TENSORBOARD, "training"}
-REFUSED = {  # imports that a module or folder must not have, however deep inside a function
+REFUSED = {  # imports that a module or room must not have, however deep inside a function
     "config": {"torch", "numpy"},
     "dataset": {"torch", "os", *DISK, *PLOTS},
+    "system": {"matplotlib"},
     "learner": {"os", *DISK, *PLOTS, *TENSORBOARD, "config"},
     "maml": METHODS_REFUSE,
     "leo": METHODS_REFUSE,
-    "methods": METHODS_REFUSE | {"maml", "leo"},
+    "methods": METHODS_REFUSE | METHODS,
     "training.step": {*DISK, *PLOTS, *TENSORBOARD, "config"},
     "training.loop": {*DISK, *PLOTS, *TENSORBOARD, "config"},
     "training": {"matplotlib", *TENSORBOARD},
@@ -45,7 +51,6 @@ REFUSED = {  # imports that a module or folder must not have, however deep insid
     "registry": {"matplotlib", "training", *TENSORBOARD},
     "main": {"matplotlib"},
 }
-NO_DISK = ("dataset", "learner", "maml", "leo", "training.step", "training.loop", "evaluation.errors", "visualization")
 NAME_METHODS = {"registry", "maml", "leo", "commands.runs", "main", "config"}  # `maml` is the default of --method
 
 
@@ -53,19 +58,10 @@ def room(name: str) -> str:
     return name.split(".")[0]
 
 
-def path_of(module: str) -> Path:
-    path = ROOT / Path(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def source(module: str) -> str:
-    return path_of(module).read_text(encoding="utf-8")
-
-
-def imported_names(text: str) -> set[str]:
+def imported_names(tree: ast.AST) -> set[str]:
     """Dotted names of everything that a source imports, at the top or inside a function."""
     names = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -73,15 +69,13 @@ def imported_names(text: str) -> set[str]:
     return names
 
 
-def imports(module: str) -> set[str]:
-    return imported_names(source(module))
+IMPORTS = {module: imported_names(tree) for module, tree in TREES.items()}
 
 
 def upward(module: str, names: set[str]) -> set[str]:
     """Which of the imported `names` do not stand below `module`."""
-    place = ROOMS.index(room(module))
     others = {name for name in names if room(name) in ROOMS and room(name) != room(module)}
-    return {name for name in others if ROOMS.index(room(name)) >= place}
+    return {name for name in others if ROOMS.index(room(name)) >= ROOMS.index(room(module))}
 
 
 def circles(edges: dict[str, set[str]]) -> list[str]:
@@ -107,54 +101,51 @@ def calls(node: ast.AST) -> list[ast.Call]:
     return [inner for inner in ast.walk(node) if isinstance(inner, ast.Call)]
 
 
-# ---- sizes
-
-
-def test_ten_files_lie_at_the_top_level() -> None:
-    assert len(list(ROOT.glob("*.py"))) == 10
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every function of the code, with its module."""
+    for module, tree in TREES.items():
+        yield from ((module, node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
 # ---- imports
 
 
-def test_every_file_stands_on_a_level() -> None:
-    assert {room(module) for module in OURS} == set(ROOMS)
+def test_ten_files_lie_at_the_top_level_and_every_room_has_a_level() -> None:
+    assert len(list(ROOT.glob("*.py"))) == 10
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks"}
+    assert {room(module) for module in SOURCES} | packages == set(ROOMS)
 
 
-@pytest.mark.parametrize("module", OURS)
-def test_imports_run_only_downward(module: str) -> None:
-    assert upward(module, imports(module)) == set()
+def test_imports_run_only_downward() -> None:
+    assert {module: found for module, names in IMPORTS.items() if (found := upward(module, names))} == {}
 
 
-def test_no_circle_of_imports_within_a_folder_or_between_files() -> None:
-    assert circles({module: imports(module) & set(OURS) for module in OURS}) == []
+def test_no_circle_of_imports_goes_through_files() -> None:
+    assert circles({module: names & set(SOURCES) for module, names in IMPORTS.items()}) == []
 
 
 def test_an_upward_import_and_a_circle_would_be_found() -> None:
-    assert upward("system.files", imported_names("def f():\n    from commands.train import run")) == {
-        "commands.train",
-        "commands.train.run",
-    }
-    assert upward("dataset", imported_names("import config, dataset, numpy")) == set()
+    hidden = imported_names(ast.parse("def f():\n    from commands.train import run"))
+    assert upward("system.files", hidden) == {"commands.train", "commands.train.run"}
+    assert upward("dataset", imported_names(ast.parse("import config, dataset, numpy"))) == set()
     assert circles({"a.b": {"a.c"}, "a.c": {"d"}, "d": {"a.b"}, "e": {"d"}}) == ["a.b", "a.c", "d"]
 
 
-@pytest.mark.parametrize("module", OURS)
-def test_a_module_does_not_import_what_it_must_not_know(module: str) -> None:
-    refused = REFUSED.get(module, set()) | REFUSED.get(room(module), set())
-    assert {name for name in imports(module) if within(name, refused)} == set()
+def test_no_module_imports_what_it_must_not_know() -> None:
+    refused = {module: REFUSED.get(module, set()) | REFUSED.get(room(module), set()) for module in SOURCES}
+    found = {module: {name for name in names if within(name, refused[module])} for module, names in IMPORTS.items()}
+    assert {module: names for module, names in found.items() if names} == {}
 
 
-@pytest.mark.parametrize("module", OURS)
-def test_no_import_is_hidden_in_a_call_or_a_star(module: str) -> None:
+def test_no_import_is_hidden_in_a_call_or_a_star() -> None:
     hidden = {"__import__", "import_module", "exec", "eval"}
-    names = {getattr(call.func, "id", getattr(call.func, "attr", "")) for call in calls(ast.parse(source(module)))}
-    assert not names & hidden and not any(name.endswith("*") for name in imports(module))
+    called = {getattr(call.func, "id", getattr(call.func, "attr", "")) for tree in TREES.values() for call in calls(tree)}
+    assert not called & hidden and not any(name.endswith("*") for names in IMPORTS.values() for name in names)
 
 
 @pytest.mark.parametrize(
     ("modules", "absent"),
-    [("visualization, report.figures, evaluation.comparison", {"torch", "matplotlib.pyplot"}), ("config, dataset", {"torch"})],
+    [("visualization, report.figures, evaluation.statistics", {"torch", "matplotlib.pyplot"}), ("config, dataset", {"torch"})],
 )
 def test_importing_a_module_leaves_out_what_it_must_not_know(modules: str, absent: set[str]) -> None:
     program = f"import sys, {modules}; print(sorted({absent} & set(sys.modules)))"
@@ -162,68 +153,54 @@ def test_importing_a_module_leaves_out_what_it_must_not_know(modules: str, absen
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", NO_DISK)
+def test_third_party_imports_are_in_the_requirements() -> None:
+    required = {re.split(r"[^a-z]", line)[0] for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").split()}
+    tops = {room(name) for names in IMPORTS.values() for name in names}
+    assert tops - set(ROOMS) - set(sys.stdlib_module_names) <= required
+
+
+@pytest.mark.parametrize("module", ["dataset", "learner", "maml", "leo", "training.step", "training.loop", "visualization"])
 def test_a_module_that_refuses_to_know_files_opens_none(module: str) -> None:
     disk = {"open", "savefig", "save", "load", "savez", "savez_compressed", "loadtxt", "savetxt", "mkdir", "write_text"}
     torch_or_numpy = ("torch", "np", "numpy", "")  # trainer.load takes up a state: a method of its own is no disk access
     found = [
         ast.unparse(call)
-        for call in calls(ast.parse(source(module)))
+        for call in calls(TREES[module])
         if (isinstance(call.func, ast.Name) and call.func.id in disk)
         or (isinstance(call.func, ast.Attribute) and call.func.attr in disk and ast.unparse(call.func.value) in torch_or_numpy)
     ]
     assert found == []
 
 
-def test_every_function_that_makes_a_figure_is_a_figure_function() -> None:
-    makers = {}
-    for module in OURS:
-        for node in ast.parse(source(module)).body:
-            called = {getattr(call.func, "id", "") for call in calls(node)}
-            if isinstance(node, ast.FunctionDef) and called & {"figure_grid", "panels"} and node.name != "panels":
-                makers[node.name] = [ast.unparse(decorator) for decorator in node.decorator_list]
-    assert len(makers) >= 9 and set(map(tuple, makers.values())) == {("figure_function",)}
-
-
 # ---- names
 
 
-@pytest.mark.parametrize("module", [module for module in OURS if module not in NAME_METHODS and room(module) != "methods"])
-def test_no_method_is_named_where_any_method_must_work(module: str) -> None:
-    words = re.findall(r"(?<![A-Za-z0-9])(?:maml|leo)(?![A-Za-z0-9])", source(module), re.IGNORECASE)
-    assert words == []
+def test_no_method_is_named_where_any_method_must_work() -> None:
+    allowed = {module for module in SOURCES if module in NAME_METHODS or room(module) == "methods"}
+    word = re.compile(r"(?<![A-Za-z0-9])(?:maml|leo)(?![A-Za-z0-9])", re.IGNORECASE)
+    assert {module: word.findall(text) for module, text in SOURCES.items() if module not in allowed and word.search(text)} == {}
 
 
 def test_no_branch_compares_the_methods_name() -> None:
-    compared = [
-        ast.unparse(node)
-        for module in OURS
-        for node in ast.walk(ast.parse(source(module)))
-        if isinstance(node, ast.Compare)
-        and any(isinstance(side, ast.Constant) and side.value in METHODS for side in [node.left, *node.comparators])
-    ]
-    assert compared == []
+    compared = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.Compare)]
+    sides = [side for node in compared for side in [node.left, *node.comparators] if isinstance(side, ast.Constant)]
+    assert [side.value for side in sides if side.value in METHODS] == []
 
 
-@pytest.mark.parametrize("module", OURS)
-def test_every_module_says_what_it_is_for(module: str) -> None:
-    assert ast.get_docstring(ast.parse(source(module)))
+def test_every_module_says_what_it_is_for() -> None:
+    assert [module for module, tree in TREES.items() if not ast.get_docstring(tree)] == []
 
 
-@pytest.mark.parametrize(
-    "module", ["learner", "training.step", "training.loop", "evaluation.errors", "dataset", "visualization", "results_manager"]
-)
-def test_no_numerical_function_is_handed_a_configuration(module: str) -> None:
-    functions = [node for node in ast.walk(ast.parse(source(module))) if isinstance(node, ast.FunctionDef)]
-    allowed = {
-        "__init__",
-        "from_config",
-        "meta_parameters_per_weight",
-        "numbers_per_task",
-        "log_evaluation",
-    }  # the first read it into numbers, the last shows it in a table
-    handed = {f.name for f in functions for arg in f.args.args + f.args.kwonlyargs if arg.arg in ("config", "cfg", "args")}
-    assert handed <= allowed
+def test_no_numerical_function_is_handed_a_configuration() -> None:
+    numerical = {"learner", "training.step", "training.loop", "evaluation.errors", "dataset", "visualization"}
+    allowed = {"from_config", "__init__", "meta_parameters_per_weight", "numbers_per_task"}  # they read it into numbers
+    handed = {
+        f"{module}.{function.name}"
+        for module, function in functions()
+        for arg in function.args.args + function.args.kwonlyargs
+        if module in numerical and function.name not in allowed and arg.arg in ("config", "cfg", "args")
+    }
+    assert handed == set()
 
 
 # ---- the loop
@@ -231,7 +208,7 @@ def test_no_numerical_function_is_handed_a_configuration(module: str) -> None:
 
 def test_no_step_of_the_loop_waits_for_the_device_without_a_comment() -> None:
     texts = (
-        source(f"training.{name}").replace("from __future__ import annotations\n", "\n") for name in ("state", "step", "loop")
+        SOURCES[f"training.{name}"].replace("from __future__ import annotations\n", "\n") for name in ("state", "step", "loop")
     )
     lines = (text := "".join(texts)).splitlines()
     methods: dict[str, list[ast.AST]] = {}
@@ -254,25 +231,24 @@ def test_no_step_of_the_loop_waits_for_the_device_without_a_comment() -> None:
     assert found == []
 
 
-def test_the_meta_loss_of_training_is_vectorised_in_one_place() -> None:
-    places = [
-        f"{module}.{node.name}"
-        for module in OURS
-        for node in ast.walk(ast.parse(source(module)))
-        if isinstance(node, ast.FunctionDef) and any(ast.unparse(call.func) in ("vmap", "torch.vmap") for call in calls(node))
-    ]
-    assert sorted(places) == ["learner._each_task", "training.step._meta_loss"]
+def test_the_meta_loss_and_the_evaluation_are_vectorised_in_one_place_each() -> None:
+    places = {
+        module
+        for module, function in functions()
+        for call in calls(function)
+        if ast.unparse(call.func) in ("vmap", "torch.vmap")
+    }
+    assert places == {"learner", "training.step"}
 
 
 def test_nobody_calls_backward() -> None:
-    backward = [module for module in OURS for call in calls(ast.parse(source(module))) if "backward" in ast.unparse(call.func)]
-    assert backward == []
+    assert [module for module, tree in TREES.items() for call in calls(tree) if "backward" in ast.unparse(call.func)] == []
 
 
-@pytest.mark.parametrize("module", OURS)
-def test_every_torch_load_names_weights_only(module: str) -> None:
-    loads = [call for call in calls(ast.parse(source(module))) if ast.unparse(call.func) == "torch.load"]
-    assert all(any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords) for call in loads)
+def test_every_torch_load_names_weights_only() -> None:
+    loads = [call for tree in TREES.values() for call in calls(tree) if ast.unparse(call.func) == "torch.load"]
+    named = [{ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "weights_only"} for call in loads]
+    assert loads and all(values == {"True"} for values in named)
 
 
 # ---- what the client fixed
@@ -281,34 +257,11 @@ def test_every_torch_load_names_weights_only(module: str) -> None:
 def test_requirements_list_exactly_the_packages_agreed_on() -> None:
     files = [(ROOT / name).read_text(encoding="utf-8").split("\n") for name in ("requirements.txt", "requirements-test.txt")]
     names = [sorted(re.split(r"[^A-Za-z0-9_-]", line)[0] for line in lines if line and line[0] != "-") for lines in files]
-    assert names == [
-        ["matplotlib", "numpy", "psutil", "tensorboard", "torch", "tqdm"],
-        ["hypothesis", "pytest", "pytest-xdist"],
-    ]
+    program, tests = ["matplotlib", "numpy", "psutil", "tensorboard", "torch", "tqdm"], ["hypothesis", "pytest", "pytest-xdist"]
+    assert names == [program, tests]
     assert files[1][0] == "-r requirements.txt"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "main.py",
-        "config.py",
-        "maml.py",
-        "leo.py",
-        "dataset.py",
-        "visualization.py",
-        "results_manager.py",
-        "requirements.txt",
-        "experiments",
-        "tests",
-    ],
-)
-def test_what_the_client_fixed_is_at_the_top_level(name: str) -> None:
-    assert (ROOT / name).exists()
-
-
-@pytest.mark.parametrize("module", OURS)
-def test_third_party_imports_are_in_the_requirements(module: str) -> None:
-    required = {re.split(r"[^a-z]", line)[0] for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").split()}
-    tops = {room(name) for name in imports(module)} - set(ROOMS) - set(sys.stdlib_module_names)
-    assert tops <= required
+def test_what_the_client_fixed_is_at_the_top_level() -> None:
+    files = "main.py config.py maml.py leo.py dataset.py visualization.py results_manager.py requirements.txt experiments tests"
+    assert [name for name in files.split() if not (ROOT / name).exists()] == []

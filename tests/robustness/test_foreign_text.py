@@ -19,7 +19,8 @@ from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from evaluation.comparison import Comparison, Entry, compare_entries
 from report.figures import HAIR_SPACE, error_against_gradients, error_against_shots, errors_by_subject, sample_bundle
-from report.prediction_figures import prediction_curves, subject_curves
+from report.prediction_figures import prediction_curves
+from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
 from system.files import figure_bytes
@@ -124,18 +125,18 @@ def prediction() -> dict[str, np.ndarray]:
 
 
 def of_prediction(names: list[str]) -> Figure:
-    return prediction_curves(prediction(), 2, (-5.0, 5.0), names[2], (names[0], names[1]))
+    return prediction_curves({"": prediction()}, 2, (-5.0, 5.0), names[2], (names[0], names[1]))
 
 
 def of_subjects(names: list[str]) -> Figure:
     tasks = {name: prediction() for name in names[:-1]}
-    return subject_curves(tasks, 2, (-5.0, 5.0), names[-1], (names[0], names[1]), 0.5)
+    return prediction_curves(tasks, 2, (-5.0, 5.0), names[-1], (names[0], names[1]), 0.5)
 
 
 def of_samples(names: list[str]) -> Figure:
     tasks = len(names) - 1
     points = numbers(tasks, 2)
-    return sample_bundle(GRID, points, points, numbers(tasks, 2, 9), names[-1], panel_titles=names[:-1])
+    return sample_bundle(GRID, points, points, numbers(tasks, 2, 9), names[-1], names=names[:-1])
 
 
 def of_training(names: list[str]) -> Figure:
@@ -155,7 +156,7 @@ FIGURES: dict[str, Callable[[list[str]], Figure]] = {
     "error_against_gradients": lambda names: error_against_gradients(results(names), names[0]),
     "error_against_shots": lambda names: error_against_shots(results(names), [0, 2], names[0]),
     "prediction_curves": of_prediction,
-    "subject_curves": of_subjects,
+    "prediction_curves of several": of_subjects,
     "sample_bundle": of_samples,
     "errors_by_subject": lambda names: errors_by_subject(names, numbers(len(names)), 5, names[0], names[1]),
 }
@@ -210,7 +211,7 @@ def comparison() -> Comparison:
 
 
 def test_the_terminals_table_has_a_line_for_every_name(comparison: Comparison) -> None:
-    lines = text_table(comparison).split("\n")
+    lines = text_table(comparison_table(comparison)).split("\n")
     assert len(lines) == 1 + 1 + 2 * len(NAMES) + 2
     for name, line in zip(NAMES, lines[2:], strict=False):
         assert printable(name) in line and line == printable(line)
@@ -224,7 +225,7 @@ def test_columns_of_a_terminal_are_counted(text: str, width: int) -> None:
 
 
 def test_the_markdown_table_has_a_row_for_every_name_and_no_markup(comparison: Comparison) -> None:
-    table = markdown_table(comparison, "# of $x$\n<b>")
+    table = markdown_table(comparison_table(comparison), "# of $x$\n<b>")
     assert table.startswith("# \\# of \\$x\\$\\\\n\\<b\\>\n")
     rows = [line for line in table.split("\n") if line.startswith("|")]
     bare = [line.replace("\\\\", "").replace("\\|", "") for line in rows]

@@ -167,15 +167,6 @@ def test_a_run_whose_checkpoints_are_both_damaged_is_refused_and_left_alone(tmp_
     assert {path.stat().st_size for path in folder.glob("[lp]*.pt")} == {500}
 
 
-def test_a_longer_run_killed_before_its_evaluation_is_not_taken_for_complete(tmp_path: Path) -> None:
-    finished(command(tmp_path), "plain")
-    longer = ["--output", str(tmp_path), "--resume", "latest"]
-    assert run([*longer, "--set", "EPOCHS=3"], "finish").poll() == -signal.SIGKILL
-    child = finished(longer, "plain")
-    assert "already complete" not in child.out
-    assert result_of(only_run(tmp_path))["train"][-1]["iteration"] == 23
-
-
 @pytest.mark.parametrize(("method", "how"), [*((method, "eager") for method in CHAOS_METHODS), ("maml", "compiled")])
 def test_a_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(
     method: str, how: str, tmp_path: Path, say: Say

@@ -60,18 +60,24 @@ def until_saved(output: Path) -> None:
 # ---- one result
 
 
+def results_of_worlds(folder: Path, *arguments: str, worlds: Sequence[int] = WORLDS, **settings: Any) -> list[dict[str, Any]]:
+    """What the same run found out with each number of processes."""
+    results = []
+    for world in worlds:
+        output = folder / str(world)
+        children = ranks(command(output, *arguments, **UNEVEN | settings), world, "plain")
+        assert ended(children) == [0] * world, children[0].err
+        assert report_of(only_run(output))["processes"] == world
+        results.append(result_of(only_run(output)))
+    return results
+
+
 @pytest.mark.parametrize("chunk", [2, 3])
 @pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_any_number_of_processes_gives_the_same_bits_with_the_same_chunk(
     method: str, chunk: int, tmp_path: Path, say: Say
 ) -> None:
-    results = []
-    for world in WORLDS:
-        output = tmp_path / str(world)
-        children = ranks(command(output, "--method", method, TASK_CHUNK=chunk, **UNEVEN), world, "plain")
-        assert ended(children) == [0] * world, children[0].err
-        assert report_of(only_run(output))["processes"] == world
-        results.append(result_of(only_run(output)))
+    results = results_of_worlds(tmp_path, "--method", method, TASK_CHUNK=chunk)
     equal = sum(same(result, results[0]) for result in results)
     say(f"processes: {WORLDS} tried, {equal} with the same bits ({method}, TASK_CHUNK={chunk}, 7 tasks)")
     assert equal == len(WORLDS)
@@ -79,25 +85,18 @@ def test_any_number_of_processes_gives_the_same_bits_with_the_same_chunk(
 
 @pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_without_a_chunk_any_number_of_processes_gives_the_same_result_to_rounding(method: str, tmp_path: Path) -> None:
-    ends = []
-    for world in WORLDS:
-        output = tmp_path / str(world)
-        children = ranks(command(output, "--method", method, **UNEVEN), world, "plain")
-        assert ended(children) == [0] * world, children[0].err
-        result = result_of(only_run(output))
-        weights = torch.cat([tensor.flatten() for tensor in result["last"]["meta_parameters"].values()])
-        ends.append((weights, torch.tensor(result["evaluation"]["shots"]["5"]["mse"])))
-    for end in ends[1:]:
-        torch.testing.assert_close(end, ends[0], **TOLERANCE)
+    first, *others = (
+        (list(result["last"]["meta_parameters"].values()), torch.tensor(result["evaluation"]["shots"]["5"]["mse"]))
+        for result in results_of_worlds(tmp_path, "--method", method)
+    )
+    for other in others:
+        torch.testing.assert_close(other, first, **TOLERANCE)
 
 
 def test_a_compiled_run_of_two_processes_gives_the_bits_of_one(tmp_path: Path) -> None:
-    settings = {**UNEVEN, **compiling(), "TASK_CHUNK": 2}
+    assert same(*results_of_worlds(tmp_path, worlds=(1, 2), TASK_CHUNK=2, **compiling()))
     for world in (1, 2):
-        children = ranks(command(tmp_path / str(world), **settings), world, "plain")
-        assert ended(children) == [0] * world, children[0].err
         assert report_of(only_run(tmp_path / str(world)))["compilation"].startswith("worth it")
-    assert same(*(result_of(only_run(tmp_path / str(world))) for world in (1, 2)))
 
 
 @pytest.mark.parametrize("method", CHAOS_METHODS)
@@ -141,12 +140,6 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_later(victim: int,
     finished(["--output", str(output), "--resume", "latest"], "plain")
     assert same(result_of(only_run(output)), result_of(only_run(tmp_path / "whole")))
     say(f"process {victim} of 3 killed: the others left with exit 1 after {took:.1f} s, and the run went on to the same bits")
-
-
-def test_a_process_that_dies_before_the_first_step_ends_the_others(tmp_path: Path) -> None:
-    children = ranks(command(tmp_path, **UNEVEN), 3, "plain", "only:1:preparing:0.2:9")
-    assert ended([children[0], children[2]], GONE) == [1, 1], children[0].err
-    assert "another process of this run is gone" in children[0].error
 
 
 def test_a_process_that_stops_answering_ends_the_others_at_the_time_out(tmp_path: Path) -> None:
@@ -199,13 +192,6 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -
     assert (report["status"], report["reason"], report["timing"]["iterations"]) == ("interrupted", "SIGINT", 3)
 
 
-def test_divergence_ends_all_processes_with_one_line(tmp_path: Path) -> None:
-    wild = {"META_LEARNING_RATE": 10.0, "INNER_LEARNING_RATE": 1000.0, "INNER_STEPS": 20, "META_SCHEDULE": "constant"}
-    children = ranks(command(tmp_path, **wild), 2, "plain")
-    assert ended(children) == [3, 3], children[0].err
-    assert "training diverged at iteration" in children[0].error and "error" not in children[1].err
-
-
 # ---- torchrun itself
 
 
@@ -247,24 +233,6 @@ def test_torchrun_starts_a_job_again_that_lost_a_process_and_it_ends_in_the_same
         f"torchrun --max-restarts 1 with process {victim} killed: ended in the same directory with the same bits, "
         f"after {time.monotonic() - began:.0f} s"
     )
-
-
-def test_two_agents_that_meet_by_rendezvous_train_one_run(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"TASK_CHUNK": 2, **UNEVEN}
-    finished(command(tmp_path / "whole", **settings), "plain")
-    place = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--rdzv-id", "one"]
-    nodes = ["--nnodes", "2", "--nproc-per-node", "1", "--local-addr", "127.0.0.1"]
-    line = [*torchrun(*nodes, *place), *command(tmp_path / "parts", **settings)]
-    with open(tmp_path / "log", "w") as log:
-        agents = [subprocess.Popen(line, stdout=log, stderr=log) for _ in range(2)]
-    try:
-        assert [agent.wait(180) for agent in agents] == [0, 0], (tmp_path / "log").read_text()[-3000:]
-    finally:
-        for agent in agents:
-            agent.terminate()
-            agent.wait(60)
-    assert report_of(only_run(tmp_path / "parts"))["processes"] == 2
-    assert same(*(result_of(only_run(tmp_path / name)) for name in ("whole", "parts")))
 
 
 # ---- one writer

@@ -19,7 +19,6 @@ from tests.tools.chaos import (
     only_run,
     report_of,
     result_of,
-    run,
     same,
     side_by_side,
     start,
@@ -141,9 +140,3 @@ def test_one_ctrl_c_waits_for_the_end_of_the_step(tmp_path: Path) -> None:
     report = report_of(only_run(tmp_path))
     assert report["timing"]["iterations"] == 1 and report["timing"]["train_seconds"] >= 1
     assert state_of(only_run(tmp_path) / "checkpoints" / "last.pt")["iteration"] == 1
-
-
-def test_a_signal_after_the_last_step_of_a_run_does_not_lose_its_result(tmp_path: Path) -> None:
-    assert run(command(tmp_path), "plain", "step:15:15").poll() == 143
-    child = finished(["--output", str(tmp_path), "--resume", "latest"], "plain")
-    assert "already complete" not in child.out and report_of(only_run(tmp_path))["status"] == "complete"

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ import torch
 
 from system.checkpoints import SCHEMA_VERSION, checkpoint_bytes, read_checkpoint
 from system.errors import RunError
+from tests.tools.hostile import accidents, archive, attacks, sealed
 
 
 @pytest.fixture
@@ -24,29 +21,6 @@ def state() -> dict[str, Any]:
     """What a trainer hands over: tensors, numbers and strings."""
     weights = torch.arange(200, dtype=torch.float32) / 7
     return {"schema_version": SCHEMA_VERSION, "iteration": 3, "meta_parameters": {"theta": weights}, "best": 0.5}
-
-
-def sealed(body: bytes) -> bytes:
-    """A stranger's archive with the digest that our own files carry: what a forger can do."""
-    body = body.removesuffix(b"\0\0")
-    return body + (64).to_bytes(2, "little") + hashlib.sha256(body).hexdigest().encode()
-
-
-def archive(value: Any, modern: bool = True) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer, _use_new_zipfile_serialization=modern)
-    return buffer.getvalue()
-
-
-def old_archive(value: Any) -> bytes:
-    return archive(value, modern=False)
-
-
-def plain_zip() -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("readme.txt", "not a checkpoint")
-    return buffer.getvalue()
 
 
 def test_a_checkpoint_loads_with_plain_torch_from_a_sound_zip_archive(state: dict[str, Any]) -> None:
@@ -77,54 +51,18 @@ def test_truncations_flipped_bits_and_bytes_after_the_end_are_found(tmp_path: Pa
             read_checkpoint(path)
 
 
-class Attack:
-    """An object whose unpickling makes a folder."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return os.mkdir, (str(self.target),)
-
-
-@pytest.mark.parametrize("serialise", [pickle.dumps, old_archive, archive])
-@pytest.mark.parametrize("seal", [bytes, sealed], ids=["without our digest", "with our digest"])
-def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
-    tmp_path: Path, serialise: Callable[[Any], bytes], seal: Callable[[bytes], bytes]
+def test_a_file_that_is_no_checkpoint_of_ours_is_refused_on_one_line_and_runs_nothing(
+    tmp_path: Path, state: dict[str, Any]
 ) -> None:
-    (tmp_path / "a.pt").write_bytes(seal(serialise({"schema_version": SCHEMA_VERSION, "a": Attack(tmp_path / "owned")})))
-    with pytest.raises(RunError) as caught:
-        read_checkpoint(tmp_path / "a.pt")
-    assert caught.value.code == 2 and not (tmp_path / "owned").exists()
-
-
-FOREIGN = {
-    "empty": b"",
-    "zeros": b"\0" * 1000,
-    "text": b"hello, world\n" * 20,
-    "random bytes": np.random.default_rng(0).bytes(5000),
-    "a plain zip": plain_zip(),
-    "a foreign checkpoint": archive({"schema_version": SCHEMA_VERSION}),
-    "nothing, sealed": sealed(b""),
-    "text, sealed": sealed(b"hello"),
-    "a plain zip, sealed": sealed(plain_zip()),
-    "random bytes, sealed": sealed(np.random.default_rng(1).bytes(5000)),
-    "a list": sealed(archive([1, 2])),
-    "a tensor": sealed(archive(torch.zeros(3))),
-    "no schema version": sealed(archive({})),
-    "a newer schema": sealed(archive({"schema_version": SCHEMA_VERSION + 1})),
-    "a schema in words": sealed(archive({"schema_version": "1"})),
-    "a schema of two numbers": sealed(archive({"schema_version": torch.zeros(2)})),
-    "a module": sealed(archive({"schema_version": torch.nn.Linear(1, 1)})),
-}
-
-
-@pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_that_is_no_checkpoint_of_ours_is_refused_on_one_line(tmp_path: Path, name: str) -> None:
-    (tmp_path / "a.pt").write_bytes(FOREIGN[name])
-    with pytest.raises(RunError) as caught:
-        read_checkpoint(tmp_path / "a.pt")
-    assert caught.value.code == 2 and "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    schemas = {"none": {}, "a newer one": {"schema_version": SCHEMA_VERSION + 1}, "two": {"schema_version": torch.zeros(2)}}
+    files = accidents(checkpoint_bytes(state)) | attacks(tmp_path / "owned")
+    files |= {f"schema: {name}": sealed(archive(value)) for name, value in schemas.items()}
+    for name, content in files.items():
+        (tmp_path / "a.pt").write_bytes(content)
+        with pytest.raises(RunError) as caught:
+            read_checkpoint(tmp_path / "a.pt")
+        assert caught.value.code == 2 and "\n" not in str(caught.value) and str(tmp_path) in str(caught.value), name
+        assert not (tmp_path / "owned").exists(), name
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "."])

@@ -37,15 +37,6 @@ def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path: Path) ->
     Lock(tmp_path).release()
 
 
-def test_a_lock_is_exclusive_until_it_is_released(tmp_path: Path) -> None:
-    first = Lock(tmp_path)
-    assert first.exclusive
-    with pytest.raises(RunError):
-        Lock(tmp_path)
-    first.release()
-    Lock(tmp_path).release()
-
-
 @pytest.mark.parametrize("fault", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "no fcntl"])
 def test_without_locks_one_warning_says_that_writers_are_not_kept_apart(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

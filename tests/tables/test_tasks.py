@@ -13,10 +13,10 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 import main
-from commands.calibrate import calibrate_run
 from config import Config
 from dataset import TaskDataset, stream
 from evaluation.errors import errors, held_out_errors
+from evaluation.evaluate import Protocol, evaluate
 from maml import MAML
 from registry import METHODS, TASKS, defaults
 from system.checkpoints import read_checkpoint
@@ -325,13 +325,13 @@ BAD = [
     (lambda rows: rows, ["--columns", "split=task"], ["'task' twice"]),
     (lambda rows: rows, ["--set", "INPUT_DIM=2"], ["INPUT_DIM follows from the tasks", "expected 1"]),
     (lambda rows: rows, ["--set", "NOISE_STD=1"], ["NOISE_STD has no effect", "expected with sinusoid"]),
-    (lambda rows: rows, ["--set", "EVAL_TASKS=9"], ["EVAL_TASKS has no effect", "expected with sinusoid, sine-line only"]),
+    (lambda rows: rows, ["--set", "EVAL_TASKS=9"], ["EVAL_TASKS has no effect", "expected with sinusoid, sine-line"]),
     (lambda rows: rows, ["--set", "SUPPORT_FROM=first", "--set", "EVAL_REPEATS=3"], ["EVAL_REPEATS has no effect on these"]),
     (lambda rows: rows, ["--tasks", "sinusoid"], ["has no effect", "expected with table"]),
     (lambda rows: rows, ["--set", "NUM_TASKS=100"], ["NUM_TASKS follows from the tasks", "expected 7"]),
     (lambda rows: rows, ["--set", "SUPPORT_SAMPLES=50"], ["too few validation subjects for K = 50", "at least 2"]),
     (lambda rows: rows, ["--set", "EVAL_SHOTS=4,29"], ["too few test subjects for K = 29"]),
-    (lambda rows: rows, ["--evaluate", "latest"], ["got --data or --columns"]),
+    (lambda rows: rows, ["--evaluate", "latest"], ["got --data"]),
     (lambda rows: [[*row, "x"] if n == 5 else row for n, row in enumerate(rows)], [], ["line 7"]),
     (lambda rows: [*rows[:5], rows[5][:2], *rows[6:]], [], ["line 7"]),
 ]  # fmt: skip
@@ -529,6 +529,6 @@ def test_a_k_beyond_all_validation_subjects_leaves_the_others_their_intervals(tm
     generator = TASKS["table"](config)
     config = Config.resolve(defaults("r2d2", "table", generator), given, generator.implied_settings())
     experiment = Experiment("r2d2", METHODS["r2d2"], "table", generator, config)
-    calibration = calibrate_run(experiment)
+    calibration = evaluate(experiment.learner, generator, Protocol((2, 5), 1, 10, 10, 10)).calibration
     experiment.close()
     assert set(calibration) == {"2"}

@@ -327,16 +327,16 @@ def plant_slow(seconds: str) -> None:
     before(MetaStep, "_update", lambda: time.sleep(float(seconds)))
 
 
-def plant_preparing(seconds: str, signal_number: str = "0") -> None:
-    """What comes before the first step takes so long, as if it were compiled; then get that signal from nowhere."""
-    before(Trainer, "prepare", lambda: (time.sleep(float(seconds)), os.kill(os.getpid(), int(signal_number))))
+def plant_preparing(seconds: str) -> None:
+    """What comes before the first step takes so long, as if it were compiled."""
+    before(Trainer, "prepare", lambda: time.sleep(float(seconds)))
 
 
 def plant_evaluating(seconds: str) -> None:
     """The evaluation at the end takes at least so long."""
     from commands import evaluate
 
-    before(evaluate, "judge", lambda: time.sleep(float(seconds)))
+    before(evaluate, "evaluate_learner", lambda: time.sleep(float(seconds)))
 
 
 def plant_patience(seconds: str) -> None:
@@ -350,36 +350,9 @@ def plant_deaf() -> None:
     torch.distributed.init_process_group = lambda *_, **__: time.sleep(PATIENCE)  # type: ignore[assignment]
 
 
-def plant_broken() -> None:
-    """Every figure fails to be drawn."""
-    from report import figures
-
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("no figure today")
-
-    figures.run_figures = figures.example_figure = broken  # type: ignore[assignment]
-
-
-def plant_worse() -> None:
-    """No validation is the best so far."""
-    Experiment.validate = lambda *_: None  # type: ignore[method-assign]
-
-
-def plant_gone() -> None:
-    """Whoever read the standard output has left, as `| head -1` does."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    os.dup2(writing, 1)
-
-
 def plant_nohup() -> None:
     """Started by nohup, which lets a process ignore that its terminal is closed."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-def plant_ascii() -> None:
-    """A terminal that has no other letters."""
-    sys.stdout.reconfigure(encoding="ascii", errors="strict")  # type: ignore[union-attr]
 
 
 def plant_at(moment: str) -> None:
@@ -413,13 +386,6 @@ def plant_keep(folder: str) -> None:
         shutil.copy(self.directory / "config.json", copy)
 
     ExperimentManager.save_checkpoint = saved  # type: ignore[method-assign]
-
-
-def plant_finish() -> None:
-    """Die when training is done and saved, before anything is evaluated."""
-    from commands import train
-
-    train.finish = lambda _: die()
 
 
 def plant_save(number: str, place: str) -> None:

@@ -97,6 +97,9 @@ def accidents(sound: bytes) -> dict[str, bytes]:
         "a foreign checkpoint": archive({"state_dict": {"weight": torch.zeros(3)}}),
         "a foreign checkpoint, sealed": sealed(archive({"state_dict": {"weight": torch.zeros(3)}})),
         "a list, sealed": sealed(archive([1, 2])),
+        "a tensor, sealed": sealed(archive(torch.zeros(3))),
+        "nothing, sealed": sealed(b""),
+        "text, sealed": sealed(b"hello"),
         "bytes after its end": sound + b"\0",
     }
 

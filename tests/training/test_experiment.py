@@ -5,6 +5,7 @@ import torch
 
 from commands.runs import build
 from config import Config
+from evaluation.examples import example_arrays
 from registry import TASKS
 from results_manager import NullManager
 from tests.tools.chaos import same
@@ -110,5 +111,5 @@ def test_a_family_of_formulas_may_name_its_tasks(monkeypatch):
     generator = TASKS["sinusoid"](config)
     monkeypatch.setattr(type(generator), "task_names", lambda self, params: [str(number) for number in range(len(params))])
     begun = build("maml", "sinusoid", config, generator)
-    assert begun.example_arrays(begun.learner, 5)[0]["grid_names"].tolist() == list("012345")
+    assert example_arrays(begun.learner, generator, 5, 1)[0]["grid_names"].tolist() == list("012345")
     begun.close()

@@ -1,0 +1,131 @@
+"""The tables of a run and of a comparison: cells and notes, which report/text.py and report/page.py render."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dataset import Published
+from evaluation.comparison import Comparison
+from evaluation.statistics import relative_difference, shown_steps
+from system.text import printable
+
+
+class Table(NamedTuple):
+    """Text that is printable, and not yet escaped for Markdown or HTML."""
+
+    cells: list[list[str]]  # the first row is the header; the first column is K
+    notes: list[str]  # what the numbers mean, and what is missing
+    answer: str = ""  # what the table says, in a sentence
+
+
+def number(value: float | None, digits: int = 4, missing: str = "-") -> str:
+    """A number as text; `missing` where it is not finite, for which JSON has null."""
+    return missing if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+def with_interval(value: float | None, half: float | None) -> str:
+    return f"{number(value)} +- {number(half, 2)}"
+
+
+# ---- a run
+
+
+def run_table(evaluation: Mapping[str, Any], method: str, reference: Published) -> Table:
+    """The errors of a method, of what is published of it, and of the baselines, at each K.
+
+    Args:
+        evaluation: the "evaluation" record of metrics.json.
+        reference: published mean errors, K -> gradients -> error.
+    """
+    first = next(iter(evaluation["shots"].values()))
+    last = len(first["mse"]) - 1
+    steps = sorted({0, last}) if "rmse" in first else shown_steps(last)  # with its own unit a table would be too wide for paper
+    gradients = ["1 gradient" if step == 1 else f"{step} gradients" for step in steps]
+    cells = [["K", "", *gradients, "in own unit", "90% interval: holds, width"]]
+    for shots, found in evaluation["shots"].items():
+        errors = [with_interval(found["mse"][step], found["ci95"][step]) for step in steps]
+        own_unit = number(found["rmse"][-1]) if "rmse" in found else ""
+        cells.append([shots, method, *errors, own_unit, _interval(found.get("interval"))])
+        if known := reference.get(int(shots)):
+            cells.append(
+                [shots, "Finn et al. 2017", *(f"{known[step]:.2f}" if step in known else "" for step in steps), "", ""]
+            )
+        for name, by_shots in evaluation.get("baselines", {}).items():
+            error = by_shots[shots]
+            own_unit = number(error["rmse"]) if "rmse" in error else ""
+            cells.append([shots, name, *[""] * (len(steps) - 1), with_interval(error["mse"], error["ci95"]), own_unit, ""])
+    used = [column for column in range(len(cells[0])) if column < 2 or any(row[column] for row in cells[1:])]
+    return Table([[row[column] for column in used] for row in cells], _run_notes(evaluation), evaluation.get("verdict", ""))
+
+
+def _interval(record: Mapping[str, Any] | None) -> str:
+    return f"{record['coverage']:.1%}, {number(record['width'], missing='unbounded')}" if record else ""
+
+
+def _run_notes(evaluation: Mapping[str, Any]) -> list[str]:
+    notes = [f"Mean squared errors over {evaluation['num_tasks']} test tasks, with 95% intervals over tasks."]
+    if any("rmse" in found for found in evaluation["shots"].values()):
+        notes.append(
+            "They are in standard deviations of the training subjects' target, squared; in own unit: the root of the last."
+        )
+    skipped = {shots: found["left_out"] for shots, found in evaluation["shots"].items() if found.get("left_out")}
+    notes += [f"Skipped, too few points: {count} at K = {shots}." for shots, count in skipped.items()]
+    return notes + ([f"{evaluation['diverged']} test tasks diverged."] if evaluation["diverged"] else [])
+
+
+def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scale: float, target: str, shots: int) -> str:
+    """Whether meta-learning was worth it, in a line: root mean squared errors in the target's own unit, and their difference.
+
+    Args:
+        own: each test task's mean squared error [T] after the last gradient, in units of `scale`, squared.
+        others: the same of every baseline; compared is the one with the lowest mean, chosen on these same tasks.
+    """
+    best = min(others, key=lambda name: float(others[name].mean()))
+    change, low, high = (100 * value for value in relative_difference(own, others[best]))
+    words = "which can't be compared"
+    if low > 0 or high < 0:
+        ends = sorted([abs(low), abs(high)])
+        words = f"{abs(change):.0f}% {'lower' if change < 0 else 'higher'}, interval {ends[0]:.0f} to {ends[1]:.0f}%"
+    elif low <= 0 <= high:
+        words = f"not distinguishable, interval {round(low):+d} to {round(high):+d}%"
+    with np.errstate(over="ignore", invalid="ignore"):
+        roots = [f"{name} {scale * np.sqrt(errors.mean()):.3g}" for name, errors in ((method, own), (best, others[best]))]
+    return f"{printable(target)}, root mean squared error at K = {shots}: {roots[0]}, {roots[1]}: {words}"
+
+
+# ---- a comparison
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Every method after 0, 1, 5 and the last gradient, without the rows that the next one repeats."""
+    cells = [["K", "gradients", "method", "mean squared error", "seeds", "over seeds", "minus the first", "in words"]]
+    following = dict(pairwise([*shown_steps(comparison.last), -1]))
+    for row in comparison.rows:
+        after = following.get(row.gradients)
+        if after is None or (after > 0 and _unchanged(comparison.errors[row.shots][row.group], row.gradients, after)):
+            continue
+        over_seeds = f"+- {number(row.ci_seeds, 2)}" if row.seeds > 1 else ""
+        difference = f"{number(row.difference, 3)} +- {number(row.difference_ci, 2)}"
+        where = [str(row.shots), str(row.gradients), printable(row.group), with_interval(row.mean, row.ci_tasks)]
+        compared = "" if row.group == comparison.labels[0] else difference
+        cells.append([*where, str(row.seeds), over_seeds, compared, row.verdict])
+    return Table(cells, _comparison_notes(comparison), printable(comparison.choice))
+
+
+def _unchanged(errors: np.ndarray, before: int, after: int) -> bool:
+    return np.array_equal(errors[..., before], errors[..., after], equal_nan=True)
+
+
+def _comparison_notes(comparison: Comparison) -> list[str]:
+    tasks = " or ".join(dict.fromkeys(str(row.tasks) for row in comparison.rows))
+    fewer = [f"{printable(label)} {count}" for label, count in comparison.taken.items() if count < comparison.last]
+    return [
+        *([f"Fewer gradients are taken by {', '.join(fewer)}: their last rows are after these."] if fewer else []),
+        f"+- are 95% intervals: over {tasks} test tasks (these trained networks), and over seeds.",
+        f"Differences to {printable(comparison.labels[0])} are taken task by task; in words where their interval excludes 0.",
+    ]
