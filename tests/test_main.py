@@ -119,7 +119,7 @@ def test_evaluating_again_gives_the_same_figures(finished, capsys):
     before = read(directory, "metrics")
     assert main.main(["--evaluate", str(directory)]) == 0
     assert read(directory, "metrics")["evaluation"] == before["evaluation"]
-    assert "mean squared error on 12 test tasks" in capsys.readouterr().out
+    assert "Mean squared errors over 12 test tasks" in capsys.readouterr().out
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
