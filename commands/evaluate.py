@@ -38,6 +38,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def finish(experiment: Experiment) -> None:
     """Evaluate the best checkpoint, draw, record and report."""
     manager, config, done = experiment.manager, experiment.config, experiment.trainer.iteration
+    performance = experiment.performance()  # of the training: the best checkpoint may be an earlier one
     experiment.trainer.limit_threads()
     best = manager.directory / "checkpoints" / "best.pt"
     state = None
@@ -53,14 +54,14 @@ def finish(experiment: Experiment) -> None:
     shots = config.SUPPORT_SAMPLES
     manager.attempt("plots", lambda: draw(experiment, arrays, shots, done))
     manager.save_arrays(arrays)
-    manager.log_evaluation(evaluation["shots"], config.to_dict(), experiment.performance())
+    manager.log_evaluation(evaluation["shots"], config.to_dict(), performance)
     table = text_table(run_table(evaluation, experiment.method.upper(), experiment.generator.published))
     print_once(table)
     for line in table.splitlines():
         manager.log(line)
     if unfinished := done < config.iterations:
         manager.warn(f"evaluated after {done} of {config.iterations} steps: --resume {manager.display_path} takes the others")
-    experiment.report("unfinished" if unfinished else "complete", results=evaluation)
+    experiment.report("unfinished" if unfinished else "complete", performance, results=evaluation)
     manager.attempt("report.html", lambda: write_page(experiment))
 
 

@@ -196,9 +196,13 @@ class Experiment:
         self.trainer.close()
         self.manager.close()
 
-    def report(self, status: str, **contents: Any) -> None:
-        """Write metrics.json and full_report.json with `contents`, the `results` or else a `reason`; say how the run ended."""
-        performance = self.performance()
+    def report(self, status: str, performance: dict[str, float] | None = None, **contents: Any) -> None:
+        """Write metrics.json and full_report.json with `contents`, the `results` or else a `reason`; say how the run ended.
+
+        Args:
+            performance: of the training, where the trainer holds another checkpoint by now.
+        """
+        performance = performance or self.performance()
         metrics = {"schema_version": 1, "method": self.method, **self.history, "evaluation": contents.get("results")}
         self.manager.save_json("metrics.json", metrics | {"performance": performance})
         about: dict[str, Any] = {"data": self.record} if self.record else {}
