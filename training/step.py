@@ -76,7 +76,7 @@ class MetaStep(ABC):
 
     loops = False  # whether a call takes several steps without a return to Python
     threads = 1  # that compute micro-batches at the same time
-    _pool: ThreadPoolExecutor | None = None  # these threads, where there are several
+    _pool: ThreadPoolExecutor | None = None  # those beside the caller's
 
     def __init__(self, gradient: MetaGradient, optimiser: Optimiser, micro_batches: MicroBatches):
         self.gradient, self.optimiser, self.micro_batches = gradient, optimiser, micro_batches
@@ -132,7 +132,7 @@ class SeparateStep(MetaStep):
         self._gradient_of: Callable[..., Tensor] = Compiled(self._gradient, self.device) if compiled else self._gradient
         self._update_by: Callable[[Tensor], Tensor] = Compiled(self._update, self.device) if compiled else self._update
         if threads > 1:
-            self._pool = ThreadPoolExecutor(threads, "micro-batch", initializer=compute_as_the_caller)
+            self._pool = ThreadPoolExecutor(threads - 1, "micro-batch", initializer=compute_as_the_caller)
 
     def __call__(self, block: Block, first: int, end: int) -> Tensor:
         with torch.no_grad():
@@ -141,24 +141,25 @@ class SeparateStep(MetaStep):
     def warm_up(self, block: Block) -> None:
         meta_batch = block.meta_batches[0]
         with torch.no_grad():
-            self._update_by(self._row(*meta_batch[0], self._task_weights[0]) if meta_batch else self.state.no_gradient())
+            self._update_by(self._row(meta_batch[0], self._task_weights[0]) if meta_batch else self.state.no_gradient())
 
     def _gradient(self, task: Task, noise: Tensor, task_weights: Tensor) -> Tensor:
         return self.gradient(self.state.flat, task, noise, task_weights)
 
-    def _row(self, task: Task, noise: Tensor, task_weights: Tensor) -> Tensor:
+    def _row(self, micro_batch: tuple[Task, Tensor], task_weights: Tensor) -> Tensor:
         """The meta-gradient and log values [M + 2 + diagnostics] of one micro-batch."""
         try:
-            return self._gradient_of(task, noise, task_weights)
+            return self._gradient_of(*micro_batch, task_weights)
         except torch.linalg.LinAlgError:  # of a method that solves equations: diverged, and every process hears of it
             return self.state.no_gradient()
 
     def _step(self, meta_batch: MetaBatch) -> Tensor:
         """Micro-batches are summed in one order, whoever computed them: float32 sums depend on their order, and so the result
         would depend on the number of threads and processes."""
-        run = self._pool.map if self._pool else map
-        tasks, noise = zip(*meta_batch, strict=True) if meta_batch else ((), ())
-        rows, cut = list(run(self._row, tasks, noise, self._task_weights)), self.micro_batches
+        weights, cut = self._task_weights, self.micro_batches
+        own = len(meta_batch) // self.threads  # computed by the caller's thread while the others compute the rest
+        others = self._pool.map(self._row, meta_batch[own:], weights[own:]) if self._pool else iter(())
+        rows = [*map(self._row, meta_batch[:own], weights[:own]), *others]
         if cut.world > 1:
             most = -(-cut.total // cut.world)  # micro-batches of a process
             rows += [torch.zeros_like(self.state.no_gradient())] * (most - len(rows))
