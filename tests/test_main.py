@@ -130,13 +130,19 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     assert (directory / "metrics.json").read_bytes() == before
 
 
+def shown_path(directory):
+    """The run directory as messages name it: relative to the current folder where that is shorter."""
+    return min(str(directory), os.path.relpath(directory), key=len)
+
+
 @pytest.mark.parametrize("stage", ["training.experiment.Experiment.prepare", "commands.train.finish"])
 def test_an_interrupt_outside_of_training_says_how_to_go_on(stage, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(stage, interrupted)
         assert main.main(command(tmp_path, "--method", "maml")) == 143
     directory = only_run(tmp_path)
-    assert capsys.readouterr().out.endswith(f"interrupted: {directory}\nto go on: python main.py --resume={directory}\n")
+    shown = shown_path(directory)
+    assert capsys.readouterr().out.endswith(f"interrupted: {shown}\nto go on: python main.py --resume={shown}\n")
     assert main.main([f"--resume={directory}"]) == 0
 
 
@@ -148,7 +154,7 @@ def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_
     assert main.main(command(tmp_path / "parts", "--method", method)) == 143
     directory = only_run(tmp_path / "parts")
     assert read(directory)["status"] == "interrupted"
-    assert capsys.readouterr().out.endswith(f"to go on: python main.py --resume={directory}\n")
+    assert capsys.readouterr().out.endswith(f"to go on: python main.py --resume={shown_path(directory)}\n")
     for _ in range(5):  # one step at a time, then to the end
         assert main.main(["--output", str(tmp_path / "parts"), "--resume", "latest"]) == 143
     stopped.stop = 0

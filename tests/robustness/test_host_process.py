@@ -76,7 +76,7 @@ def at_step(number: int, action: Callable[[], Any], monkeypatch: pytest.MonkeyPa
 
     def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
         metrics = update(self, vector)
-        if int(self.adam_step.item()) == number:
+        if int(self.state.adam_step.item()) == number:
             action()
         return metrics
 
