@@ -16,8 +16,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+Made = TypeVar("Made")
 
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 CHANGED = (FOLDER, "TRITON_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR", "LOGNAME")  # variables, by torch or here
@@ -65,10 +68,10 @@ def load_derivatives() -> None:
         import torch._dynamo  # noqa: F401
 
 
-def with_cache(action: Callable[[], None]) -> str:
+def with_cache(action: Callable[[], Made]) -> tuple[Made, str]:
     """Run `action`, which compiles, with the usual folder; where that fails, once more with a new folder, removed in the end.
 
-    Returns what was wrong the first time, "" where nothing was; raises what `action` raises the second time.
+    Returns its result, and what was wrong the first time, "" where nothing was; raises what `action` raises the second time.
     """
     with _quiet():
         try:
@@ -77,8 +80,7 @@ def with_cache(action: Callable[[], None]) -> str:
             with tempfile.TemporaryFile(dir=folder) as probe:
                 probe.write(b"room")
             with _variables(**{FOLDER: folder}):
-                action()
-            return ""
+                return action(), ""
         except Exception as error:
             reason = one_line(error)
         with (  # a library that is loaded needs no file
@@ -88,8 +90,7 @@ def with_cache(action: Callable[[], None]) -> str:
             from torch._inductor.utils import clear_caches
 
             clear_caches()  # what this process remembers of the usual folder's files
-            action()
-    return reason
+            return action(), reason
 
 
 def check_paths() -> None:

@@ -131,14 +131,12 @@ class Trainer:
             return f"eager meta-step: {self.compile_note}"
         started = time.perf_counter()
         tasks, noise = self._block(self.iteration // self.dataset.block)
-        made: list[MetaStep] = []
         try:
-            trouble = with_cache(lambda: made.append(self._compile(tasks, noise, self.one_thread)))
+            self.step, trouble = with_cache(lambda: self._compile(tasks, noise, self.one_thread))
         except Exception as error:
             self.compiled, self.compile_trouble = False, True
             self.compile_note = f"compiling failed: {one_line(error)}"
             return f"eager meta-step: {self.compile_note}"
-        (self.step,) = made
         self.compile_seconds, self.compile_trouble = time.perf_counter() - started, bool(trouble)
         if trouble:
             self.compile_note += f", anew since its cache folder could not be used: {trouble}"

@@ -37,7 +37,7 @@ def write(name, text):
 
 def test_a_usable_folder_is_taken_and_nothing_is_remarked(tmp_path):
     before = dict(os.environ)
-    assert with_cache(lambda: write("made", "whole")) == ""
+    assert with_cache(lambda: write("made", "whole"))[1] == ""
     assert (tmp_path / "cache" / "made").read_text() == "whole" and dict(os.environ) == before
 
 
@@ -66,7 +66,7 @@ def test_without_a_usable_folder_a_private_one_is_taken_and_removed(fault, tmp_p
     places = []
     fault(tmp_path, monkeypatch)
     before = dict(os.environ)
-    reason = with_cache(lambda: places.append((os.environ[FOLDER], os.environ["TRITON_CACHE_DIR"])))
+    _, reason = with_cache(lambda: places.append((os.environ[FOLDER], os.environ["TRITON_CACHE_DIR"])))
     assert "Not a directory" in reason or "the folder" in reason
     ((folder, triton),) = places
     assert Path(folder).parent == tmp_path / "tmp" and triton.startswith(folder)
@@ -115,7 +115,7 @@ def test_the_first_derivative_needs_no_folder(tmp_path, monkeypatch):
 
 def test_the_step_says_that_it_was_compiled_anew_and_why(monkeypatch):
     trainer = make(compile_mode="always")
-    monkeypatch.setattr("training.loop.with_cache", lambda _: "file too short")
+    monkeypatch.setattr("training.loop.with_cache", lambda _: (trainer.step, "file too short"))
     assert "anew since its cache folder could not be used: file too short" in trainer.prepare()
     assert trainer.compiled and trainer.compile_trouble
 
@@ -203,7 +203,7 @@ def compile_curve():
         step = Compiled(curve.step, torch.device("cpu"))
         results[:] = [step(x), step(x)]
 
-    reason = with_cache(action)
+    _, reason = with_cache(action)
     assert torch.equal(*results)
     return reason, results[0]
 
