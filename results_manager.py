@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from system.checkpoints import SCHEMA_VERSION, checkpoint_bytes, is_sound, read_checkpoint
 from system.errors import RunError
-from system.files import figure_bytes, json_bytes, write_atomically
+from system.files import json_bytes, pdf_bytes, png_bytes, write_atomically
 from system.locks import Lock
 from system.machine import git_state, system_report
 from system.text import printable
@@ -29,7 +29,6 @@ from system.text import printable
 WRITTEN_LATER = {"full_report.json", "report.html", "train.log"}  # than the digests of the files
 Shots = dict[str, dict[str, list[Any]]]  # the test results of each K: lists over gradients
 EXPERIMENTS = Path(__file__).resolve().parent / "experiments"
-LOGGED_DPI = 70  # of pictures in TensorBoard, a third of the size of those on the disk
 
 
 class ExperimentManager:
@@ -153,8 +152,15 @@ class ExperimentManager:
     def save_json(self, name: str, value: Any) -> None:
         write_atomically(self.directory / name, json_bytes(value))
 
-    def _attempt_file(self, name: str, contents: Callable[[], bytes]) -> None:
-        self.attempt(name, lambda: write_atomically(self.directory / name, contents()))
+    def _attempt_file(self, name: str, contents: Callable[[], bytes]) -> bytes | None:
+        """Write a file; returns its contents, None where that failed."""
+
+        def write() -> bytes:
+            data = contents()
+            write_atomically(self.directory / name, data)
+            return data
+
+        return self.attempt(name, write)
 
     def save_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """The arrays behind the figures, plots/data.npz."""
@@ -162,21 +168,20 @@ class ExperimentManager:
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         self._attempt_file("plots/data.npz", buffer.getvalue)
 
-    def save_figure(self, name: str, figure: Any, iteration: int) -> None:
-        """Save a matplotlib figure as PNG and PDF, and show it in TensorBoard."""
-        for suffix in ("png", "pdf"):
-            self._attempt_file(f"plots/{name}.{suffix}", functools.partial(figure_bytes, figure, suffix))
-        self.log_figure(name, figure, iteration)
+    def save_figures(self, figures: Mapping[str, Any], iteration: int) -> None:
+        """Save matplotlib figures as PNG files and as the pages of figures.pdf, and show them in TensorBoard."""
+        for name, figure in figures.items():
+            png = self._attempt_file(f"plots/{name}.png", functools.partial(png_bytes, figure))
+            if png is not None:
+                self.log_picture(name, png, iteration)
+        self._attempt_file("plots/figures.pdf", lambda: pdf_bytes(*figures.values()))
 
-    def log_figure(self, name: str, figure: Any, iteration: int) -> None:
-        """Show a matplotlib figure in TensorBoard only, where a small picture does."""
-
+    def log_picture(self, name: str, png: bytes, iteration: int) -> None:
+        """Show a picture in TensorBoard."""
         if self._writer is not None:
             from matplotlib.image import imread
 
-            png = self.attempt("tensorboard", lambda: figure_bytes(figure, "png", LOGGED_DPI))
-            if png is not None:
-                self._write("add_image", f"figures/{name}", imread(io.BytesIO(png))[..., :3], iteration, dataformats="HWC")
+            self._write("add_image", f"figures/{name}", imread(io.BytesIO(png))[..., :3], iteration, dataformats="HWC")
 
     def log_evaluation(self, shots: Shots, config: dict[str, Any], performance: dict[str, float]) -> None:
         """Show the test results in TensorBoard: a curve over gradients for each K, and the hparams table."""

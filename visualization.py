@@ -53,17 +53,8 @@ STYLE: Any = {
 
 Arrays = Mapping[str, np.ndarray]
 
-
 LARGEST = 1e100  # beyond it matplotlib's own arithmetic leaves the range of floats
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-class TrueTypeFigure(Figure):
-    """A figure whose text in a PDF is TrueType: journals refuse the Type 3 fonts that matplotlib would take."""
-
-    def savefig(self, *args: Any, **kwargs: Any) -> None:
-        with matplotlib.rc_context({"pdf.fonttype": 42}):
-            super().savefig(*args, **kwargs)
 
 
 def figure_function(function: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -163,7 +154,7 @@ class _LogLabels(LogFormatter):
 def figure_grid(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
     """A figure of `width` x `height` inches in the common style, and its axes [rows, columns]."""
     with matplotlib.rc_context(STYLE):
-        figure = TrueTypeFigure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
     for axis in axes.flat:
         axis.grid(alpha=0.25, lw=0.5)

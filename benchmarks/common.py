@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from system.files import figure_bytes, json_bytes, write_atomically
+from system.files import json_bytes, png_bytes, write_atomically
 from system.machine import git_state, system_report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +131,7 @@ def write(output: Path, contents: Mapping[str, str | bytes | Figure | dict[str, 
     """Write files under `output`, by name: a text, bytes, a figure as PNG, or a record as JSON."""
     for name, content in contents.items():
         if isinstance(content, Figure):
-            data = figure_bytes(content, "png")
+            data = png_bytes(content)
         elif isinstance(content, dict):
             data = json_bytes(content)
         else:

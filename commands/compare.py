@@ -25,7 +25,7 @@ from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import find_run, new_directory
 from system.errors import RunError
-from system.files import figure_bytes, write_atomically
+from system.files import pdf_bytes, png_bytes, write_atomically
 from system.terminal import print_once
 from system.text import printable
 
@@ -137,8 +137,9 @@ def write(directory: Path, comparison: Comparison, title: str = "Comparison", re
     table = comparison_table(comparison)
     contents = {"comparison.md": markdown_table(table, title).encode(), "comparison.csv": csv_table(comparison).encode()}
     figures = draw(comparison, title, reference)
-    contents |= {f"{name}.{suffix}": figure_bytes(figures[name], suffix) for name in figures for suffix in ("png", "pdf")}
-    pictures = {name: contents[f"{name}.png"] for name in figures}
+    pictures = {name: png_bytes(figure) for name, figure in figures.items()}
+    contents |= {f"{name}.png": data for name, data in pictures.items()}
+    contents["comparison.pdf"] = pdf_bytes(*figures.values())
     contents["report.html"] = comparison_page(table, title, pictures)
     for name, data in contents.items():
         write_atomically(directory / name, data)

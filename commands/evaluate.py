@@ -126,5 +126,5 @@ def draw(experiment: Experiment, arrays: dict[str, np.ndarray], shots: int, done
 
     generator = experiment.generator
     title = f"{experiment.method.upper()}, {generator.name}"
-    for name, figure in run_figures(arrays, shots, generator.param_names, generator.published, title).items():
-        experiment.manager.save_figure(name, figure, done)
+    figures = run_figures(arrays, shots, generator.param_names, generator.published, title)
+    experiment.manager.save_figures(figures, done)

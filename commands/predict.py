@@ -21,7 +21,7 @@ from dataset import Points
 from regressor import NO_INTERVALS, FewShotRegressor
 from results_manager import find_run, load_run
 from system.errors import RunError
-from system.files import figure_bytes, write_atomically
+from system.files import pdf_bytes, png_bytes, write_atomically
 from system.terminal import print_once
 from system.text import printable
 from tables.arrays import finite_curves
@@ -269,8 +269,10 @@ def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[st
 
 def output_files(directory: Path, input_file: Path, pages: int) -> list[Path]:
     """Where `write` will write; raises `RunError` where that is the file of points itself."""
-    stems = ["predictions", *(f"predictions-{page}" for page in range(2, pages + 1))][:pages]
-    files = [directory / name for name in ("predictions.csv", *(f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")))]
+    names = ["predictions.csv"]
+    if pages:
+        names += ["predictions.png", *(f"predictions-{page}.png" for page in range(2, pages + 1)), "predictions.pdf"]
+    files = [directory / name for name in names]
     for file in files:
         if file.exists() and input_file.exists() and file.samefile(input_file):
             raise RunError(f"{file} is the file of points (got it as output too; expected another --output or file name)")
@@ -285,6 +287,7 @@ def write(files: Sequence[Path], found: Sequence[Prediction], model: FewShotRegr
     files[0].parent.mkdir(parents=True, exist_ok=True)
     write_atomically(files[0], predictions_csv(found, model, file).encode())
     if len(files) > 1:
-        for figure, *pictures in zip(figures(found, model, file, title), files[1::2], files[2::2], strict=True):
-            for picture in pictures:
-                write_atomically(picture, figure_bytes(figure, picture.suffix[1:]))
+        pages = list(figures(found, model, file, title))
+        for path, page in zip(files[1:-1], pages, strict=True):
+            write_atomically(path, png_bytes(page))
+        write_atomically(files[-1], pdf_bytes(*pages))

@@ -371,7 +371,8 @@ def test_fifteen_new_subjects_are_answered_in_the_files_order_with_the_numbers_o
     asked, members = questions(tmp_path / "new.csv")
     found: list[Any] = []
     monkeypatch.setattr("commands.predict.figures", lambda predictions, *_: found.extend(predictions) or [None] * 2)
-    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
+    for kind in ("png_bytes", "pdf_bytes"):
+        monkeypatch.setattr(f"commands.predict.{kind}", lambda *_: b"")
     assert main.main(["--predict", str(runs / name), "--points", str(tmp_path / "new.csv")]) == 0
     assert capsys.readouterr().err == ""
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
@@ -400,13 +401,14 @@ def test_without_questions_each_subject_has_a_grid_and_pages_of_twelve_panels(
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert [row["who"] for row in rows] == [name for name in members for _ in range(201)]
     names = {path.name for path in tmp_path.iterdir()} - {"new.csv", "predictions.csv"}
-    assert names == {f"predictions{page}.{kind}" for page in ("", "-2") for kind in ("png", "pdf")}
+    assert names == {"predictions.png", "predictions-2.png", "predictions.pdf"}
 
 
 def test_a_file_without_the_subjects_column_is_about_one(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
+    for kind in ("png_bytes", "pdf_bytes"):
+        monkeypatch.setattr(f"commands.predict.{kind}", lambda *_: b"")
     (tmp_path / "one.csv").write_text("Mass_g;DAY (d)\n50,5;2\n;4\n51,5;8\n;400\n")
     assert main.main(["--predict", str(runs / "R2D2_Table_toy"), "--points", str(tmp_path / "one.csv")]) == 0
     assert capsys.readouterr().err.startswith("warning: 1 of 2 questions lie outside the range of meta-training")
@@ -452,7 +454,8 @@ def test_subjects_of_several_inputs_are_answered_at_their_questions_or_their_poi
 
 
 def test_questions_of_a_run_on_formulas_are_answered_too(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
+    for kind in ("png_bytes", "pdf_bytes"):
+        monkeypatch.setattr(f"commands.predict.{kind}", lambda *_: b"")
     (tmp_path / "new.csv").write_text("x,y\n1,2\n2.5,\n-1,0.5\n7,NA\n")
     assert main.main(["--predict", str(runs / "MAML_Sinusoidal_waves"), "--points", str(tmp_path / "new.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))

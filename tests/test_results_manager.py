@@ -80,7 +80,7 @@ SAVES: dict[str, tuple[Callable[[ExperimentManager], None], list[str]]] = {
     "checkpoint": (lambda m: m.save_checkpoint({"iteration": 1}, best={"iteration": 0}), ["best.pt", "last.pt"]),
     "json": (lambda m: m.save_json("metrics.json", {}), ["metrics.json"]),
     "arrays": (lambda m: m.save_arrays({"x": np.zeros(2)}), ["data.npz"]),
-    "figure": (lambda m: m.save_figure("curve", a_figure(), 0), ["curve.png", "curve.pdf"]),
+    "figure": (lambda m: m.save_figures({"curve": a_figure()}, 0), ["curve.png", "figures.pdf"]),
     "report": (lambda m: m.save_report("complete", {}), ["full_report.json"]),
 }
 
@@ -142,10 +142,10 @@ def test_a_checkpoint_that_cannot_be_written_raises_and_the_last_one_stays(
 
 def test_equal_figures_are_equal_files_in_both_formats(tmp_path: Path) -> None:
     made = []
-    for name in ("a", "b"):
-        with managed(tmp_path / name) as manager:
-            manager.save_figure("curve", a_figure(), 0)
-            made.append([(manager.directory / "plots" / f"curve.{suffix}").read_bytes() for suffix in ("png", "pdf")])
+    for run in ("a", "b"):
+        with managed(tmp_path / run) as manager:
+            manager.save_figures({"curve": a_figure()}, 0)
+            made.append([(manager.directory / "plots" / name).read_bytes() for name in ("curve.png", "figures.pdf")])
     assert made[0] == made[1] and made[0][0].startswith(b"\x89PNG") and made[0][1].startswith(b"%PDF")
 
 
@@ -223,7 +223,7 @@ LOGGING: dict[str, Callable[[ExperimentManager], Any]] = {
     "numbers": lambda m: m.log_scalars(1, VALUES),
     "a line": lambda m: m.log("a line"),
     "evaluation": lambda m: m.log_evaluation({"5": {"mse": [1.0]}}, {}, {"ms_per_iteration": 1.0, "iterations": 1.0}),
-    "a figure": lambda m: m.save_figure("curve", a_figure(), 1),
+    "a figure": lambda m: m.save_figures({"curve": a_figure()}, 1),
 }
 
 
@@ -275,7 +275,7 @@ def test_tensorboard_has_one_run_with_curves_figures_and_hyperparameters(tmp_pat
         manager.open_tensorboard(0)
         for iteration in (1, 2):
             manager.log_scalars(iteration, VALUES)
-        manager.save_figure("curve", a_figure(), 2)
+        manager.save_figures({"curve": a_figure()}, 2)
         shots = {"5": {"mse": [1.0, 0.5]}, "10": {"mse": [0.8, 0.4]}}
         manager.log_evaluation(shots, {"EPOCHS": 1, "EVAL_SHOTS": [5, 10]}, {"ms_per_iteration": 1.0, "iterations": 2.0})
     events = accumulated(tmp_path / "run" / "tensorboard")

@@ -23,7 +23,7 @@ from evaluation.statistics import shown_steps
 from report import figures
 from report.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
 from report.prediction_figures import interval_quality, prediction_curves
-from system.files import figure_bytes
+from system.files import pdf_bytes, png_bytes
 from visualization import (
     adaptive_learning,
     binned_median,
@@ -564,12 +564,12 @@ def test_samples_that_diverged_leave_the_others_in_the_picture(bad: float) -> No
 # ---- the animation, and files
 
 
-@pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
-def test_equal_figures_are_equal_files(suffix: str, magic: bytes) -> None:
-    first, second = (figure_bytes(against_shots(), suffix) for _ in range(2))
+@pytest.mark.parametrize(("file", "magic"), [(png_bytes, b"\x89PNG"), (pdf_bytes, b"%PDF")])
+def test_equal_figures_are_equal_files(file: Callable[[Figure], bytes], magic: bytes) -> None:
+    first, second = (file(against_shots()) for _ in range(2))
     assert first == second and first.startswith(magic)
 
 
 def test_the_text_of_a_pdf_is_true_type() -> None:
-    contents = figure_bytes(against_shots(), "pdf")
+    contents = pdf_bytes(against_shots())
     assert b"/FontFile2" in contents and b"/Type3" not in contents

@@ -14,6 +14,7 @@ from evaluation.examples import example_arrays
 from learner import MetaLearner
 from results_manager import ExperimentManager, NullManager
 from system.errors import checkpoint_errors
+from system.files import png_bytes
 from system.host import resolve_device
 from system.terminal import print_once, rank
 from training.loop import Trainer
@@ -187,7 +188,7 @@ class Experiment:
         config, subject = self.config, self.record.get("columns", [""])[0]
         arrays = example_arrays(self.learner, self.generator, config.SUPPORT_SAMPLES, config.EVAL_STEPS, subject)[0]
         figure = example_figure(arrays, f"after {iteration} outer steps", most=3)
-        self.manager.log_figure("training/task_predictions", figure, iteration)
+        self.manager.log_picture("training/task_predictions", png_bytes(figure, 70), iteration)
 
     # ---- the end
 

@@ -67,7 +67,12 @@ def test_seeds_that_make_no_sense_are_refused(text: str) -> None:
 def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs: Path) -> None:
     assert {path.name for path in runs.glob("MAML*")} == {"MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"}
     (found,) = runs.glob("Comparison_*")
-    assert set(files(found)) == {"comparison.md", "comparison.csv", "report.html"}  # and the figures, drawn by no tiny run
+    assert set(files(found)) == {
+        "comparison.md",
+        "comparison.csv",
+        "comparison.pdf",
+        "report.html",
+    }  # and the figures, drawn by no tiny run
     rows = table(found / "comparison.csv")
     assert {(row["group"], row["seeds"]) for row in rows} == {("MAML", "2"), ("best single function", "1")}
 

@@ -401,8 +401,8 @@ def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> N
 @pytest.mark.usefixtures("with_figures")
 def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison, tmp_path: Path) -> None:
     files = write(tmp_path / "new" / "folder", comparison, "A title")
-    names = {"comparison.md", "comparison.csv", "comparison_gradients.png", "comparison_gradients.pdf"}
-    assert {file.name for file in files} == names | {"comparison_shots.png", "comparison_shots.pdf", "report.html"}
+    names = {"comparison.md", "comparison.csv", "comparison_gradients.png", "comparison.pdf"}
+    assert {file.name for file in files} == names | {"comparison_shots.png", "report.html"}
     assert {file.name for file in (tmp_path / "new" / "folder").iterdir()} == {file.name for file in files}
     before = {file: file.read_bytes() for file in files}
     write(tmp_path / "new" / "folder", comparison, "A title")

@@ -23,7 +23,7 @@ from report.prediction_figures import prediction_curves
 from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
-from system.files import figure_bytes
+from system.files import pdf_bytes, png_bytes
 from system.terminal import print_once
 from system.text import UNPRINTABLE, columns, padded, printable
 from tests.tools.hostile import NAMES
@@ -108,8 +108,7 @@ def test_every_name_is_drawn_without_a_formula_or_a_warning(caplog: pytest.LogCa
     figure = listed(NAMES)
     for text in figure.texts:
         assert not text.get_parse_math() and text.get_text()
-    for suffix in ("png", "pdf"):
-        assert figure_bytes(figure, suffix)
+    assert png_bytes(figure) and pdf_bytes(figure)
     assert not caplog.records
 
 
@@ -172,7 +171,7 @@ def test_a_figure_with_hostile_names_is_drawn_without_a_warning(name: str, caplo
     figure = hostile(name)
     figure.set_dpi(25)
     figure.set_layout_engine("none")  # it takes longer than all the rest
-    assert figure_bytes(figure, "png") and not caplog.records
+    assert png_bytes(figure) and not caplog.records
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -198,7 +197,7 @@ def test_every_hostile_label_has_its_curve_in_the_legend() -> None:
 def test_many_long_names_leave_room_for_the_curves() -> None:
     figure = error_against_gradients(results([f"{'long ' * 40}{number}" for number in range(24)]), "a title")
     figure.set_dpi(25)
-    assert figure_bytes(figure, "png")
+    assert png_bytes(figure)
     assert figure.axes[0].get_position().height * figure.get_figheight() > 1.0
 
 

@@ -70,7 +70,7 @@ def test_a_disk_that_is_full_under_tensorboard_and_plots_only_costs_the_plots(tm
     run_directory = only_run(tmp_path / "full")
     report = report_of(run_directory)
     assert report["status"] == "complete"
-    for what in ("tensorboard", "plots/training_curves.png", "plots/task_predictions.pdf"):
+    for what in ("tensorboard", "plots/training_curves.png", "plots/figures.pdf"):
         assert [line for line in report["warnings"] if line.startswith(f"{what} could not be written")], report["warnings"]
     assert all(line.startswith("warning: ") for line in child.err.splitlines()), child.err
     assert same(result_of(run_directory), result_of(whole))
