@@ -21,7 +21,7 @@ import numpy as np
 
 from system.checkpoints import SCHEMA_VERSION, checkpoint_bytes, is_sound, read_checkpoint
 from system.errors import RunError
-from system.files import json_bytes, pdf_bytes, png_bytes, write_atomically
+from system.files import json_bytes, write_atomically
 from system.locks import Lock
 from system.machine import git_state, system_report
 from system.text import printable
@@ -152,29 +152,21 @@ class ExperimentManager:
     def save_json(self, name: str, value: Any) -> None:
         write_atomically(self.directory / name, json_bytes(value))
 
-    def _attempt_file(self, name: str, contents: Callable[[], bytes]) -> bytes | None:
-        """Write a file; returns its contents, None where that failed."""
-
-        def write() -> bytes:
-            data = contents()
-            write_atomically(self.directory / name, data)
-            return data
-
-        return self.attempt(name, write)
+    def _attempt_file(self, name: str, data: bytes) -> None:
+        self.attempt(name, lambda: write_atomically(self.directory / name, data))
 
     def save_arrays(self, arrays: dict[str, np.ndarray]) -> None:
         """The arrays behind the figures, plots/data.npz."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        self._attempt_file("plots/data.npz", buffer.getvalue)
+        self._attempt_file("plots/data.npz", buffer.getvalue())
 
-    def save_figures(self, figures: Mapping[str, Any], iteration: int) -> None:
-        """Save matplotlib figures as PNG files and as the pages of figures.pdf, and show them in TensorBoard."""
-        for name, figure in figures.items():
-            png = self._attempt_file(f"plots/{name}.png", functools.partial(png_bytes, figure))
-            if png is not None:
-                self.log_picture(name, png, iteration)
-        self._attempt_file("plots/figures.pdf", lambda: pdf_bytes(*figures.values()))
+    def save_figures(self, pictures: Mapping[str, bytes], pdf: bytes, iteration: int) -> None:
+        """Save figures, as PNG files by name and as one PDF file, and show them in TensorBoard."""
+        for name, png in pictures.items():
+            self._attempt_file(f"plots/{name}.png", png)
+            self.log_picture(name, png, iteration)
+        self._attempt_file("plots/figures.pdf", pdf)
 
     def log_picture(self, name: str, png: bytes, iteration: int) -> None:
         """Show a picture in TensorBoard."""

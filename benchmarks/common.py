@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from system.files import json_bytes, png_bytes, write_atomically
+from system.files import json_bytes, write_atomically
 from system.machine import git_state, system_report
+from visualization import png_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "numpy", "jax", "jaxlib", "torchopt", "higher")  # whose versions are recorded

@@ -25,7 +25,7 @@ from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import find_run, new_directory
 from system.errors import RunError
-from system.files import pdf_bytes, png_bytes, write_atomically
+from system.files import write_atomically
 from system.terminal import print_once
 from system.text import printable
 
@@ -133,6 +133,8 @@ def write(directory: Path, comparison: Comparison, title: str = "Comparison", re
 
     Raises OSError where the disk is full or read-only.
     """
+    from visualization import pdf_bytes, png_bytes  # takes half a second: for those who draw
+
     directory.mkdir(parents=True, exist_ok=True)
     table = comparison_table(comparison)
     contents = {"comparison.md": markdown_table(table, title).encode(), "comparison.csv": csv_table(comparison).encode()}

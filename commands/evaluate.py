@@ -123,8 +123,10 @@ def figure_arrays(experiment: Experiment, test_params: np.ndarray, codes: np.nda
 def draw(experiment: Experiment, arrays: dict[str, np.ndarray], shots: int, done: int) -> None:
     """The figures of a run of `done` steps, from the arrays behind them."""
     from report.figures import run_figures  # takes half a second: for those who draw
+    from visualization import pdf_bytes, png_bytes
 
     generator = experiment.generator
     title = f"{experiment.method.upper()}, {generator.name}"
     figures = run_figures(arrays, shots, generator.param_names, generator.published, title)
-    experiment.manager.save_figures(figures, done)
+    pictures = {name: png_bytes(figure) for name, figure in figures.items()}
+    experiment.manager.save_figures(pictures, pdf_bytes(*figures.values()), done)

@@ -21,7 +21,7 @@ from dataset import Points
 from regressor import NO_INTERVALS, FewShotRegressor
 from results_manager import find_run, load_run
 from system.errors import RunError
-from system.files import pdf_bytes, png_bytes, write_atomically
+from system.files import write_atomically
 from system.terminal import print_once
 from system.text import printable
 from tables.arrays import finite_curves
@@ -287,6 +287,8 @@ def write(files: Sequence[Path], found: Sequence[Prediction], model: FewShotRegr
     files[0].parent.mkdir(parents=True, exist_ok=True)
     write_atomically(files[0], predictions_csv(found, model, file).encode())
     if len(files) > 1:
+        from visualization import pdf_bytes, png_bytes  # takes half a second: for those who draw
+
         pages = list(figures(found, model, file, title))
         for path, page in zip(files[1:-1], pages, strict=True):
             write_atomically(path, png_bytes(page))

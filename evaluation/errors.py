@@ -9,6 +9,7 @@ import numpy as np
 
 from dataset import HeldOut, Points, Task, TaskGenerator
 from evaluation.intervals import Residuals, difficulty_features
+from evaluation.statistics import geometric_mean
 from learner import MetaLearner, adapt_tasks, predict_tasks
 from system.threads import EVAL_CHUNK
 
@@ -36,6 +37,16 @@ def errors(learner: MetaLearner, task: Task, steps: int) -> np.ndarray:
 def held_out_errors(learner: MetaLearner, held_out: HeldOut, steps: int) -> np.ndarray:
     """Mean squared error [T, steps + 1] over all query points of each task; NaN for a task that can't be evaluated."""
     return _by_task(errors(learner, held_out.tasks, steps), held_out)
+
+
+def validation_error(errors: np.ndarray, held_out: HeldOut) -> float:
+    """What a checkpoint and a method are chosen by, from errors [T, S+1] on validation tasks: the one after the last gradient.
+
+    It is the mean over tasks, and over a table's subjects the geometric mean: one hard subject among ten would decide a mean.
+    """
+    evaluated = errors[held_out.evaluable]
+    with np.errstate(over="ignore"):  # a diverged task is a result
+        return float(evaluated.mean(0)[-1]) if held_out.owners is None else geometric_mean(evaluated[:, -1])
 
 
 def adapt_held_out(

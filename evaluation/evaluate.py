@@ -10,9 +10,9 @@ import numpy as np
 
 from dataset import HELD_OUT_SEED, HeldOut, TaskGenerator, stream
 from evaluation.baselines import baseline_errors, baselines
-from evaluation.errors import Adapted, adapt_held_out, held_out_errors
+from evaluation.errors import Adapted, adapt_held_out, held_out_errors, validation_error
 from evaluation.intervals import calibrate, entry_for, evaluate_intervals
-from evaluation.statistics import geometric_mean, mean_and_interval
+from evaluation.statistics import mean_and_interval
 from learner import MetaLearner
 
 COVERAGE = 0.9
@@ -101,16 +101,6 @@ def _adapted_validation(
         return adapted, validation_error(held_out_errors(learner, fewer, protocol.steps), fewer)
     error = None if adapted is None else validation_error(adapted.errors, held_out)
     return (adapted if held_out.evaluable.sum() >= 2 else None), error
-
-
-def validation_error(errors: np.ndarray, held_out: HeldOut) -> float:
-    """What `--compare` chooses a method by, from errors [T, S+1]: the error on the validation tasks after the last gradient.
-
-    It is the mean over tasks, and over a table's subjects the geometric mean: one hard subject among ten would decide a mean.
-    """
-    last = errors[held_out.evaluable, -1]
-    with np.errstate(over="ignore"):  # a diverged task is a result
-        return geometric_mean(last) if held_out.owners is not None else float(last.mean())
 
 
 def _error_record(errors: np.ndarray, held_out: HeldOut, y_scale: float | None) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""Files that are whole or absent, strict JSON, and the bytes of figures."""
+"""Files that are whole or absent, and strict JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import math
 import os
@@ -78,31 +77,3 @@ def to_json(value: Any) -> Any:
 
 def json_bytes(value: Any) -> bytes:
     return (json.dumps(to_json(value), indent=1, allow_nan=False) + "\n").encode()
-
-
-def png_bytes(figure: Any, dpi: float | str = "figure") -> bytes:
-    """The contents of a PNG file of a matplotlib figure; equal figures give equal bytes, as in PDF."""
-    _lay_out(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
-def pdf_bytes(*figures: Any) -> bytes:
-    """The contents of a PDF file with a page for each matplotlib figure; its text is TrueType: journals refuse Type 3 fonts."""
-    import matplotlib  # takes half a second: for those who draw
-    from matplotlib.backends.backend_pdf import PdfPages
-
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"pdf.fonttype": 42}), PdfPages(buffer, metadata={"CreationDate": None}) as pages:
-        for figure in figures:
-            _lay_out(figure)
-            pages.savefig(figure)
-    return buffer.getvalue()
-
-
-def _lay_out(figure: Any) -> None:
-    """Place the parts of a figure for good: each format would do so again, or at least draw it twice."""
-    if (layout := figure.get_layout_engine()) is not None:
-        layout.execute(figure)
-        figure.set_layout_engine(None)

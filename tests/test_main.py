@@ -243,7 +243,7 @@ def test_command_line_beats_file_beats_method_defaults(tmp_path):
 def drawn(with_figures, monkeypatch):
     """The names of the figures that a run saves."""
     names = set()
-    monkeypatch.setattr(ExperimentManager, "save_figures", lambda self, figures, iteration: names.update(figures))
+    monkeypatch.setattr(ExperimentManager, "save_figures", lambda self, pictures, pdf, iteration: names.update(pictures))
     return names
 
 

@@ -372,7 +372,7 @@ def test_fifteen_new_subjects_are_answered_in_the_files_order_with_the_numbers_o
     found: list[Any] = []
     monkeypatch.setattr("commands.predict.figures", lambda predictions, *_: found.extend(predictions) or [None] * 2)
     for kind in ("png_bytes", "pdf_bytes"):
-        monkeypatch.setattr(f"commands.predict.{kind}", lambda *_: b"")
+        monkeypatch.setattr(f"visualization.{kind}", lambda *_: b"")
     assert main.main(["--predict", str(runs / name), "--points", str(tmp_path / "new.csv")]) == 0
     assert capsys.readouterr().err == ""
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
@@ -408,7 +408,7 @@ def test_a_file_without_the_subjects_column_is_about_one(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in ("png_bytes", "pdf_bytes"):
-        monkeypatch.setattr(f"commands.predict.{kind}", lambda *_: b"")
+        monkeypatch.setattr(f"visualization.{kind}", lambda *_: b"")
     (tmp_path / "one.csv").write_text("Mass_g;DAY (d)\n50,5;2\n;4\n51,5;8\n;400\n")
     assert main.main(["--predict", str(runs / "R2D2_Table_toy"), "--points", str(tmp_path / "one.csv")]) == 0
     assert capsys.readouterr().err.startswith("warning: 1 of 2 questions lie outside the range of meta-training")
@@ -455,7 +455,7 @@ def test_subjects_of_several_inputs_are_answered_at_their_questions_or_their_poi
 
 def test_questions_of_a_run_on_formulas_are_answered_too(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("png_bytes", "pdf_bytes"):
-        monkeypatch.setattr(f"commands.predict.{kind}", lambda *_: b"")
+        monkeypatch.setattr(f"visualization.{kind}", lambda *_: b"")
     (tmp_path / "new.csv").write_text("x,y\n1,2\n2.5,\n-1,0.5\n7,NA\n")
     assert main.main(["--predict", str(runs / "MAML_Sinusoidal_waves"), "--points", str(tmp_path / "new.csv")]) == 0
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))

@@ -23,13 +23,14 @@ from evaluation.statistics import shown_steps
 from report import figures
 from report.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
 from report.prediction_figures import interval_quality, prediction_curves
-from system.files import pdf_bytes, png_bytes
 from visualization import (
     adaptive_learning,
     binned_median,
     latent_space,
     limits,
+    pdf_bytes,
     performance_over_tasks,
+    png_bytes,
     smoothed,
     task_predictions,
     training_curves,

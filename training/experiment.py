@@ -9,12 +9,11 @@ import numpy as np
 
 from config import Config, ConfigError
 from dataset import HeldOut, TaskDataset, TaskGenerator, stream
-from evaluation.errors import held_out_errors
+from evaluation.errors import held_out_errors, validation_error
 from evaluation.examples import example_arrays
 from learner import MetaLearner
 from results_manager import ExperimentManager, NullManager
 from system.errors import checkpoint_errors
-from system.files import png_bytes
 from system.host import resolve_device
 from system.terminal import print_once, rank
 from training.loop import Trainer
@@ -171,11 +170,12 @@ class Experiment:
         Where an average of the meta-parameters is kept, all of this is of the average.
         """
         with self.trainer.meta.averaged():
-            errors = held_out_errors(self.learner, tasks, self.config.EVAL_STEPS)[tasks.evaluable].mean(0).tolist()
-            self.history["validation"].append({"iteration": iteration, "mse": errors})
-            self.manager.log_scalars(iteration, {f"validation/mse_after_{step:02d}": mse for step, mse in enumerate(errors)})
-            if errors[-1] < self.best:
-                self.best = errors[-1]
+            errors = held_out_errors(self.learner, tasks, self.config.EVAL_STEPS)
+            means = errors[tasks.evaluable].mean(0).tolist()
+            self.history["validation"].append({"iteration": iteration, "mse": means})
+            self.manager.log_scalars(iteration, {f"validation/mse_after_{step:02d}": mse for step, mse in enumerate(means)})
+            if (error := validation_error(errors, tasks)) < self.best:
+                self.best = error
                 self.new_best = self.snapshot()
             count = iteration // self.config.VALIDATION_INTERVAL
             if self.config.INPUT_DIM == 1 and count in PICTURED_VALIDATIONS and iteration < self.config.iterations:
@@ -184,6 +184,7 @@ class Experiment:
     def show_progress(self, iteration: int) -> None:
         """The example tasks as the learner fits them now, small, into TensorBoard."""
         from report.figures import example_figure  # takes half a second: not before the first step
+        from visualization import png_bytes
 
         config, subject = self.config, self.record.get("columns", [""])[0]
         arrays = example_arrays(self.learner, self.generator, config.SUPPORT_SAMPLES, config.EVAL_STEPS, subject)[0]

@@ -41,7 +41,7 @@ REFUSED = {  # imports that a module or room must not have, however deep inside 
     "training": {"matplotlib", *TENSORBOARD},
     "evaluation": {"os", *PLOTS, *TENSORBOARD, "training"},
     "tables": {"os", *PLOTS, *TENSORBOARD, "learner", "config"},
-    "visualization": {"torch", "os", *DISK, "matplotlib.pyplot", "pylab"},
+    "visualization": {"torch", "os", *(DISK - {"io"}), "matplotlib.pyplot", "pylab"},
     "report": {"torch", "os", "matplotlib.pyplot", "pylab", *TENSORBOARD},
     "report.figures": DISK,
     "report.prediction_figures": DISK,

@@ -158,7 +158,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Finished
     """A tiny run of the method that leaves most behind; its figures are made, and not drawn."""
     output, names = tmp_path_factory.mktemp("docs"), []
     with figures(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ExperimentManager, "save_figures", lambda self, figures, iteration: names.extend(figures))
+        patch.setattr(ExperimentManager, "save_figures", lambda self, pictures, pdf, iteration: names.extend(pictures))
         patch.setattr(ExperimentManager, "log_picture", lambda self, name, png, iteration: names.append(name))
         flags = [*TINY_FLAGS, "--set", "LEO_LATENT_DIM=3", "--set", "LEO_DECODER_DIM=4"]
         assert main.main(["--method", "leo", "--output", str(output), *flags]) == 0

@@ -23,7 +23,6 @@ from report.prediction_figures import prediction_curves
 from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
-from system.files import pdf_bytes, png_bytes
 from system.terminal import print_once
 from system.text import UNPRINTABLE, columns, padded, printable
 from tests.tools.hostile import NAMES
@@ -32,7 +31,9 @@ from visualization import (
     drawable_text,
     figure_function,
     latent_space,
+    pdf_bytes,
     performance_over_tasks,
+    png_bytes,
     task_predictions,
     training_curves,
 )
