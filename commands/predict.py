@@ -197,7 +197,7 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
 
 def figures(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile, title: str) -> Iterator[Any]:
     """Pages of at most twelve tasks each, for D = 1."""
-    from report.prediction_figures import prediction_curves  # takes half a second: for those who draw
+    from visualization import task_curves  # takes half a second: for those who draw
 
     x_range, shown = (float(model.x_range[0, 0]), float(model.x_range[1, 0])), found[: MOST_PAGES * PANELS]
     names, least = ("input x", "output y"), 0.5
@@ -209,7 +209,7 @@ def figures(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFi
     for first in range(0, len(shown), PANELS):
         tasks = dict(zip(file.subjects[first : first + PANELS], pictures[first : first + PANELS], strict=False))
         page = f"{about}, {first + 1} to {first + len(tasks)}" if len(found) > PANELS else about
-        yield prediction_curves(tasks, model.steps, x_range, page, names, least)
+        yield task_curves(tasks, (0, model.steps), page, names, x_range, least)
 
 
 def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[str, Array]]:
@@ -218,7 +218,7 @@ def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[st
     grids = [grid_of(model, one.points) for one in found]
     pictures = []
     for one, grid, answer in zip(found, grids, model.answers(grids, coverage_of(model)), strict=True):
-        picture = {"grid": grid[:, 0], "before": answer.stages[0], "after": answer.stages[-1]}
+        picture = {"grid": grid[:, 0], "predictions": answer.stages[[0, -1]]}
         picture |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0]}
         picture |= {"band": answer.interval} if len(answer.interval) else {}
         if one.is_query:
