@@ -210,46 +210,68 @@ def training_curves(train: Mapping[str, np.ndarray], validation: Mapping[str, np
 
 
 @figure_function
-def task_predictions(
-    grid: np.ndarray,
-    truth: np.ndarray | None,
-    support_x: np.ndarray,
-    support_y: np.ndarray,
-    predictions: np.ndarray,
+def task_curves(
+    tasks: Mapping[str, Arrays],
     steps: Sequence[int],
     title: str,
     axis_names: tuple[str, str] = ("input x", "output y"),
-    points: tuple[np.ndarray, np.ndarray] | None = None,
-    names: Sequence[str] = (),
+    x_range: tuple[float, float] = (-np.inf, np.inf),
+    least: float = 0.5,
 ) -> Figure:
-    """Several tasks in a grid: true function, support points, the network before and after some gradients.
+    """Tasks on common axes, a panel each: what is known of them, and what a network says.
 
     Args:
-        grid: inputs [N]; truth: [T, N], None where nobody knows it; support_x, support_y: [T, K]; names: of the tasks.
-        predictions: [T, len(steps), N], after `steps`; points: all measured x and y [T, M], NaN behind the last of a task.
+        tasks: of each name "grid" [N], "support_x" and "support_y" [K]; and where there are any, "predictions"
+            [len(steps), N], "truth" [N], all measured points "points_x" and "points_y" [M], "band", lower and upper ends of
+            intervals [2, N], "samples", sampled curves [M, N], and which of them look like a sinusoid rather than a line,
+            "is_sine" [M], and "asked" [2, Q], places that were asked for and the predictions there.
+        steps: the gradients after which the predictions are.
+        x_range: the inputs of meta-training; what lies outside is shaded.
+        least: a range of y that is worth a picture.
     """
-    figure, axes = panels(len(predictions), 3.3, 2.5, 0.5)
-    colours = [ORANGE, SKY, GREEN, BLUE][-len(steps) :] if len(steps) <= 4 else CYCLE
-    for task, axis in enumerate(axes.flat[: len(predictions)]):
-        if truth is not None:
-            axis.plot(grid, truth[task], color=BLACK, lw=2.2, alpha=0.35, label="true function")
-            errors = np.square(predictions[task, [0, -1]] - truth[task], dtype=np.float64).mean(-1)
-            axis.set_title(f"error {errors[0]:.2g} → {errors[1]:.2g}")
-        elif len(names):
-            axis.set_title(names[task])
-        for place, step in enumerate(steps):
-            dash = (0, (4, 2)) if step == 0 else "solid" if step == steps[-1] else (0, (1, 1))
-            axis.plot(grid, predictions[task, place], color=colours[place], lw=1.4, ls=dash, label=gradients(step))
-        if points is not None:
-            axis.plot(points[0][task], points[1][task], "o", color="0.35", ms=3, mfc="none", mew=0.8, label="measured")
-        axis.plot(support_x[task], support_y[task], "o", color=VERMILION, ms=4, mec="white", mew=0.5, label="support points")
-    known, margin = (support_y if truth is None else truth, 0.35) if points is None else (points[1], 0.1)
-    low, high = limits([known], margin)  # an early network may be far off
-    ends = low - (high - low) / 2, high + (high - low) / 2  # of what a miss of the last one may add to a table's points
-    axes[0, 0].set_ylim((low, high) if points is None else limits([known, predictions[:, -1]], margin, *ends))
+    figure, axes = figure_grid(1, 1, 7.2, 4.6) if len(tasks) == 1 else panels(len(tasks), 3.3, 2.6, 0.8)
+    known, shown = (  # a network far off what is known may leave the picture
+        [task[name] for task in tasks.values() for name in names if name in task]
+        for names in (("truth", "points_y", "support_y"), ("predictions", "band", "samples"))
+    )
+    low, high = limits(known, 0.0)
+    reach = max(high - low, least)
+    view = limits([*known, *shown], 0.06, low - reach, high + reach)
+    for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
+        first, last = task["grid"][[0, -1]]
+        low, high = np.clip(x_range, first, last)
+        for start, end in [ends for ends in ((first, low), (high, last)) if ends[0] < ends[1]]:
+            axis.axvspan(start, end, color="0.5", alpha=0.15, lw=0, label="extrapolation")
+        _draw_task(axis, task, steps, view)
+        axis.set_title(name)
+    axes[0, 0].set(xlim=limits([task["grid"] for task in tasks.values()], 0.02), ylim=view)
     name_axes(axes, axis_names)
     shared_legend(figure, axes, title)
     return figure
+
+
+FAMILIES = {True: (BLUE, "samples like a sinusoid"), False: (VERMILION, "samples like a line"), None: (BLUE, "sampled curves")}
+
+
+def _draw_task(axis: Axes, task: Arrays, steps: Sequence[int], view: tuple[float, float]) -> None:
+    grid = task["grid"]
+    if "band" in task:  # over the whole height where adapting diverged
+        axis.fill_between(grid, *task["band"].clip(*view), color=SKY, alpha=0.35, lw=0, label="90% interval for a measurement")
+    for number, curve in enumerate(task.get("samples", ())):
+        colour, label = FAMILIES[bool(task["is_sine"][number]) if "is_sine" in task else None]
+        axis.plot(grid, curve, color=colour, lw=0.6, alpha=0.3, label=label)
+    if "truth" in task:
+        axis.plot(grid, task["truth"], color=BLACK, lw=2.2, alpha=0.35, label="true function")
+    colours = [ORANGE, SKY, GREEN, BLUE][-len(steps) :] if len(steps) <= 4 else CYCLE
+    for step, colour, curve in zip(steps, colours, task.get("predictions", ()), strict=False):
+        dash = (0, (4, 2)) if step == 0 else "solid" if step == steps[-1] else (0, (1, 1))
+        axis.plot(grid, curve, color=colour, lw=1.6, ls=dash, label=f"after {gradients(step)}" if step else "before adapting")
+    if "points_x" in task:
+        axis.plot(task["points_x"], task["points_y"], "o", color="0.35", ms=3, mfc="none", mew=0.8, label="measured")
+    if "asked" in task:
+        axis.plot(*task["asked"], "|", color=BLACK, ms=9, mew=1.2, label="asked for")
+    size = 2 if len(task["support_x"]) > 200 else 4.5
+    axis.plot(task["support_x"], task["support_y"], "o", color=VERMILION, ms=size, mec="white", mew=0.5, label="support points")
 
 
 def gradients(count: int) -> str:
@@ -344,50 +366,6 @@ def binned_median(x: np.ndarray, y: np.ndarray, bins: int) -> tuple[np.ndarray, 
     place = np.clip(np.digitize(x, edges) - 1, 0, bins - 1)
     used = np.unique(place)
     return (edges[:-1] + edges[1:])[used] / 2, np.array([np.median(y[place == number]) for number in used])
-
-
-@figure_function
-def adaptive_learning(
-    results: Mapping[int, Mapping[str, np.ndarray]],
-    reference: Published,
-    title: str,
-    baselines: Mapping[int, tuple[str, float]] | None = None,
-    own_unit: tuple[str, float] | None = None,
-) -> Figure:
-    """Mean error against support gradients, with 95% intervals over tasks, for each K.
-
-    Args:
-        results: shots -> {"mse": [S+1], "ci95": [S+1]}.
-        reference: shots -> gradients -> published mean, drawn as crosses.
-        baselines: shots -> name and mean error of the best one, a dashed line (one legend entry where all are alike).
-        own_unit: the target's name and what 1 is in its unit: the roots of the errors are shown in that.
-    """
-    figure, axes = figure_grid(1, 1, 5.6, 4.6)
-    axis = axes[0, 0]
-
-    def shown(errors: Any) -> Any:
-        return errors if own_unit is None else own_unit[1] * np.sqrt(errors)
-
-    lowest = min((value for result in results.values() for value in result["mse"] if value > 0), default=1e-3)
-    baselines = baselines or {}
-    alike = len(baselines) > len(set(baselines.values())) == 1  # as those of what ignores the support points
-    for place, (count, result) in enumerate(results.items()):
-        mean, half, colour = result["mse"], result["ci95"], CYCLE[place % 6]
-        low = np.maximum(mean - half, lowest / 3)  # a log axis has no place below zero
-        style = {"color": colour, "marker": MARKERS[place % 6], "label": f"K = {count}"}
-        curve_with_band(axis, shown(mean), shown(low), shown(mean + half), **style)
-        if known := reference.get(count):
-            axis.plot(list(known), list(known.values()), "x", color=colour, ms=9, mew=2, label=f"Finn et al. 2017, K = {count}")
-        if count in baselines:
-            name, error = baselines[count]
-            colour, name = ("0.35", name) if alike else (colour, f"{name}, K = {count}")
-            axis.axhline(shown(error), color=colour, ls=(0, (4, 2)), lw=1.2, label=name)
-    what = "mean squared error on query points" if own_unit is None else f"{own_unit[0]}: root mean squared error"
-    axis.set(xlabel="gradients taken on the support set", ylabel=what, title=title)
-    log_scale(axis)
-    axis.grid(alpha=0.25, lw=0.5, which="both")
-    shared_legend(figure, axes)
-    return figure
 
 
 @figure_function

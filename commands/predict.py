@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from commands.runs import EXPERIMENTS, runs_folder, settings_of_run
+from commands.runs import settings_of_run
 from dataset import Points
-from regressor import NO_INTERVALS, FewShotRegressor
-from results_manager import find_run, load_run
+from regressor import NO_INTERVALS, Answer, FewShotRegressor
+from results_manager import EXPERIMENTS, load_run
 from system.errors import RunError
 from system.files import write_atomically
 from system.terminal import print_once
@@ -29,7 +29,6 @@ from tables.points import PointsFile, read_points
 
 GRID_POINTS = 201
 UNUSUAL_TARGET = 10  # standard deviations from the mean of training
-FAR_AWAY = 20  # times the longer one of the trained range and the range of the points
 SAMPLES_SHOWN = 8
 PANELS = 12  # of a figure
 MOST_PAGES = 3
@@ -41,12 +40,7 @@ Array = np.ndarray
 
 def predict(args: argparse.Namespace) -> int:
     """Adapt a run's best checkpoint to the points of a file; writes beside the points or to --output."""
-    folder = runs_folder(args)
-    try:
-        find_run(args.predict, folder)
-    except RunError:
-        folder = EXPERIMENTS  # --output may be for what is written alone
-    directory, state, warning = load_run(args.predict, folder, best=True)
+    directory, state, warning = load_run(args.predict, EXPERIMENTS, best=True)  # --output is for what is written
     method, tasks, config = settings_of_run(args, directory, state)
     file = read_points(args.points, config.INPUT_DIM, (state.get("data") or {}).get("columns", ()))
     pages = min(MOST_PAGES, -(-len(file.subjects) // PANELS)) if config.INPUT_DIM == 1 else 0
@@ -72,9 +66,13 @@ class Prediction(NamedTuple):
     points: Points  # x [K, D], y [K, 1]
     x: Array  # [N, D]: the questions of the file; where it has none a fine grid for D = 1, and the points themselves otherwise
     is_query: bool  # whether these are questions
-    outputs: Array  # before and after adapting, [2, N]
-    band: Array  # lower and upper ends of intervals that hold 90% of measurements, [2, N]; [0, N] where unknown
-    errors: Array  # mean squared error on the given points before and after adapting, [2]
+    answer: Answer
+
+    def errors(self) -> Array:
+        """The mean squared error on the given points before and after adapting, [2]."""
+        at_support = self.answer.at_support[[0, -1]]
+        with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged
+            return np.square(at_support - self.points.y[:, 0].astype(at_support.dtype), dtype=np.float64).mean(1)
 
 
 def predict_subjects(
@@ -88,14 +86,10 @@ def predict_subjects(
     for first in range(0, len(support), together):
         some = support[first : first + together]
         model.fit_many(*zip(*some, strict=True))
-        places = query_inputs[first : first + together]
-        if not query_inputs:
-            places = [grid_of(model, points) if model.input_dim == 1 else points.x for points in some]
-        for points, x, answer in zip(some, places, model.answers(places, coverage_of(model)), strict=True):
-            at_support = answer.at_support[[0, -1]]
-            with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged
-                squares = np.square(at_support - points.y[:, 0].astype(at_support.dtype), dtype=np.float64)
-            found.append(Prediction(points, x, bool(query_inputs), answer.stages[[0, -1]], answer.interval, squares.mean(1)))
+        places = query_inputs[first : first + together] or [grid_of(model, points) for points in some]
+        answers = model.answers(places, coverage_of(model))
+        for points, x, answer in zip(some, places, answers, strict=True):
+            found.append(Prediction(points, x, bool(query_inputs), answer))
     return found
 
 
@@ -104,30 +98,12 @@ def coverage_of(model: FewShotRegressor) -> float | None:
     return COVERAGE if model.has_intervals else None
 
 
-def grid_of(model: FewShotRegressor, points: Points, queries: Sequence[float] = ()) -> Array:
-    """`grid_over` the trained range and a task's points, [201, 1]."""
-    x_range = model.x_range
-    outside = model.extrapolates(points.x)
-    inputs = np.where(outside, points.x[:, 0], np.clip(points.x[:, 0], *x_range[:, 0]))  # an end may be off by a rounding error
-    return grid_over(inputs, (x_range[0, 0], x_range[1, 0]), np.array(queries, float))[:, None]
-
-
-def grid_over(inputs: Array, x_range: tuple[float, float], queries: Array) -> Array:
-    """A fine grid [201], float64, over `x_range` and all `inputs` [K], with a margin of up to a tenth where they leave it.
-
-    Where they are so far from `x_range` that they would be a dot in the picture, the grid is around the inputs alone.
-    `queries` [Q] count as inputs, but for those farther off than all of this is wide.
-    """
-    ends = min(x_range[0], inputs.min()), max(x_range[1], inputs.max())
-    width = ends[1] - ends[0]
-    inputs = np.concatenate([inputs, queries[(queries >= ends[0] - width) & (queries <= ends[1] + width)]])
-    (low, high), (first, last) = x_range, (float(inputs.min()), float(inputs.max()))
-    if max(first - high, low - last) > FAR_AWAY * max(high - low, last - first):
-        margin = max(high - low, 0.1 * (last - first), 1e-9 * abs(first))  # the last: a grid of different numbers
-        return np.linspace(first - margin, last + margin, GRID_POINTS)
-    ends = min(low, first), max(high, last)
-    before, behind = (min(0.1 * (ends[1] - ends[0]), max(0.0, by)) for by in (low - first, last - high))
-    return np.linspace(ends[0] - before, ends[1] + behind, GRID_POINTS)
+def grid_of(model: FewShotRegressor, points: Points) -> Array:
+    """From the lowest to the highest x of the trained range and of a task's points, [201, 1]; for D > 1 the points, [K, D]."""
+    if model.input_dim > 1:
+        return points.x
+    ends = np.append(points.x, model.x_range)
+    return np.linspace(ends.min(), ends.max(), GRID_POINTS)[:, None]
 
 
 # ---- what to know before trusting them
@@ -139,8 +115,7 @@ def warnings_about(found: Sequence[Prediction], model: FewShotRegressor, names: 
     if found[0].is_query:
         lines.append(outside_range("questions", np.concatenate([one.x for one in found]), model, names))
     lines.append(unusual_targets(np.concatenate([one.points.y[:, 0] for one in found]), model, names[-1]))
-    lines.append(merged_inputs(found, model, names))
-    if diverged := sum(not np.isfinite(one.outputs[1]).all() for one in found):
+    if diverged := sum(not np.isfinite(one.answer.stages[-1]).all() for one in found):
         last = f"{model.steps} gradients"
         if len(found) > 1:
             last += f" for {diverged} of {len(found)} subjects"
@@ -173,22 +148,10 @@ def unusual_targets(targets: Array, model: FewShotRegressor, name: str) -> str:
     )
 
 
-def merged_inputs(found: Sequence[Prediction], model: FewShotRegressor, names: Sequence[str]) -> str:
-    """A line about different inputs of a subject that are no longer different in float32, if there are any."""
-    members = np.repeat(np.arange(len(found)), [len(one.points.x) for one in found])
-    own = np.concatenate([one.points.x for one in found])
-    seen = model.coding.encode_inputs(own).astype(np.float32)
-    different, left = (len(np.unique(np.column_stack([members, x]), axis=0)) for x in (own, seen))
-    if different == left:
-        return ""
-    got = f"got {different} different {' and '.join(names[:-1])}, {left} after rounding; expected no less"
-    return f"some inputs are one number to the network, which computes with 7 digits ({got})"
-
-
 def summary(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile) -> str:
     """The error on the given points before and after adapting, in one line."""
     counts = [len(one.points.x) for one in found]
-    errors = np.average([one.errors for one in found], axis=0, weights=counts)
+    errors = np.average([one.errors() for one in found], axis=0, weights=counts)
     what, unit = f"mean squared error on the {sum(counts)} points", ""
     if file.of_table:
         errors, what, unit = np.sqrt(errors), f"root {what}", f" (in the unit of {file.names[-1]})"
@@ -208,7 +171,8 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
     is_query, dim = found[0].is_query, model.input_dim
     members = np.repeat(np.arange(len(found)), [len(one.x) for one in found])
     order = np.argsort(np.argsort(file.members[file.is_query], kind="stable")) if is_query else np.arange(len(members))
-    x, outputs = (np.concatenate(parts)[order] for parts in ([one.x for one in found], [one.outputs.T for one in found]))
+    x = np.concatenate([one.x for one in found])[order]
+    outputs = np.concatenate([one.answer.stages[[0, -1]].T for one in found])[order]
     digits = 7 if outputs.dtype == np.float32 else 12
     given = 15 if is_query or dim > 1 else 12  # a grid's are wrong after 12
     columns = [(name, x[:, number], given) for number, name in enumerate(file.names[1:-1])]
@@ -216,7 +180,7 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
         columns.append((file.names[-1], np.concatenate([one.points.y[:, 0] for one in found]), given))
     columns += [("prediction_before", outputs[:, 0], digits), ("prediction_after", outputs[:, 1], digits)]
     if model.has_intervals:
-        band = np.concatenate([one.band.T for one in found])[order]
+        band = np.concatenate([one.answer.interval.T for one in found])[order]
         columns += [("lower_5", band[:, 0], digits), ("upper_95", band[:, 1], digits)]
     columns.append(("extrapolated", model.extrapolates(x).astype(int), 7))
     header = [name for name, _, _ in columns]
@@ -233,7 +197,7 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
 
 def figures(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile, title: str) -> Iterator[Any]:
     """Pages of at most twelve tasks each, for D = 1."""
-    from report.prediction_figures import prediction_curves  # takes half a second: for those who draw
+    from visualization import task_curves  # takes half a second: for those who draw
 
     x_range, shown = (float(model.x_range[0, 0]), float(model.x_range[1, 0])), found[: MOST_PAGES * PANELS]
     names, least = ("input x", "output y"), 0.5
@@ -245,22 +209,21 @@ def figures(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFi
     for first in range(0, len(shown), PANELS):
         tasks = dict(zip(file.subjects[first : first + PANELS], pictures[first : first + PANELS], strict=False))
         page = f"{about}, {first + 1} to {first + len(tasks)}" if len(found) > PANELS else about
-        yield prediction_curves(tasks, model.steps, x_range, page, names, least)
+        yield task_curves(tasks, (0, model.steps), page, names, x_range, least)
 
 
 def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[str, Array]]:
     """The arrays of each task's picture; those of a single task have sampled curves, where the method samples."""
     model.fit_many(*zip(*(one.points for one in found), strict=True))
-    queries = [one.x[:, 0] if one.is_query else np.empty(0) for one in found]
-    grids = [grid_of(model, one.points, asked.tolist()) for one, asked in zip(found, queries, strict=True)]
+    grids = [grid_of(model, one.points) for one in found]
     pictures = []
-    for one, asked, grid, answer in zip(found, queries, grids, model.answers(grids, coverage_of(model)), strict=True):
-        picture = {"grid": grid[:, 0], "before": answer.stages[0], "after": answer.stages[-1]}
+    for one, grid, answer in zip(found, grids, model.answers(grids, coverage_of(model)), strict=True):
+        picture = {"grid": grid[:, 0], "predictions": answer.stages[[0, -1]]}
         picture |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0]}
-        if len(answer.interval):
-            picture["band"] = answer.interval
-        if (inside := (asked >= grid[0]) & (asked <= grid[-1])).any():
-            picture["asked"] = np.stack([asked, one.outputs[1]])[:, inside]
+        picture |= {"band": answer.interval} if len(answer.interval) else {}
+        if one.is_query:
+            inside = (one.x[:, 0] >= grid[0]) & (one.x[:, 0] <= grid[-1])
+            picture["asked"] = np.stack([one.x[:, 0], one.answer.stages[-1]])[:, inside]
         pictures.append(picture)
     if len(found) == 1 and model.learner.noise_dim:
         pictures[0]["samples"] = finite_curves(model.sample(grids[0], SAMPLES_SHOWN))
@@ -273,9 +236,8 @@ def output_files(directory: Path, input_file: Path, pages: int) -> list[Path]:
     if pages:
         names += ["predictions.png", *(f"predictions-{page}.png" for page in range(2, pages + 1)), "predictions.pdf"]
     files = [directory / name for name in names]
-    for file in files:
-        if file.exists() and input_file.exists() and file.samefile(input_file):
-            raise RunError(f"{file} is the file of points (got it as output too; expected another --output or file name)")
+    if input_file.resolve() in [file.resolve() for file in files]:
+        raise RunError(f"{input_file} is the file of points (got it as output too; expected another --output or file name)")
     return files
 
 

@@ -5,6 +5,7 @@ Arrays in, `matplotlib.figure.Figure` out, in the style of `visualization.py`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,12 +15,12 @@ from matplotlib.figure import Figure
 import visualization as draw
 from dataset import Published
 from evaluation.statistics import mean_and_interval, shown_steps
-from report.prediction_figures import interval_quality
 from visualization import BLACK, BLUE, CYCLE, MARKERS, VERMILION, Arrays, figure_function
 
 # shots -> label -> {"mse" [S+1], "ci95" [S+1], "seeds" [R, S+1] (the mean of each seed; may be missing)}
 Results = Mapping[int, Mapping[str, Mapping[str, np.ndarray]]]
 
+MSE = "mean squared error on query points"
 HAIR_SPACE = "\u200a"
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1)))  # beyond six labels the colours come again
 
@@ -46,10 +47,10 @@ def _usual_range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
     return lows.min(), values[values <= highest].max() if exploded else np.inf
 
 
-def _panels_of_errors(count: int, width: float) -> tuple[Figure, np.ndarray]:
-    """A figure with `count` panels of `width` inches side by side, with one axis of errors."""
+def _panels_of_errors(count: int, width: float, what: str = MSE) -> tuple[Figure, np.ndarray]:
+    """A figure with `count` panels of `width` inches side by side, with one axis of errors, `what`."""
     figure, axes = draw.figure_grid(1, count, max(4.6, width * count + 0.4), 4.2, sharey=True)
-    axes[0, 0].set_ylabel("mean squared error on query points")
+    axes[0, 0].set_ylabel(what)
     return figure, axes
 
 
@@ -63,28 +64,37 @@ def _finish(figure: Figure, axes: np.ndarray, lowest: float, highest: float, tit
 
 
 @figure_function
-def error_against_gradients(results: Results, title: str, reference: Published | None = None) -> Figure:
+def error_against_gradients(
+    results: Results, title: str, reference: Published | None = None, own_unit: tuple[str, float] | None = None
+) -> Figure:
     """Mean error against support gradients with 95% bands over tasks: a panel for each K, a curve for each label.
 
     Args:
         results: the mean of each seed is drawn as a thin line where there are several.
         reference: shots -> gradients -> published mean of Finn et al. 2017, drawn as crosses.
+        own_unit: the target's name and what 1 is in its unit: the roots of the errors are shown in that.
     """
-    figure, axes = _panels_of_errors(len(results), 3.4)
+
+    def shown(errors: Any) -> Any:
+        return errors if own_unit is None else own_unit[1] * np.sqrt(errors)
+
+    what = f"{own_unit[0]}: root mean squared error" if own_unit else MSE
+    figure, axes = _panels_of_errors(len(results), 3.4, what)
     lowest, highest = _usual_range([values["mse"] for result in results.values() for values in result.values()])
     for axis, (shots, result) in zip(axes[0], results.items(), strict=True):
         for place, (label, values) in enumerate(result.items()):
             mean, half = values["mse"], values["ci95"]
             seeds = values.get("seeds", mean[None])
             for seed in seeds if len(seeds) > 1 else []:
-                axis.plot(seed, color=CYCLE[place % 6], lw=0.6, alpha=0.7)
+                axis.plot(shown(seed), color=CYCLE[place % 6], lw=0.6, alpha=0.7)
             low = np.maximum(mean - half, lowest / 3)  # a band may reach below zero, where a log axis has no place
-            draw.curve_with_band(axis, mean, low, mean + half, label=_legend_label(label), **_line_style(place))
+            style = _line_style(place) | {"label": _legend_label(label)}
+            draw.curve_with_band(axis, shown(mean), shown(low), shown(mean + half), **style)
         if known := (reference or {}).get(shots):
             axis.plot(list(known), list(known.values()), "x", color=BLACK, ms=8, mew=1.8, label="Finn et al. 2017")
         axis.set(title=f"K = {shots}", xlabel="gradients taken on the support set")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    return _finish(figure, axes, lowest, highest, title)
+    return _finish(figure, axes, shown(lowest), shown(highest), title)
 
 
 @figure_function
@@ -113,47 +123,37 @@ def error_against_shots(results: Results, steps: Sequence[int], title: str) -> F
 
 
 @figure_function
-def sample_bundle(
-    grid: np.ndarray,
-    support_x: np.ndarray,
-    support_y: np.ndarray,
-    curves: np.ndarray,
-    title: str,
-    truth: np.ndarray | None = None,
-    is_sine: np.ndarray | None = None,
-    names: Sequence[str] = (),
-    axis_names: tuple[str, str] = ("input x", "output y"),
-) -> Figure:
-    """Sampled curves for each of several support sets: a bundle where the points decide, spread where they don't.
+def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure:
+    """Intervals on test tasks: how many measurements they hold against what they say, and a task's width against its error.
 
     Args:
-        grid: inputs [N]; support_x, support_y: [T, K], a panel for each of the T tasks.
-        curves: [T, M, N], M samples a task (thin lines).
-        truth: the functions [T, N].
-        is_sine: which samples look like a sinusoid rather than a line, [T, M] booleans; they differ in colour.
-        names: of the tasks, one for each panel.
+        arrays: "interval_nominal" [L]; of each K in `shots`, "interval_coverage_K_shot" [L], and of T tasks
+            "interval_width_K_shot" [T] (at 90%) and "interval_error_K_shot" [T] (root mean square); of a table "y_scale" and
+            "axis_names", whose second one is the target's.
     """
-    figure, axes = draw.panels(len(curves), 3.3, 2.7, 0.8)
-    known = [support_y, *([truth] if truth is not None else [])]
-    for task, axis in enumerate(axes.flat[: len(curves)]):
-        for sample, curve in enumerate(curves[task]):
-            colour, label = (BLUE, "sampled networks") if is_sine is None else SAMPLE_STYLES[bool(is_sine[task, sample])]
-            axis.plot(grid, curve, color=colour, lw=0.8, alpha=min(0.5, max(0.08, 12 / max(1, curves.shape[1]))), label=label)
-        if truth is not None:
-            axis.plot(grid, truth[task], color=BLACK, lw=1.6, ls=(0, (4, 2)), label="true function")
-        axis.plot(support_x[task], support_y[task], "o", color=BLACK, ms=6, mec="white", mew=1, label="support points")
-        axis.set(title=names[task] if names else "", xlim=draw.limits([grid], 0.03))
-    low, high = draw.limits(known, 0.0)
-    reach = 0.6 * max(high - low, 0.5)
-    axes[0, 0].set_ylim(draw.limits([*known, curves], 0.06, low - reach, high + reach))
-    draw.name_axes(axes, axis_names)
+    figure, axes = draw.figure_grid(1, 2, 9.0, 4.4)
+    left, right = axes[0]
+    left.plot([0, 1], [0, 1], color="0.6", lw=1, label="as they should be")
+    for place, count in enumerate(shots):
+        colour, marker = CYCLE[place % 6], MARKERS[place % 6]
+        style: Any = {"color": colour, "marker": marker, "lw": 1.5, "ms": 4}
+        left.plot(arrays["interval_nominal"], arrays[f"interval_coverage_{count}_shot"], label=f"K = {count}", **style)
+        width, error = (arrays[f"interval_{name}_{count}_shot"] for name in ("width", "error"))
+        fine = np.isfinite(width) & np.isfinite(error) & (width > 0) & (error > 0)
+        many = fine.sum() >= 60  # fewer are worth seeing one by one, and have no medians
+        dots: Any = {"marker": ".", "ms": 3, "alpha": 0.3} if many else {"marker": marker, "ms": 5, "alpha": 0.8}
+        right.plot(width[fine], error[fine], ls="none", color=colour, **dots)
+        if many:
+            centres, medians = draw.binned_median(np.log10(width[fine]), error[fine], 6)
+            right.plot(10**centres, medians, mec="white", **style)
+    left.set(xlabel="coverage asked for", ylabel="share of measurements inside", title="coverage", aspect="equal")
+    unit = f" of {arrays['axis_names'][1]}" if "y_scale" in arrays else ""
+    right.set(xlabel=f"mean width of a task's 90% intervals{unit}", ylabel=f"root mean squared error{unit}")
+    right.set_title("width against error")
+    for name in "xy":
+        draw.log_scale(right, name)
     draw.shared_legend(figure, axes, title)
-    for handle in figure.legends[0].legend_handles:
-        handle.set_alpha(1)  # type: ignore[union-attr]  # the lines are faint because they are many
     return figure
-
-
-SAMPLE_STYLES = {True: (BLUE, "samples like a sinusoid"), False: (VERMILION, "samples like a line")}
 
 
 @figure_function
@@ -176,25 +176,26 @@ def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, targ
 # ---- the figures of a run
 
 
-def _examples(arrays: Arrays) -> dict[str, Any]:
-    """The arguments that both figures of example tasks take."""
-    return {
-        "grid": arrays["grid"],
-        "truth": arrays.get("grid_truth"),
-        "support_x": arrays["grid_support_x"],
-        "support_y": arrays["grid_support_y"],
-        "names": list(map(str, arrays.get("grid_names", ()))),
-        "axis_names": _axis_names(arrays),
-    }
+def example_tasks(arrays: Arrays, left_out: str = "", most: int = 6) -> dict[str, Arrays]:
+    """The first `most` example tasks, by name, from the arrays grid_* but one."""
+    about = {name[5:]: values for name, values in arrays.items() if name.startswith("grid_") and name != left_out}
+    count = len(about["support_x"])
+    names = map(str, about.pop("names", [f"task {number}" for number in range(1, count + 1)]))
+    tasks = ({"grid": arrays["grid"]} | {name: values[task] for name, values in about.items()} for task in range(count))
+    return dict(itertools.islice(zip(names, tasks, strict=True), most))
 
 
 def example_figure(arrays: Arrays, title: str, most: int = 6) -> Figure:
     """The first `most` example functions of the arrays grid_*, and the network before and after adapting to them."""
-    few = {name: values[:most] if name.startswith("grid_") else values for name, values in arrays.items()}
-    steps = shown_steps(few["grid_predictions"].shape[1] - 1)
-    points = (few["grid_points_x"], few["grid_points_y"]) if "grid_points_x" in few else None
-    predictions = few["grid_predictions"][:, steps]
-    return draw.task_predictions(**_examples(few), predictions=predictions, steps=steps, title=title, points=points)
+    steps = shown_steps(arrays["grid_predictions"].shape[1] - 1)
+    tasks = {}
+    for name, task in example_tasks(arrays, "grid_samples", most).items():
+        few = task["predictions"][steps]
+        if "truth" in task:
+            before, after = np.square(few[[0, -1]] - task["truth"], dtype=np.float64).mean(1)
+            name = f"{name}: error {before:.2g} → {after:.2g}"
+        tasks[name] = {**task, "predictions": few}
+    return draw.task_curves(tasks, steps, title, _axis_names(arrays))
 
 
 def _axis_names(arrays: Arrays) -> tuple[str, str]:
@@ -211,13 +212,15 @@ def _judged_errors(arrays: Arrays) -> dict[int, np.ndarray]:
     return errors
 
 
-def best_baselines(arrays: Arrays) -> dict[int, tuple[str, float]]:
-    """The name and the mean error of the best baseline for each K."""
-    result = {}
-    for name in [name for name in arrays if name.startswith("baseline_errors_")]:
-        means = np.nanmean(arrays[name], axis=1)
-        result[int(name.split("_")[2])] = (str(arrays["baselines"][means.argmin()]), float(means.min()))
-    return result
+def adaptive_results(errors: Mapping[int, np.ndarray], arrays: Arrays) -> Results:
+    """The errors of a run and of its baselines, which take no gradients, as figures of comparisons have them."""
+    results = {}
+    for shots, values in errors.items():
+        results[shots] = {"adapted network": mean_and_interval(values, "y_scale" in arrays)}
+        for name, found in zip(arrays.get("baselines", ()), arrays.get(f"baseline_errors_{shots}_shot", ()), strict=False):
+            flat = np.full(values.shape[1], np.nanmean(found))
+            results[shots][str(name)] = {"mse": flat, "ci95": np.full_like(flat, np.nan)}
+    return results
 
 
 def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], reference: Published, title: str) -> dict[str, Figure]:
@@ -232,15 +235,15 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     errors = _judged_errors(arrays)
     params, last = arrays["test_params"], next(iter(errors.values())).shape[1] - 1
     final = {count: values[:, -1] for count, values in errors.items()}
-    means = {count: mean_and_interval(values, "y_scale" in arrays) for count, values in errors.items()}
     train = {"iteration": arrays["train_iteration"], "query_mse": arrays["train_query_mse"]}
     validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
     about = f"{title}: {len(params)} test tasks after {draw.gradients(last)}"
     own = (_axis_names(arrays)[1], float(arrays["y_scale"])) if "y_scale" in arrays else None
+    results = adaptive_results(errors, arrays)
     result = {
         "training_curves": draw.training_curves(train, validation, f"{title}: learning to learn"),
         "performance": draw.performance_over_tasks(final, params, param_names, shots, reference, about),
-        "adaptive_learning": draw.adaptive_learning(means, reference, f"{title}: adapting", best_baselines(arrays), own),
+        "adaptive_learning": error_against_gradients(results, f"{title}: adapting", reference, own),
     }
     if own and "test_names" in arrays:
         names, roots = arrays["test_names"][~arrays[f"test_left_out_{shots}_shot"]].tolist(), own[1] * np.sqrt(final[shots])
@@ -252,7 +255,7 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
         result["task_predictions"] = example_figure(arrays, f"{title}: test tasks, {shots} support points{about}")
     if "grid_samples" in arrays:
         about = f"{title}: {arrays['grid_samples'].shape[1]} samples each, {shots} support points"
-        result["samples"] = sample_bundle(**_examples(arrays), curves=arrays["grid_samples"], title=about)
+        result["samples"] = draw.task_curves(example_tasks(arrays, "grid_predictions"), (), about, _axis_names(arrays))
     if "codes" in arrays:
         about = f"{title}: codes of test tasks, K = {shots}"
         result["latent_space"] = draw.latent_space(arrays["codes"], params, param_names, about)

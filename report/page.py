@@ -72,7 +72,7 @@ NOTHING = {"none": ("", "")}  # the row of a table of no settings
 CAPTIONS = {  # of a figure, by its file's name, in the order of a page
     "task_predictions": "Test tasks: the support points, and the curve before and after adapting to them.",
     "subjects": "The error of each test subject.",
-    "adaptive_learning": "The mean error on test tasks against the gradients taken; dashed: the best baseline at that K.",
+    "adaptive_learning": "The mean error on test tasks against the gradients taken, and those of the baselines.",
     "performance": "How the errors of the test tasks are distributed, and how they depend on what a task is.",
     "intervals": "What intervals hold on test tasks against what they say (right on the diagonal), and width against error.",
     "samples": "Curves that the method samples for a test task: where they spread, the points leave the answer open.",

@@ -19,12 +19,9 @@ from matplotlib.patches import Polygon
 from numpy.testing import assert_allclose
 
 from dataset import Published
-from evaluation.statistics import shown_steps
 from report import figures
-from report.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
-from report.prediction_figures import interval_quality, prediction_curves
+from report.figures import error_against_gradients, error_against_shots, errors_by_subject, interval_quality, run_figures
 from visualization import (
-    adaptive_learning,
     binned_median,
     latent_space,
     limits,
@@ -32,7 +29,7 @@ from visualization import (
     performance_over_tasks,
     png_bytes,
     smoothed,
-    task_predictions,
+    task_curves,
     training_curves,
 )
 
@@ -65,20 +62,19 @@ def curves(train: int = 30, validation: int = 4, steps: int = 10) -> Figure:
     )
 
 
-def predictions(tasks: int = 6, steps: list[int] = STEPS) -> Figure:
-    shape = (tasks, len(GRID))
-    points = numbers(tasks, 5)
-    return task_predictions(GRID, numbers(*shape), points, points, numbers(tasks, len(steps), len(GRID)), steps, "a title")
+def task(*curves: np.ndarray) -> dict[str, np.ndarray]:
+    return {"grid": GRID, "predictions": np.array(curves), "support_x": GRID[:4], "support_y": numbers(4)}
+
+
+def few_tasks(tasks: int = 5, steps: list[int] = STEPS) -> Figure:
+    more = {"truth": numbers(len(GRID))}, {"points_x": numbers(6), "points_y": numbers(6), "asked": numbers(2, 3)}
+    shown = {f"task {number}": task(*numbers(len(steps), len(GRID))) | more[number % 2] for number in range(tasks)}
+    return task_curves(shown, steps, "a title", ("day", "mass"))
 
 
 def performance(tasks: int = 40, reference: Published = PUBLISHED) -> Figure:
     errors = {count: numbers(tasks) / count for count in (5, 10)}
     return performance_over_tasks(errors, numbers(tasks, 3), NAMES, 10, reference, "a title")
-
-
-def adapting(steps: int = 10, reference: Published = PUBLISHED) -> Figure:
-    results = {count: {"mse": numbers(steps + 1), "ci95": numbers(steps + 1) / 10} for count in (5, 10)}
-    return adaptive_learning(results, reference, "a title")
 
 
 def latent(tasks: int = 40, size: int = 4) -> Figure:
@@ -103,31 +99,11 @@ def against_shots(**kwargs: int) -> Figure:
     return error_against_shots(found, sorted({min(1, kwargs.get("steps", 10)), kwargs.get("steps", 10)}), "a title")
 
 
-def prediction(outside: bool = True, sampled: bool = True) -> Figure:
-    samples = numbers(8, len(GRID)) if sampled else None
-    band = np.sort(numbers(2, len(GRID)), 0) if sampled else None
-    inner = (-3.0, 3.0) if outside else (-5.0, 5.0)
-    curves = numbers(2, len(GRID))
-    more = {} if band is None else {"band": band, "samples": samples}
-    return prediction_curves({"": task(curves[0], curves[1]) | more}, 10, inner, "a title")
-
-
-def task(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
-    return {"grid": GRID, "before": before, "after": after, "support_x": GRID[:4], "support_y": numbers(4)}
-
-
-def subjects(count: int = 5) -> Figure:
-    tasks = {f"subject {number}": task(*numbers(2, len(GRID))) for number in range(count)}
-    tasks["subject 0"] |= {"asked": numbers(2, 3), "band": np.sort(numbers(2, len(GRID)), 0)}
-    return prediction_curves(tasks, 10, (-3.0, 3.0), "a title", ("day", "mass"), 0.5)
-
-
-def bundle(tasks: int = 2, families: bool = True, samples: int = 9) -> Figure:
-    points, is_sine = numbers(tasks, 5), numbers(tasks, samples) < 1
-    curves = numbers(tasks, samples, len(GRID))
-    truth = numbers(tasks, len(GRID)) if families else None
-    names = [f"task {number}" for number in range(tasks)]
-    return sample_bundle(GRID, points, points, curves, "a title", truth, is_sine if families else None, names)
+def prediction(outside: bool = True, sampled: bool = True, families: bool = False) -> Figure:
+    more = {"band": np.sort(numbers(2, len(GRID)), 0), "samples": numbers(8, len(GRID))} if sampled else {}
+    more |= {"is_sine": numbers(8) < 1} if families else {}
+    x_range = (-3.0, 3.0) if outside else (-5.0, 5.0)
+    return task_curves({"": task(*numbers(2, len(GRID))) | more}, (0, 10), "a title", x_range=x_range)
 
 
 def intervals(few: int = 9, many: int = 200) -> Figure:
@@ -140,15 +116,12 @@ def intervals(few: int = 9, many: int = 200) -> Figure:
 
 FIGURES: dict[str, Callable[..., Figure]] = {
     "training_curves": curves,
-    "task_predictions": predictions,
+    "task_curves": few_tasks,
     "performance_over_tasks": performance,
-    "adaptive_learning": adapting,
     "latent_space": latent,
     "error_against_gradients": against_gradients,
     "error_against_shots": against_shots,
-    "prediction_curves": prediction,
-    "prediction_curves of several": subjects,
-    "sample_bundle": bundle,
+    "task_curves of one": prediction,
     "interval_quality": intervals,
 }
 
@@ -201,8 +174,8 @@ def test_drawing_does_not_import_pyplot() -> None:
     program = (
         "import io, sys, numpy as np, visualization as v, report.figures as c\n"
         "x = np.ones(3)\n"
-        "v.adaptive_learning({5: {'mse': x, 'ci95': x / 9}}, {}, 't').savefig(io.BytesIO(), format='pdf')\n"
-        "c.sample_bundle(x.cumsum(), x[None], x[None], np.ones((1, 2, 3)), 't')\n"
+        "v.task_curves({'': {'grid': x, 'support_x': x, 'support_y': x}}, (), 't').savefig(io.BytesIO(), format='pdf')\n"
+        "c.error_against_gradients({5: {'a': {'mse': x, 'ci95': x / 9}}}, 't')\n"
         "print('matplotlib.pyplot' in sys.modules or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
@@ -213,7 +186,7 @@ def test_drawing_does_not_import_pyplot() -> None:
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
-@pytest.mark.parametrize("name", ["task_predictions", "performance_over_tasks", "latent_space"])
+@pytest.mark.parametrize("name", ["task_curves", "performance_over_tasks", "latent_space"])
 def test_one_or_two_tasks_are_enough_for_a_figure(name: str, tasks: int) -> None:
     drawn(FIGURES[name](tasks=tasks))
 
@@ -225,25 +198,18 @@ def test_a_short_or_empty_history_can_be_drawn(train: int, validation: int) -> N
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_few_gradients_at_evaluation_can_be_drawn(steps: int) -> None:
-    for figure in (curves(steps=steps), adapting(steps=steps), predictions(tasks=2, steps=shown_steps(steps))):
-        drawn(figure)
+    drawn(curves(steps=steps))
 
 
-@pytest.mark.parametrize("draw", [performance, adapting])
 @pytest.mark.parametrize("reference", [{}, {20: {10: 0.1}}, {5: {}}], ids=["none", "another K", "no values"])
-def test_a_number_of_shots_without_published_figures_is_drawn_without_them(
-    draw: Callable[..., Figure], reference: Published
-) -> None:
-    labels = {text for axis in drawn(draw(reference=reference)).axes for text in axis.get_legend_handles_labels()[1]}
+def test_a_number_of_shots_without_published_figures_is_drawn_without_them(reference: Published) -> None:
+    labels = {text for axis in drawn(performance(reference=reference)).axes for text in axis.get_legend_handles_labels()[1]}
     assert {"K = 5", "K = 10"} <= labels and not any("Finn" in label for label in labels)
 
 
-@pytest.mark.parametrize("draw", [performance, adapting])
-def test_published_figures_are_marked_for_the_shots_that_have_them(draw: Callable[..., Figure]) -> None:
-    labels = {text for axis in draw().axes for text in axis.get_legend_handles_labels()[1]}
-    assert [label for label in labels if "Finn" in label and "K = 5" in label] and not any(
-        "Finn" in label and "K = 10" in label for label in labels
-    )
+def test_published_figures_are_marked_for_the_shots_that_have_them() -> None:
+    labels = {text for axis in performance().axes for text in axis.get_legend_handles_labels()[1]}
+    assert [label for label in labels if "Finn" in label] == ["Finn et al. 2017, mean, K = 5"]
 
 
 def test_codes_of_equal_tasks_can_be_drawn() -> None:
@@ -273,14 +239,6 @@ def test_a_diverged_subject_stands_below_all_others_as_an_arrow() -> None:
     assert [label.get_text() for label in axis.get_yticklabels()] == ["c", "a", "b", "d"]
     assert axis.lines[1].get_marker() == ">" and axis.lines[1].get_ydata().tolist() == [2, 3]
     assert len(errors_by_subject(list("ab"), np.array([3.0, 1.0]), 5, "weight", "a title").axes[0].lines) == 1
-
-
-@pytest.mark.parametrize(("second", "labels"), [(3.0, ["mean curve"]), (2.0, ["mean curve, K = 5", "mean curve, K = 10"])])
-def test_a_baseline_that_is_alike_at_every_k_is_one_line(second: float, labels: list[str]) -> None:
-    results = {count: {"mse": numbers(11), "ci95": numbers(11) / 10} for count in (5, 10)}
-    figure = adaptive_learning(results, {}, "a title", {5: ("mean curve", 3.0), 10: ("mean curve", second)})
-    drawn(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts() if "mean" in text.get_text()] == labels
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -331,17 +289,10 @@ def test_a_panel_without_values_says_so() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_one_x_is_enough_for_a_figure(count: int) -> None:
-    grid, values = np.full(count, 2.0), np.ones((1, count))
-    one = dict.fromkeys(("before", "after", "support_y"), values[0]) | {"grid": grid, "support_x": grid}
-    drawn(prediction_curves({"": one}, 1, (2.0, 2.0), "a title"))
-    drawn(sample_bundle(grid, values, values, values[None], "a title"))
-    drawn(task_predictions(grid, values, values, values, values[None], [0], "a title"))
-
-
-def test_nothing_to_compare_and_no_samples_can_be_drawn() -> None:
-    drawn(adaptive_learning({}, {}, "a title"))
-    drawn(sample_bundle(GRID, numbers(1, 3), numbers(1, 3), numbers(1, 0, 21), "a title"))
+def test_one_x_without_samples_is_enough_for_a_figure(count: int) -> None:
+    grid, values = np.full(count, 2.0), np.ones((2, count))
+    one = {"grid": grid, "support_x": grid, "support_y": grid, "predictions": values, "samples": values[:0]}
+    drawn(task_curves({"": one}, (0, 1), "a title", x_range=(2.0, 2.0)))
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
@@ -448,13 +399,17 @@ def test_drawing_leaves_the_arrays_as_they_were(arrays: dict[str, np.ndarray]) -
     assert all(np.array_equal(array, before[name]) for name, array in arrays.items())
 
 
-def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_one_leaves_room_for_the_points() -> None:
-    points = np.array([[0.0, 1.0]]), np.array([[0.0, 1.0]])
+def test_errors_of_a_table_are_shown_in_its_own_unit() -> None:
+    found = {5: {"a method": {"mse": np.array([4.0, 1.0]), "ci95": np.zeros(2)}}}
+    axis = error_against_gradients(found, "a title", own_unit=("mass (g)", 10.0)).axes[0]
+    assert axis.get_ylabel().startswith("mass (g)") and axis.lines[0].get_ydata().tolist() == [20, 10]
 
+
+def test_a_miss_of_the_network_is_in_the_picture_and_a_wild_one_leaves_room_for_the_points() -> None:
     def top(last: float) -> float:
-        curves = np.full((1, 4, len(GRID)), 0.5)
-        curves[0, -1, -1] = last
-        return float(task_predictions(GRID, None, *points, curves, STEPS, "a title", points=points).axes[0].get_ylim()[1])
+        one = {"grid": GRID, "support_x": np.arange(2.0), "support_y": np.arange(2.0), "predictions": np.full((1, 21), 0.5)}
+        one["predictions"][0, -1] = last
+        return float(task_curves({"": one}, [1], "a title").axes[0].get_ylim()[1])
 
     assert 1 < top(0.5) < 1.3 < top(1.4) and top(1e9) == top(1e6) < 2.5
 
@@ -511,9 +466,9 @@ def test_a_comparison_shows_what_is_left_of_methods_that_diverged(draw: Callable
 @pytest.mark.parametrize("sampled", [True, False])
 def test_a_prediction_labels_what_it_has(outside: bool, sampled: bool) -> None:
     labels = texts(drawn(prediction(outside, sampled)))
-    assert {"before adapting", "after 10 gradients", "given points"} <= labels
+    assert {"before adapting", "after 10 gradients", "support points"} <= labels
     assert ("extrapolation" in labels) == outside
-    assert ("90% interval for a measurement" in labels, "some sampled curves" in labels) == (sampled, sampled)
+    assert ("90% interval for a measurement" in labels, "sampled curves" in labels) == (sampled, sampled)
 
 
 def test_both_sides_of_the_trained_range_are_shaded() -> None:
@@ -523,7 +478,7 @@ def test_both_sides_of_the_trained_range_are_shaded() -> None:
 @pytest.mark.parametrize("x_range", [(10.0, 20.0), (-20.0, -10.0)])
 def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) -> None:
     curve = numbers(len(GRID))
-    figure = prediction_curves({"": task(curve, curve)}, 1, x_range, "a title")
+    figure = task_curves({"": task(curve, curve)}, (0, 1), "a title", x_range=x_range)
     (shade,) = figure.axes[0].patches
     corners = shade.get_path().vertices if isinstance(shade, Polygon) else shade.get_corners()  # a Rectangle since 3.9
     assert_allclose([corners[:, 0].min(), corners[:, 0].max()], [-5, 5])
@@ -532,34 +487,24 @@ def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) ->
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
 def test_a_prediction_far_off_leaves_the_points_in_the_picture(bad: float) -> None:
     curve = np.full(len(GRID), bad)
-    figure = prediction_curves({"": task(curve, numbers(len(GRID)))}, 10, (-5.0, 5.0), "a title")
+    figure = task_curves({"": task(curve, numbers(len(GRID))) | {"samples": curve[None]}}, (0, 10), "a title")
     low, high = drawn(figure).axes[0].get_ylim()
     assert -10 < low < numbers(4).min() and numbers(4).max() < high < 10
 
 
 def test_the_lowest_panel_of_each_column_has_the_axis_name_and_numbers() -> None:
-    figure = drawn(subjects(5))
+    figure = drawn(few_tasks(5))
     labels = [(axis.get_xlabel(), axis.xaxis.get_major_ticks()[0].label1.get_visible()) for axis in shown(figure)]
     assert labels == [("", False), ("", False), ("day", True), ("day", True), ("day", True)]
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 4])
-def test_a_bundle_has_a_panel_for_each_task(tasks: int) -> None:
-    figure = drawn(bundle(tasks))
-    assert [axis.get_title() for axis in shown(figure)] == [f"task {number}" for number in range(tasks)]
+def test_every_task_has_a_panel(tasks: int) -> None:
+    assert [axis.get_title() for axis in shown(few_tasks(tasks))] == [f"task {number}" for number in range(tasks)]
 
 
 def test_the_families_of_samples_are_told_apart() -> None:
-    assert {"samples like a sinusoid", "samples like a line", "true function"} <= texts(bundle(families=True))
-    assert texts(bundle(families=False)) == {"sampled networks", "support points"}
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_samples_that_diverged_leave_the_others_in_the_picture(bad: float) -> None:
-    curves = numbers(2, 9, len(GRID))
-    curves[0, 3] = bad
-    figure = drawn(sample_bundle(GRID, numbers(2, 5), numbers(2, 5), curves, "a title"))
-    assert figure.axes[0].get_ylim()[1] < 10
+    assert {"samples like a sinusoid", "samples like a line"} <= texts(prediction(families=True))
 
 
 # ---- the animation, and files

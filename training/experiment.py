@@ -45,19 +45,7 @@ class Experiment:
         seed = config.RANDOM_SEED
         sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
         dataset = TaskDataset(generator, *sizes, seed)
-        self.trainer = Trainer(
-            learner.from_config(config, stream(seed, "weights")),
-            dataset,
-            iterations=config.iterations,
-            meta_lr=config.META_LEARNING_RATE,
-            schedule=config.META_SCHEDULE,
-            clip=config.META_GRADIENT_CLIP,
-            decay=config.META_AVERAGE,
-            muon=config.META_OPTIMISER == "muon",
-            chunk=config.TASK_CHUNK,
-            device=device,
-            compile_mode=config.COMPILE,
-        )
+        self.trainer = Trainer(learner.from_config(config, stream(seed, "weights")), dataset, config, device)
         self.learner = self.trainer.learner
         if config.META_OPTIMISER == "muon" and not self.learner.hidden_matrices():
             raise ConfigError(f"META_OPTIMISER=muon needs hidden matrices (got {method}; expected a method that names some)")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from config import Config
 from dataset import Task, TaskDataset, stream
 from learner import MetaLearner, on_device
 from system.compiler_cache import load_derivatives, one_line, with_cache
@@ -40,49 +41,32 @@ class Trainer:
     """Trains `learner` on `dataset` by Adam, or Adam and Muon, on the meta-loss.
 
     Args:
-        iterations: outer steps of the whole run; the cosine schedule ends there.
-        meta_lr: step size of the optimiser at the start.
-        schedule: "cosine" to zero, or "constant".
-        clip, decay, muon: as in `Optimiser`.
-        chunk: tasks differentiated at a time; 0 = `tasks_at_once`. A chunk bounds memory, and makes the result independent
-            of the number of processes: with several (`torch.distributed` initialised) each takes some of every meta-batch.
+        config: read are the number of iterations, where the cosine schedule ends, the keys META_*, TASK_CHUNK and COMPILE.
+            TASK_CHUNK bounds memory, and makes the result independent of the number of processes: with several
+            (`torch.distributed` initialised) each takes some of every meta-batch.
         device: where meta-parameters and tasks live.
-        compile_mode: "auto" (where it pays), "always" or "never".
     """
 
-    def __init__(
-        self,
-        learner: MetaLearner,
-        dataset: TaskDataset,
-        *,
-        iterations: int,
-        meta_lr: float,
-        schedule: str = "cosine",
-        clip: float = 0.0,
-        decay: float = 0.0,
-        muon: bool = False,
-        chunk: int = 0,
-        device: torch.device | str = "cpu",
-        compile_mode: str = "never",
-    ):
-        self.learner, self.dataset, self.iterations = learner, dataset, iterations
-        self.meta_lr, self.schedule = meta_lr, schedule
+    def __init__(self, learner: MetaLearner, dataset: TaskDataset, config: Config, device: torch.device | str = "cpu"):
+        self.learner, self.dataset, self.iterations = learner, dataset, config.iterations
+        self.meta_lr, self.schedule = config.META_LEARNING_RATE, config.META_SCHEDULE
         self.task_work = (dataset.shots + dataset.queries) * learner.network.num_weights  # points x weights
         self.device = torch.device(device)
         rank, self.world = world()
         local_batch = -(-dataset.meta_batch // self.world)
-        at_once = tasks_at_once(chunk, local_batch, self.task_work, self.device)
-        cut = chunk > 0 or at_once < local_batch
+        at_once = tasks_at_once(config.TASK_CHUNK, local_batch, self.task_work, self.device)
+        cut = config.TASK_CHUNK > 0 or at_once < local_batch
         self.one_thread = self.device.type == "cpu" and (cut or dataset.meta_batch * self.task_work < SMALL_WORK)
         load_derivatives()
-        self.meta = MetaState(learner, self.device, averaged=decay > 0)
+        self.meta = MetaState(learner, self.device, averaged=config.META_AVERAGE > 0)
         micro_batches = MicroBatches(dataset.meta_batch, at_once if cut else 0, rank, self.world)
-        eager = SeparateStep(MetaGradient(learner, self.meta), Optimiser(clip, decay, muon), micro_batches)
+        optimiser = Optimiser(config.META_GRADIENT_CLIP, config.META_AVERAGE, config.META_OPTIMISER == "muon")
+        eager = SeparateStep(MetaGradient(learner, self.meta), optimiser, micro_batches)
         self.step: MetaStep = eager  # until `prepare` compiles it
         self._compile = functools.partial(compiled_step, eager)
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0
-        self.compiled, self.compile_note = decide_compiling(compile_mode, iterations, self.device)
+        self.compiled, self.compile_note = decide_compiling(config.COMPILE, self.iterations, self.device)
         self.compile_trouble = False  # the compiler, or where it keeps its files, was not as it should be
         self._drawing = ThreadPoolExecutor(1)
         self._prefetched: dict[int, Future[tuple[Task, np.ndarray]]] = {}  # at most the next block

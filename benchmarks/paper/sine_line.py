@@ -19,7 +19,8 @@ from benchmarks.project import Experiment, load_best, read_run
 from benchmarks.runs import Run
 from dataset import Points, SineLineTaskGenerator, stream
 from learner import sample_tasks
-from report.figures import sample_bundle
+from report.figures import example_tasks
+from visualization import task_curves
 
 SHOTS = 5
 SAMPLED_TASKS = 200  # test tasks for which curves are sampled: 100 curves for each take their time
@@ -178,7 +179,10 @@ def figure_of_ambiguous_tasks(ambiguous: Tasks, curves: np.ndarray) -> Figure:
 def bundle(tasks: Tasks, curves: np.ndarray, title: str, names: Sequence[str]) -> Figure:
     grid, (x, y) = tasks.x[0, :, 0], tasks.support
     waves = sampling.looks_sinusoidal(grid, curves)
-    return sample_bundle(grid, x[..., 0], y[..., 0], curves, title, tasks.truth, waves, names)
+    arrays = {"grid": grid, "grid_support_x": x[..., 0], "grid_support_y": y[..., 0], "grid_truth": tasks.truth}
+    numbered = np.array([f"{number}: {name}" for number, name in enumerate(names, 1)])
+    arrays |= {"grid_samples": curves, "grid_is_sine": waves, "grid_names": numbered}
+    return task_curves(example_tasks(arrays), (), title)
 
 
 # ---- checks and text

@@ -259,13 +259,13 @@ def own(runs: Path, tmp_path: Path) -> Path:
 def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(
     runs: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(runs / "LEO_Sinusoidal_tiny", tmp_path / "experiments" / "own")
-    monkeypatch.setattr("commands.predict.EXPERIMENTS", tmp_path / "experiments")
+    shutil.copytree(runs / "LEO_Sinusoidal_tiny", tmp_path / "out" / "own")
+    monkeypatch.setattr("commands.predict.EXPERIMENTS", own.parent)
     with open(own / "checkpoints" / "best.pt", "ab") as file:
         file.write(b"x")
-    assert main.main(["--predict", "own", "--points", str(POINTS), "--output", str(own.parent)]) == 2
+    assert main.main(["--predict", "own", "--points", str(POINTS), "--output", str(tmp_path / "out")]) == 2
     assert "best.pt is damaged" in capsys.readouterr().err
-    assert not (own.parent / "predictions.csv").exists()
+    assert not (tmp_path / "out" / "predictions.csv").exists()
 
 
 @pytest.mark.parametrize("other", ["LEO_Sinusoidal_tiny", "another table's"])

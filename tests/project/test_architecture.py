@@ -25,7 +25,7 @@ TREES = {module: ast.parse(text) for module, text in SOURCES.items()}
 
 METHODS = {"maml", "leo"}
 TENSORBOARD = {"tensorboard", "torch.utils.tensorboard"}
-PLOTS = {"matplotlib", "visualization", "report.figures", "report.prediction_figures"}
+PLOTS = {"matplotlib", "visualization", "report.figures"}
 DISK = {"pathlib", "io", "shelve", "tempfile", "zipfile", "pickle", "json"}
 METHODS_REFUSE = {"os", *DISK, *PLOTS, *TENSORBOARD, "training"}
 REFUSED = {  # imports that a module or room must not have, however deep inside a function
@@ -44,7 +44,6 @@ REFUSED = {  # imports that a module or room must not have, however deep inside 
     "visualization": {"torch", "os", *(DISK - {"io"}), "matplotlib.pyplot", "pylab"},
     "report": {"torch", "os", "matplotlib.pyplot", "pylab", *TENSORBOARD},
     "report.figures": DISK,
-    "report.prediction_figures": DISK,
     "results_manager": {"matplotlib.pyplot", "learner", "training"},
     "regressor": {*PLOTS, *TENSORBOARD, "training", "argparse", "signal"},
     "commands": {"matplotlib.pyplot", *TENSORBOARD},

@@ -18,8 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from evaluation.comparison import Comparison, Entry, compare_entries
-from report.figures import HAIR_SPACE, error_against_gradients, error_against_shots, errors_by_subject, sample_bundle
-from report.prediction_figures import prediction_curves
+from report.figures import HAIR_SPACE, error_against_gradients, error_against_shots, errors_by_subject
 from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import ExperimentManager
@@ -27,14 +26,13 @@ from system.terminal import print_once
 from system.text import UNPRINTABLE, columns, padded, printable
 from tests.tools.hostile import NAMES
 from visualization import (
-    adaptive_learning,
     drawable_text,
     figure_function,
     latent_space,
     pdf_bytes,
     performance_over_tasks,
     png_bytes,
-    task_predictions,
+    task_curves,
     training_curves,
 )
 
@@ -120,44 +118,23 @@ def results(labels: list[str]) -> dict[int, dict[str, dict[str, np.ndarray]]]:
     return {5: {label: {"mse": numbers(3), "ci95": numbers(3) / 9, "seeds": numbers(2, 3)} for label in labels}}
 
 
-def prediction() -> dict[str, np.ndarray]:
-    return {"grid": GRID, "before": numbers(9), "after": numbers(9), "support_x": numbers(3), "support_y": numbers(3)}
-
-
-def of_prediction(names: list[str]) -> Figure:
-    return prediction_curves({"": prediction()}, 2, (-5.0, 5.0), names[2], (names[0], names[1]))
-
-
-def of_subjects(names: list[str]) -> Figure:
-    tasks = {name: prediction() for name in names[:-1]}
-    return prediction_curves(tasks, 2, (-5.0, 5.0), names[-1], (names[0], names[1]), 0.5)
-
-
-def of_samples(names: list[str]) -> Figure:
-    tasks = len(names) - 1
-    points = numbers(tasks, 2)
-    return sample_bundle(GRID, points, points, numbers(tasks, 2, 9), names[-1], names=names[:-1])
+def of_tasks(names: list[str]) -> Figure:
+    task = {"grid": GRID, "support_x": numbers(3), "support_y": numbers(3)}
+    task |= {"predictions": numbers(2, 9), "samples": numbers(2, 9)}
+    return task_curves(dict.fromkeys(names[:-1], task), (0, 2), names[-1], (names[0], names[1]), (-3.0, 3.0))
 
 
 def of_training(names: list[str]) -> Figure:
     return training_curves({"iteration": GRID, "query_mse": numbers(9)}, {"iteration": GRID, "mse": numbers(9, 2)}, names[0])
 
 
-def of_tasks(names: list[str]) -> Figure:
-    return task_predictions(GRID, numbers(1, 9), numbers(1, 3), numbers(1, 3), numbers(1, 2, 9), [0, 1], names[1])
-
-
 FIGURES: dict[str, Callable[[list[str]], Figure]] = {
     "training_curves": of_training,
-    "task_predictions": of_tasks,
+    "task_curves": of_tasks,
     "performance_over_tasks": lambda names: performance_over_tasks({5: numbers(9)}, numbers(9, 5), names[2:4], 5, {}, names[0]),
-    "adaptive_learning": lambda names: adaptive_learning({5: {"mse": numbers(3), "ci95": numbers(3)}}, {}, names[0]),
     "latent_space": lambda names: latent_space(numbers(9, 3), numbers(9, 5), names[:2], names[4]),
     "error_against_gradients": lambda names: error_against_gradients(results(names), names[0]),
     "error_against_shots": lambda names: error_against_shots(results(names), [0, 2], names[0]),
-    "prediction_curves": of_prediction,
-    "prediction_curves of several": of_subjects,
-    "sample_bundle": of_samples,
     "errors_by_subject": lambda names: errors_by_subject(names, numbers(len(names)), 5, names[0], names[1]),
 }
 

@@ -21,11 +21,12 @@ MOST = 5 * 2**20  # bytes
 
 @pytest.mark.parametrize("method", CHAOS_METHODS)
 def test_twenty_thousand_iterations_grow_the_memory_by_less_than_5_mb(method: str, say: Say) -> None:
-    config = Config.resolve(METHODS[method].defaults, SETTINGS | {"INNER_STEPS": 1})
+    total = WARM_UP + ITERATIONS
+    length = {"EPOCHS": 1, "NUM_TASKS": 4 * total, "META_BATCH_SIZE": 4, "COMPILE": "always"}
+    config = Config.resolve(METHODS[method].defaults, SETTINGS | {"INNER_STEPS": 1} | length)
     learner = METHODS[method].from_config(config, stream(0, "weights"))
     dataset = TaskDataset(SinusoidalTaskGenerator(), 100, 4, 5, 5, 0)
-    total = WARM_UP + ITERATIONS
-    trainer = Trainer(learner, dataset, iterations=total, meta_lr=1e-3, clip=1.0, compile_mode="always")
+    trainer = Trainer(learner, dataset, config)
     assert trainer.prepare().startswith("compiled")
     process, before = psutil.Process(), 0
     for iteration, _ in trainer.train():

@@ -12,12 +12,14 @@ from training.loop import Trainer
 TINY = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 5, "LEO_DECODER_DIM": 6}
 
 
-def make(method="maml", iterations=12, tasks=5, dataset=None, settings=None, **options):
-    config = Config.resolve(registry.METHODS[method].defaults, TINY, settings or {})
+def make(method="maml", iterations=12, tasks=5, dataset=None, settings=None, device="cpu", compile_mode="never"):
+    length = {"EPOCHS": 1, "NUM_TASKS": iterations * tasks, "META_BATCH_SIZE": tasks, "COMPILE": compile_mode}
+    optimiser = {"META_LEARNING_RATE": 1e-3, "META_GRADIENT_CLIP": 1.0, "META_AVERAGE": 0.8}
+    optimiser |= {"META_OPTIMISER": "muon"} if method == "leo" else {}
+    config = Config.resolve(registry.METHODS[method].defaults, TINY, length, optimiser, settings or {})
     learner = registry.METHODS[method].from_config(config, stream(0, "weights"))
     dataset = dataset or TaskDataset(SinusoidalTaskGenerator(), 40, tasks, 6, 7, 0)
-    options = {"muon": method == "leo"} | options
-    return Trainer(learner, dataset, iterations=iterations, meta_lr=1e-3, clip=1.0, decay=0.8, **options)
+    return Trainer(learner, dataset, config, device)
 
 
 def run(trainer, steps=None):

@@ -134,7 +134,7 @@ def test_preparing_changes_no_state():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("chunk", [1, 2, 4])
 def test_chunks_of_tasks_give_the_whole_batch_gradient(method, chunk):
-    whole, chunked = make(method, iterations=1), make(method, iterations=1, chunk=chunk)
+    whole, chunked = make(method, iterations=1), make(method, iterations=1, settings={"TASK_CHUNK": chunk})
     (_, one), (_, other) = next(whole.train()), next(chunked.train())
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -168,7 +168,7 @@ def test_cosine_schedule_starts_at_the_rate_and_ends_at_zero():
     assert trainer.learning_rate(0) == 1e-3
     assert trainer.learning_rate(50) == pytest.approx(5e-4)
     assert trainer.learning_rate(100) == pytest.approx(0, abs=1e-12)
-    assert make(schedule="constant").learning_rate(11) == 1e-3
+    assert make(settings={"META_SCHEDULE": "constant"}).learning_rate(11) == 1e-3
 
 
 class Poisoned(TaskDataset):
@@ -245,7 +245,7 @@ def test_short_runs_are_not_compiled_and_say_so():
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(chunk, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    eager, traced = (make(iterations=3, chunk=chunk, compile_mode=mode) for mode in ("never", "always"))
+    eager, traced = (make(iterations=3, settings={"TASK_CHUNK": chunk}, compile_mode=mode) for mode in ("never", "always"))
     assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
     for (_, one), (_, other) in zip(eager.train(), traced.train(), strict=True):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)

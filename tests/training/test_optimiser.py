@@ -92,8 +92,9 @@ def test_no_gradient_is_no_direction() -> None:
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_the_places_of_hidden_matrices_in_the_flat_vector_hold_their_numbers(method: str) -> None:
     dataset = TaskDataset(SinusoidalTaskGenerator(), 8, 4, 3, 3, 0)
-    learner = registry.METHODS[method].from_config(Config(HIDDEN_DIM=8), stream(0, "weights"))
-    trainer = Trainer(learner, dataset, iterations=1, meta_lr=1.0, muon=True)
+    config = Config(HIDDEN_DIM=8, META_OPTIMISER="muon", COMPILE="never")
+    learner = registry.METHODS[method].from_config(config, stream(0, "weights"))
+    trainer = Trainer(learner, dataset, config)
     matrices = learner.hidden_matrices()
     assert len(matrices) == len(trainer.step.offsets) > 0
     for matrix, (at, rows, columns) in zip(matrices, trainer.step.offsets, strict=True):
