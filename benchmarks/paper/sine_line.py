@@ -82,8 +82,7 @@ def measure(maml_runs: Sequence[Run], leo_runs: Sequence[Run], samples: int) -> 
         "paper_samples": figure_of_test_tasks(leos[0], samples),
         "paper_ambiguous": figure_of_ambiguous_tasks(ambiguous, curves[0]),
     }
-    families = compare_families(maml_runs, leo_runs)
-    return SineLine(families, rows, shares, share_of_both(ambiguous, exact), figures, samples)
+    return SineLine(compare_families(maml_runs, leo_runs), rows, shares, share_of_both(ambiguous, exact), figures, samples)
 
 
 def compare_families(maml_runs: Sequence[Run], leo_runs: Sequence[Run]) -> dict[str, PairedComparison]:
@@ -132,10 +131,8 @@ def sample_rows(maml: Experiment, leo: Experiment, tasks: Tasks, samples: int) -
         "LEO, sampled": sampled(leo, tasks, stream(seed, "samples"), samples),
         f"LEO, sampled, noise x {WIDER:g}": sampled(leo, tasks, stream(seed, "samples"), samples, WIDER),
     }
-    noise_std = leo.config.NOISE_STD
-    return [
-        SampleRow(label, str(seed), metrics(values, tasks, noise_std), "sampled" in label) for label, values in curves.items()
-    ]
+    noise_std, rows = leo.config.NOISE_STD, curves.items()
+    return [SampleRow(label, str(seed), metrics(values, tasks, noise_std), "sampled" in label) for label, values in rows]
 
 
 def sampled(leo: Experiment, tasks: Tasks, rng: np.random.Generator, samples: int, factor: float = 1.0) -> np.ndarray:
@@ -163,8 +160,8 @@ def figure_of_test_tasks(leo: Experiment, samples: int) -> Figure:
     chosen = [waves[0], lines[0], waves[1]]
     shown = on_grid(sine_line_generator(leo), params[chosen], Points(*(part[chosen] for part in tasks.support)))
     curves = sampled(leo, shown, stream(leo.config.RANDOM_SEED, "samples", 6), samples)
-    title = f"LEO: {samples} sampled networks for each support set of {SHOTS} noisy points"
-    return bundle(shown, curves, title, ["a line" if is_line else "a sinusoid" for is_line in shown.is_line])
+    names = ["a line" if is_line else "a sinusoid" for is_line in shown.is_line]
+    return bundle(shown, curves, f"LEO: {samples} sampled networks for each support set of {SHOTS} noisy points", names)
 
 
 def figure_of_ambiguous_tasks(ambiguous: Tasks, curves: np.ndarray) -> Figure:
@@ -178,10 +175,9 @@ def figure_of_ambiguous_tasks(ambiguous: Tasks, curves: np.ndarray) -> Figure:
 
 def bundle(tasks: Tasks, curves: np.ndarray, title: str, names: Sequence[str]) -> Figure:
     grid, (x, y) = tasks.x[0, :, 0], tasks.support
-    waves = sampling.looks_sinusoidal(grid, curves)
     arrays = {"grid": grid, "grid_support_x": x[..., 0], "grid_support_y": y[..., 0], "grid_truth": tasks.truth}
-    numbered = np.array([f"{number}: {name}" for number, name in enumerate(names, 1)])
-    arrays |= {"grid_samples": curves, "grid_is_sine": waves, "grid_names": numbered}
+    arrays |= {"grid_samples": curves, "grid_is_sine": sampling.looks_sinusoidal(grid, curves)}
+    arrays["grid_names"] = np.array([f"{number}: {name}" for number, name in enumerate(names, 1)])
     return task_curves(example_tasks(arrays), (), title)
 
 

@@ -37,7 +37,7 @@ REFUSED = {  # imports that a module or room must not have, however deep inside 
     "leo": METHODS_REFUSE,
     "methods": METHODS_REFUSE | METHODS,
     "training.step": {*DISK, *PLOTS, *TENSORBOARD, "config"},
-    "training.loop": {*DISK, *PLOTS, *TENSORBOARD, "config"},
+    "training.loop": {*DISK, *PLOTS, *TENSORBOARD},
     "training": {"matplotlib", *TENSORBOARD},
     "evaluation": {"os", *PLOTS, *TENSORBOARD, "training"},
     "tables": {"os", *PLOTS, *TENSORBOARD, "learner", "config"},
