@@ -1,7 +1,7 @@
-"""The seam between a meta-learning method and the loop that trains it: `MetaLearner.adapt`.
+"""The interface of a meta-learning method: `MetaLearner.adapt`, and what has a default beside it.
 
-Everything is written for ONE task, with weights as one flat vector; the trainer vectorises over tasks. Independent
-of any method, the trainer, the configuration and files.
+Everything is written for ONE task, whose state is one flat vector: by default the weights of a network. The trainer vectorises
+over tasks.
 
 Notation: T tasks in a meta-batch, K support points, Q query points, D input dimension, S gradient steps on
 the support set, P weights of the adapted network.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from dataset import Points
+from dataset import Points, Task
 from system.compiler_cache import load_derivatives
 from system.threads import EVAL_CHUNK, threads_for
 
@@ -77,7 +77,7 @@ def affine(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over points, [] from two [N, 1]; refuses shapes that would broadcast."""
+    """Mean squared error over points, [] from two [N]; refuses shapes that would broadcast."""
     assert prediction.shape == target.shape, f"{tuple(prediction.shape)} against {tuple(target.shape)}"
     return (prediction - target).square().mean()
 
@@ -119,7 +119,7 @@ def gradient_descent(
 class Adaptation(NamedTuple):
     """What adapting to ONE task produced."""
 
-    path: list[Tensor]  # S + 1 weight vectors [P]: entry s is the network after s support gradients
+    path: list[Tensor]  # S + 1 states [P]: entry s is the one after s support gradients, by default the network's weights
     penalty: Tensor  # [], added to this task's meta-loss
     diagnostics: dict[str, Tensor]  # scalars worth a curve
     code: Tensor  # what the method knows of the task before any gradient: [Z], or [0] where it has no such thing
@@ -133,18 +133,22 @@ class Adaptation(NamedTuple):
 class MetaLearner(nn.Module, ABC):
     """Meta-parameters (its `nn.Parameter`s) and a way to adapt them to one task.
 
+    A method defines `adapt`. By default a state is the weights [P] of `network`, `loss` is the mean squared error, and the
+    meta-parameters are trained by gradients. A method with another kind of state overrides `predict`, `std` and `state_size`.
+
     Args:
         config: the settings; of a method's own it reads those that it names in `settings`.
         rng: draws the initial weights.
     """
 
     settings: ClassVar[tuple[str, ...]] = ()  # keys that the method reads, beside the sizes of the network
-    network: Network  # the network that is adapted
+    network: Network  # that is adapted; unused by a method that overrides what asks it
     noise_dim: int = 0  # standard normal numbers that `adapt` wants per task
     defaults: ClassVar[dict[str, Any]] = {}  # settings that suit this method better than the shared defaults
 
     def __init__(self, config: Any, rng: np.random.Generator):
         super().__init__()
+        self.input_dim: int = config.INPUT_DIM
         self.network = Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1))
 
     @classmethod
@@ -167,14 +171,81 @@ class MetaLearner(nn.Module, ABC):
         """Adapt to one task: a pure function of the meta-parameters and its arguments.
 
         Args:
-            support: x [K, D], y [K, 1].
+            support: x [K, D], y [K, 1], of at least one point.
             noise: [noise_dim], standard normal while training, zeros at evaluation.
             steps: support gradients to take; None = as many as in training.
         """
 
-    def forward(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
-        """`adapt`, where `torch.func.functional_call` looks for it."""
-        return self.adapt(support, noise, steps)
+    def prior(self) -> Tensor:
+        """The state [P] for a task of which no point is known: by default the one that adapting starts from."""
+        like = next(self.parameters())
+        support = Points(like.new_zeros(1, self.input_dim), like.new_zeros(1, 1))
+        return self.adapt(support, like.new_zeros(self.noise_dim), 0).path[0]
+
+    def predict(self, state: Tensor, x: Tensor) -> Tensor:
+        """Predictions [N] at x [N, D]: by default of the network with the weights `state` [P]."""
+        return self.network(state, x).flatten()
+
+    def loss(self, path: Sequence[Tensor], query: Points) -> Tensor:
+        """What is minimised over query points x [Q, D], y [Q, 1] of a task, beside the penalty of `adapt`, [].
+
+        By default the mean squared error after the last gradient. All states of the path are given: a multi-step loss (MAML++,
+        Antoniou et al. 2019) weighs several.
+        """
+        return self.error(path[-1], query)
+
+    def error(self, state: Tensor, points: Points) -> Tensor:
+        """Mean squared error [] of a state on points x [N, D], y [N, 1]."""
+        return mse(self.predict(state, points.x), points.y.flatten())
+
+    def fit(self, tasks: Sequence[Points]) -> None:
+        """Find the meta-parameters from training tasks, arrays x [N, D], y [N, 1] each, and change them in place.
+
+        A method that overrides it is not trained by gradients.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def is_fitted(cls) -> bool:
+        """Whether the meta-parameters are found by `fit` instead of gradients."""
+        return cls.fit is not MetaLearner.fit
+
+    @property
+    def state_size(self) -> int:
+        """P, the length of a state."""
+        return self.network.num_weights
+
+    def forward(self, task: Task, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The meta-loss [] of one task, and what is worth logging, [1 + diagnostics]: the query error first.
+
+        `torch.func.functional_call` calls it with other meta-parameters.
+        """
+        adaptation = self.adapt(task.support, noise)
+        loss = self.loss(adaptation.path, task.query)
+        error = loss if type(self).loss is MetaLearner.loss else self.error(adaptation.path[-1], task.query)
+        return loss + adaptation.penalty, torch.stack([error, *adaptation.diagnostics.values()])
+
+    def adapt_or_prior(self, support: Points, noise: Tensor, steps: int) -> Adaptation:
+        """`adapt`, and `prior` after any number of gradients where `support` has no point."""
+        return self.adapt(support, noise, steps) if len(support.x) else Adaptation.along([self.prior()] * (steps + 1))
+
+    def std(self, state: Tensor, x: Tensor, support: Points) -> Tensor:
+        """The posterior standard deviation [N] of predictions at x [N, D], up to a factor; intervals follow it.
+
+        By default, in units of the noise, that of ridge regression (Bishop 2006, eq. 3.59) on the last hidden layer with the
+        prior that `head_factor` gives; not finite where the units are not.
+        """
+        hidden = (self.network.hidden(state, part).double() for part in (support.x, x))
+        known, asked = (nn.functional.pad(part, (0, 1), value=1.0) for part in hidden)
+        factor = self.head_factor(known if len(known) else asked).double()
+        known, asked = (part @ factor if factor.ndim > 1 else part * factor for part in (known, asked))  # a prior of N(0, I)
+        if len(known) >= known.shape[1]:
+            products = known.T @ known
+            variance = (asked * _solve(products, asked.T).T).sum(1)
+        else:  # by Woodbury's identity, from a K x K system
+            products = asked @ known.T  # [N, K]
+            variance = asked.square().sum(1) - (products * _solve(known @ known.T, products.T).T).sum(1)
+        return variance.clamp(min=0).sqrt()
 
     def hidden_matrices(self) -> list[Tensor]:
         """The matrices that Muon is for, as views of the meta-parameters: here those between the hidden layers of `theta`."""
@@ -186,18 +257,19 @@ class MetaLearner(nn.Module, ABC):
         the posterior standard deviation: [H + 1, R], or the diagonal [H + 1] of a diagonal one.
 
         Args:
-            features: the adapted network's last hidden layer at the support points, and a 1: [K, H + 1].
+            features: the adapted network's last hidden layer at the support points, and a 1: [K, H + 1]; without support
+                points those at the places where it is asked.
         """
         return (0.1 * features.square().mean()).rsqrt().expand(features.shape[1])
 
     def support_loss(self, support: Points) -> Callable[[Tensor], Tensor]:
-        """The error on `support` as a function of the network's weights [P] -> []."""
-        return lambda weights: mse(self.network(weights, support.x), support.y)
+        """The error on `support` as a function of the state [P] -> []."""
+        return lambda state: self.error(state, support)
 
     def diagnostic_names(self) -> list[str]:
         """What the method reports, found by adapting once to a task of one point."""
         like = next(self.parameters())
-        support = Points(like.new_zeros(1, self.network.shapes[0][0]), like.new_zeros(1, 1))
+        support = Points(like.new_zeros(1, self.input_dim), like.new_zeros(1, 1))
         with torch.no_grad():
             return list(self.adapt(support, like.new_zeros(self.noise_dim), 0).diagnostics)
 
@@ -236,7 +308,7 @@ def adapt_tasks(learner: MetaLearner, support: Points, x: Any, steps: int) -> Ad
     """Adapt once to each task: predictions, their uncertainty and codes. Arguments as of `predict_tasks`."""
 
     def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor, ...]:
-        adaptation = learner.adapt(points, randomness, steps)
+        adaptation = learner.adapt_or_prior(points, randomness, steps)
         return *_path_predictions(learner, adaptation.path, points, at), adaptation.code
 
     return AdaptedTasks(*_each_task(one, learner, support, x, None))
@@ -254,40 +326,21 @@ def predict_tasks(
     """
 
     def one(points: Points, at: Tensor, randomness: Tensor) -> tuple[Tensor, Tensor]:
-        adaptation = learner.adapt(points, randomness, steps)
+        adaptation = learner.adapt_or_prior(points, randomness, steps)
         return _outputs(learner, adaptation.path, at), adaptation.code
 
     return _each_task(one, learner, support, x, noise)
 
 
 def _path_predictions(learner: MetaLearner, path: Sequence[Tensor] | Tensor, support: Points, x: Tensor) -> tuple[Tensor, ...]:
-    """The first three parts of `AdaptedTasks` for one task, whose networks have the weights `path`, S + 1 times [P]."""
+    """The first three parts of `AdaptedTasks` for one task, whose states are `path`, S + 1 times [P]."""
     at_x, at_support = (_outputs(learner, path, part) for part in (x, support.x))
-    return at_x, at_support, _posterior_std(learner, path[-1], support, x)
+    return at_x, at_support, learner.std(path[-1], x, support)
 
 
 def _outputs(learner: MetaLearner, path: Sequence[Tensor] | Tensor, x: Tensor) -> Tensor:
-    """Predictions [S+1, N] of one task's networks at x [N, D]."""
-    return torch.stack([learner.network(weights, x)[:, 0] for weights in path])
-
-
-def _posterior_std(learner: MetaLearner, weights: Tensor, support: Points, x: Tensor) -> Tensor:
-    """The posterior standard deviation [N] of one task's predictions at x [N, D], in units of the noise.
-
-    That of ridge regression (Bishop 2006, eq. 3.59) on the last hidden layer, with the prior that the method gives; not finite
-    where the units are not.
-    """
-    hidden = (learner.network.hidden(weights, part).double() for part in (support.x, x))
-    known, asked = (nn.functional.pad(part, (0, 1), value=1.0) for part in hidden)
-    factor = learner.head_factor(known).double()
-    known, asked = (part @ factor if factor.ndim > 1 else part * factor for part in (known, asked))  # a prior of N(0, I)
-    if len(known) >= known.shape[1]:
-        products = known.T @ known
-        variance = (asked * _solve(products, asked.T).T).sum(1)
-    else:  # by Woodbury's identity, from a K x K system
-        products = asked @ known.T  # [N, K]
-        variance = asked.square().sum(1) - (products * _solve(known @ known.T, products.T).T).sum(1)
-    return variance.clamp(min=0).sqrt()
+    """Predictions [S+1, N] of one task's states at x [N, D]."""
+    return torch.stack([learner.predict(state, x) for state in path])
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
@@ -302,7 +355,7 @@ def _each_task(one: Callable[..., tuple[Tensor, ...]], learner: MetaLearner, sup
     if noise is None:
         noise = np.zeros((len(x), learner.noise_dim), np.float32)
     rows = min(len(x), EVAL_CHUNK) * (support.x.shape[1] + x.shape[1])
-    with torch.no_grad(), threads_for(rows * learner.network.num_weights):
+    with torch.no_grad(), threads_for(rows * learner.state_size):
         for first in range(0, len(x), EVAL_CHUNK):
             here = slice(first, first + EVAL_CHUNK)
             arrays = Points(support.x[here], support.y[here]), x[here], noise[here]
@@ -349,17 +402,17 @@ def on_device(arrays: Any, device: torch.device) -> Any:
 # ---- adapting once, and asking later
 
 
-def adapted_weights(learner: MetaLearner, support: Points, steps: int) -> np.ndarray:
-    """The weights of each task's network after 0 to `steps` gradients, [T, steps + 1, P]; support x [T, K, D], y [T, K, 1]."""
+def adapted_states(learner: MetaLearner, support: Points, steps: int) -> np.ndarray:
+    """Each task's states after 0 to `steps` gradients, [T, steps + 1, P]; support x [T, K, D], y [T, K, 1]."""
 
     def one(points: Points, _: Tensor, noise: Tensor) -> tuple[Tensor]:
-        return (torch.stack(learner.adapt(points, noise, steps).path),)
+        return (torch.stack(learner.adapt_or_prior(points, noise, steps).path),)
 
     return _each_task(one, learner, support, support.x, None)[0]
 
 
 def adapted_predictions(learner: MetaLearner, paths: Any, support: Points, x: Any) -> tuple[np.ndarray, ...]:
-    """The first three parts of `AdaptedTasks` with the weights `paths` [T, S+1, P] that `adapted_weights` found."""
+    """The first three parts of `AdaptedTasks` with the states `paths` [T, S+1, P] that `adapted_states` found."""
 
     def one(points: Points, at: Tensor, path: Tensor) -> tuple[Tensor, ...]:
         return _path_predictions(learner, path, points, at)

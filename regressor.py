@@ -27,7 +27,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from config import Config
 from dataset import Points, stream
 from evaluation.intervals import difficulty_features, entry_for, half_widths
-from learner import MetaLearner, adapted_predictions, adapted_weights, sample_tasks
+from learner import MetaLearner, adapted_predictions, adapted_states, sample_tasks
 from registry import METHODS, TASKS, parse_checkpoint
 from results_manager import EXPERIMENTS, load_run
 from system.errors import checkpoint_errors
@@ -146,7 +146,7 @@ class FewShotRegressor:
         for places in batches([(len(points.x),) for points in self.support_], [len(points.x) ** 2 for points in self.support_]):
             support = self._support_of(places)
             with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge
-                paths = torch.from_numpy(adapted_weights(self.learner, support, self.steps))
+                paths = torch.from_numpy(adapted_states(self.learner, support, self.steps))
             for place, path in zip(places, paths, strict=True):
                 self.paths_[place] = path.clone()
 
@@ -219,7 +219,7 @@ class FewShotRegressor:
     @property
     def state_bytes(self) -> int:
         """What is kept of each task that was fitted: the weights of its network after each gradient."""
-        return 4 * self.learner.network.num_weights * (self.steps + 1)
+        return 4 * self.learner.state_size * (self.steps + 1)
 
     @property
     def x_range(self) -> Array:

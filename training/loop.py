@@ -50,7 +50,7 @@ class Trainer:
     def __init__(self, learner: MetaLearner, dataset: TaskDataset, config: Config, device: torch.device | str = "cpu"):
         self.learner, self.dataset, self.iterations = learner, dataset, config.iterations
         self.meta_lr, self.schedule = config.META_LEARNING_RATE, config.META_SCHEDULE
-        self.task_work = (dataset.shots + dataset.queries) * learner.network.num_weights  # points x weights
+        self.task_work = (dataset.shots + dataset.queries) * learner.state_size  # points x weights
         self.device = torch.device(device)
         rank, self.world = world()
         local_batch = -(-dataset.meta_batch // self.world)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from dataset import Points, Task
-from learner import MetaLearner, mse
+from learner import MetaLearner
 from system.threads import available_cores, compute_as_the_caller
 from training.compilation import Compiled, can_loop, has_compiler, repeat
 from training.optimiser import Optimiser, clipped_step, offsets_of
@@ -42,7 +42,7 @@ class Block(NamedTuple):
 
 
 class MetaGradient:
-    """The gradient of the meta-loss, which is the mean over tasks of query error plus penalty."""
+    """The gradient of the meta-loss, which is the mean over tasks of query loss plus penalty."""
 
     def __init__(self, learner: MetaLearner, state: MetaState):
         self.learner, self.state = learner, state
@@ -55,14 +55,11 @@ class MetaGradient:
         return torch.cat([gradient, loss[None], values])
 
     def _meta_loss(self, flat: Tensor, task: Task, noise: Tensor, task_weights: Tensor) -> tuple[Tensor, Tensor]:
-        losses, values = vmap(self._task_loss, in_dims=(None, 0, 0))(flat, task, noise)
-        return losses @ task_weights, task_weights @ values
+        def one(flat: Tensor, task: Task, noise: Tensor) -> tuple[Tensor, Tensor]:
+            return functional_call(self.learner, self.state.views(flat), (task, noise))
 
-    def _task_loss(self, flat: Tensor, task: Task, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Meta-loss [] of one task, and what is worth logging [1 + diagnostics]."""
-        adaptation = functional_call(self.learner, self.state.views(flat), (task.support, noise))
-        query_mse = mse(self.learner.network(adaptation.path[-1], task.query.x), task.query.y)
-        return query_mse + adaptation.penalty, torch.stack([query_mse, *adaptation.diagnostics.values()])
+        losses, values = vmap(one, in_dims=(None, 0, 0))(flat, task, noise)
+        return losses @ task_weights, task_weights @ values
 
 
 class MetaStep(ABC):

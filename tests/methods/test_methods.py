@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import registry
@@ -41,11 +42,25 @@ def noise_for(learner, dtype=torch.float64, tasks=None):
 def meta_loss(learner, task, noise):
     """Meta-loss of one task as a function of the learner's parameters in a dictionary."""
 
-    def loss(parameters):
-        adaptation = functional_call(learner, parameters, (task.support, noise))
-        return mse(learner.network(adaptation.path[-1], task.query.x), task.query.y) + adaptation.penalty
+    return lambda parameters: functional_call(learner, parameters, (task, noise))[0]
 
-    return loss
+
+class Adapting(nn.Module):
+    """A learner that adapts where it is called."""
+
+    def __init__(self, learner):
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, support, noise):
+        return self.learner.adapt(support, noise)
+
+
+def adapted(learner, parameters, support, noise):
+    """What `adapt` gives with other meta-parameters."""
+    return functional_call(
+        Adapting(learner), {f"learner.{name}": value for name, value in parameters.items()}, (support, noise)
+    )
 
 
 def parameters_of(learner):
@@ -154,10 +169,10 @@ def test_leo_encoder_penalty_pulls_the_start_towards_a_fixed_end():
     noise, parameters = noise_for(learner), parameters_of(learner)
 
     def start(values):
-        return functional_call(learner, values, (task.support, noise)).code
+        return adapted(learner, values, task.support, noise).code
 
     def penalty(values):
-        return functional_call(learner, values, (task.support, noise)).penalty
+        return adapted(learner, values, task.support, noise).penalty
 
     end = end_code(learner, task, noise)
     expected = grad(lambda values: (end - start(values)).square().sum())(parameters)["encoder"]
@@ -219,7 +234,7 @@ def test_first_order_latent_steps_move_the_start_by_constants():
     shift = (end_code(learner, task, noise) - learner.adapt(task.support, noise).code).detach()
 
     def query_error(values):
-        start = functional_call(learner, values, (task.support, noise)).code
+        start = adapted(learner, values, task.support, noise).code
         return mse(learner.network(learner.decode(start + shift, noise[learner.latent_dim :]), task.query.x), task.query.y)
 
     expected = grad(query_error)(parameters)["relation"]
