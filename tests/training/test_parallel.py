@@ -21,23 +21,27 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+def in_a_thread(action):
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join()
+
+
 @pytest.mark.parametrize(("total", "size"), [(25, 13), (25, 25), (7, 3), (6, 3), (5, 1), (5, 0)])
-def test_micro_batches_weigh_every_task_once_and_have_one_size(total, size, world):
-    weights = torch.zeros(total)
-    for rank in range(world):
-        cut = MicroBatches(total, size, rank, world)
-        for tasks, task_weights in zip(cut.slices, cut.task_weights, strict=True):
-            assert len(weights[tasks]) == (size or -(-total // world))
-            weights[tasks] += task_weights
-    torch.testing.assert_close(weights, torch.full((total,), 1 / total))
+def test_micro_batches_weigh_every_task_once_and_have_one_size(total, size):
+    for world in (1, 2, 4):
+        weights = torch.zeros(total)
+        for rank in range(world):
+            cut = MicroBatches(total, size, rank, world)
+            for tasks, task_weights in zip(cut.slices, cut.task_weights, strict=True):
+                assert len(weights[tasks]) == (size or -(-total // world))
+                weights[tasks] += task_weights
+        torch.testing.assert_close(weights, torch.full((total,), 1 / total))
 
 
-@pytest.mark.parametrize(
-    ("operations", "count"), [(9_600_000, 1), (PAYS_FROM, 2), (38_400_000, 2), (358_000_000, 2), (1_432_000_000, 3)]
-)
-def test_the_number_of_micro_batches_depends_on_the_work_alone(operations, count):
-    assert micro_batches_worth(operations) == count
+def test_the_number_of_micro_batches_depends_on_the_work_alone():
+    work = (9_600_000, PAYS_FROM, 38_400_000, 358_000_000, 1_432_000_000)
+    assert [micro_batches_worth(operations) for operations in work] == [1, 2, 2, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -57,20 +61,23 @@ def test_tasks_at_once_are_what_was_asked_for_or_what_the_cache_holds(chunk, loc
 
 def test_micro_batches_have_the_same_bits_on_any_number_of_threads(monkeypatch):
     monkeypatch.setattr("training.step.micro_batches_worth", lambda operations: 2)
-    whole, alone, shared = (make(iterations=8, compile_mode=mode) for mode in ("never", "always", "always"))
-    for trainer, cores in ((alone, 1), (shared, 2)):
-        monkeypatch.setattr("training.step.available_cores", lambda cores=cores: cores)
-        assert trainer.prepare().startswith("compiled")
-        assert (trainer.step.micro_batches.size, trainer.step.threads) == (3, cores)
-        run(trainer)
-        trainer.close()
-    assert_same_bits(alone.state(), shared.state())
+    monkeypatch.setattr("training.step.available_cores", lambda: 2)
+    few = {"INNER_STEPS": 2}
+    whole, cut = (make(iterations=8, settings=few, compile_mode=mode) for mode in ("never", "always"))
+    start = cut.state()
+    assert cut.prepare().startswith("compiled") and (cut.step.micro_batches.size, cut.step.threads) == (3, 2)
+    shared = run(cut)
+    cut.load(start)
+    cut.step.threads = 1
+    assert_same_bits(run(cut), shared)
+    cut.close()
     run(whole)
-    torch.testing.assert_close(whole.meta.flat, shared.meta.flat, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole.meta.flat, cut.meta.flat, rtol=1e-4, atol=1e-5)
 
 
 def test_a_large_step_of_a_single_task_is_not_looped_over_so_that_a_signal_need_not_wait(monkeypatch):
     monkeypatch.setattr("training.step.micro_batches_worth", lambda operations: 2)
+    monkeypatch.setattr("training.step.Compiled", lambda method, device: method)
     trainer = make(tasks=1, iterations=2, compile_mode="always")
     assert trainer.prepare().startswith("compiled") and not trainer.step.loops
 
@@ -82,9 +89,7 @@ def test_a_thread_that_helps_computes_as_the_callers_does():
         compute_as_the_caller()
         found.extend([flushes_denormals(), torch.is_grad_enabled(), torch.get_num_threads()])
 
-    thread = threading.Thread(target=compute)
-    thread.start()
-    thread.join()
+    in_a_thread(compute)
     assert found == [True, False, 1]
 
 
@@ -130,7 +135,5 @@ def test_threads_that_compute_at_the_same_time_put_the_number_of_threads_back(tw
         inside.wait(10)
     first_left.set()
     other.join()
-    later = threading.Thread(target=lambda: counts.append(torch.get_num_threads()))
-    later.start()
-    later.join()
+    in_a_thread(lambda: counts.append(torch.get_num_threads()))
     assert (torch.get_num_threads(), counts) == (2, [2])
