@@ -1,24 +1,18 @@
 """Figures: arrays in, labelled figures out, whatever the arrays hold."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from numpy.testing import assert_allclose
 
-from dataset import Published
 from evaluation.statistics import shown_steps
 from report import figures
 from report.figures import error_against_gradients, error_against_shots, errors_by_subject, run_figures, sample_bundle
@@ -42,7 +36,7 @@ GRID = np.linspace(-5, 5, 21)
 STEPS = [0, 1, 5, 10]
 
 
-def drawn(figure: Figure, layout: bool = False) -> Figure:
+def drawn(figure, layout=False):
     """The figure, after every part of it was drawn: where most faults of a figure show. Laying it out is slow."""
     figure.set_dpi(30)
     if not layout:
@@ -51,12 +45,12 @@ def drawn(figure: Figure, layout: bool = False) -> Figure:
     return figure
 
 
-def numbers(*shape: int) -> np.ndarray:
+def numbers(*shape):
     """Positive numbers of a fixed seed."""
     return np.random.default_rng(0).uniform(0.1, 2.0, shape)
 
 
-def curves(train: int = 30, validation: int = 4, steps: int = 10) -> Figure:
+def curves(train=30, validation=4, steps=10):
     return training_curves(
         {"iteration": np.arange(train) * 100, "query_mse": numbers(train)},
         {"iteration": np.arange(validation) * 1000, "mse": numbers(validation, steps + 1)},
@@ -64,28 +58,28 @@ def curves(train: int = 30, validation: int = 4, steps: int = 10) -> Figure:
     )
 
 
-def predictions(tasks: int = 6, steps: list[int] = STEPS) -> Figure:
+def predictions(tasks=6, steps=STEPS):
     shape = (tasks, len(GRID))
     points = numbers(tasks, 5)
     return task_predictions(GRID, numbers(*shape), points, points, numbers(tasks, len(steps), len(GRID)), steps, "a title")
 
 
-def performance(tasks: int = 40, reference: Published = PUBLISHED) -> Figure:
+def performance(tasks=40, reference=PUBLISHED):
     errors = {count: numbers(tasks) / count for count in (5, 10)}
     return performance_over_tasks(errors, numbers(tasks, 3), NAMES, 10, reference, "a title")
 
 
-def adapting(steps: int = 10, reference: Published = PUBLISHED) -> Figure:
+def adapting(steps=10, reference=PUBLISHED):
     results = {count: {"mse": numbers(steps + 1), "ci95": numbers(steps + 1) / 10} for count in (5, 10)}
     return adaptive_learning(results, reference, "a title")
 
 
-def latent(tasks: int = 40, size: int = 4) -> Figure:
+def latent(tasks=40, size=4):
     return latent_space(numbers(tasks, size), numbers(tasks, 3), NAMES, "a title")
 
 
-def results(steps: int = 10, groups: int = 2, seeds: int = 3) -> dict[int, dict[str, dict[str, np.ndarray]]]:
-    def one(shots: int) -> dict[str, np.ndarray]:
+def results(steps=10, groups=2, seeds=3):
+    def one(shots):
         values = numbers(seeds, steps + 1) / shots
         with np.errstate(all="ignore"):
             return {"mse": values.mean(0), "ci95": values[0] / 10, "seeds": values}
@@ -93,16 +87,16 @@ def results(steps: int = 10, groups: int = 2, seeds: int = 3) -> dict[int, dict[
     return {shots: {f"method {number}": one(shots) for number in range(groups)} for shots in (5, 10)}
 
 
-def against_gradients(**kwargs: int) -> Figure:
+def against_gradients(**kwargs):
     return error_against_gradients(results(**kwargs), "a title", PUBLISHED)
 
 
-def against_shots(**kwargs: int) -> Figure:
+def against_shots(**kwargs):
     found = results(**kwargs)
     return error_against_shots(found, sorted({min(1, kwargs.get("steps", 10)), kwargs.get("steps", 10)}), "a title")
 
 
-def prediction(outside: bool = True, sampled: bool = True) -> Figure:
+def prediction(outside=True, sampled=True):
     samples = numbers(8, len(GRID)) if sampled else None
     band = np.sort(numbers(2, len(GRID)), 0) if sampled else None
     inner = (-3.0, 3.0) if outside else (-5.0, 5.0)
@@ -111,17 +105,17 @@ def prediction(outside: bool = True, sampled: bool = True) -> Figure:
     return prediction_curves({"": task(curves[0], curves[1]) | more}, 10, inner, "a title")
 
 
-def task(before: np.ndarray, after: np.ndarray) -> dict[str, np.ndarray]:
+def task(before, after):
     return {"grid": GRID, "before": before, "after": after, "support_x": GRID[:4], "support_y": numbers(4)}
 
 
-def subjects(count: int = 5) -> Figure:
+def subjects(count=5):
     tasks = {f"subject {number}": task(*numbers(2, len(GRID))) for number in range(count)}
     tasks["subject 0"] |= {"asked": numbers(2, 3), "band": np.sort(numbers(2, len(GRID)), 0)}
     return prediction_curves(tasks, 10, (-3.0, 3.0), "a title", ("day", "mass"), 0.5)
 
 
-def bundle(tasks: int = 2, families: bool = True, samples: int = 9) -> Figure:
+def bundle(tasks=2, families=True, samples=9):
     points, is_sine = numbers(tasks, 5), numbers(tasks, samples) < 1
     curves = numbers(tasks, samples, len(GRID))
     truth = numbers(tasks, len(GRID)) if families else None
@@ -129,7 +123,7 @@ def bundle(tasks: int = 2, families: bool = True, samples: int = 9) -> Figure:
     return sample_bundle(GRID, points, points, curves, "a title", truth, is_sine if families else None, names)
 
 
-def intervals(few: int = 9, many: int = 200) -> Figure:
+def intervals(few=9, many=200):
     arrays = {"interval_nominal": np.arange(1, 20) / 20}
     for shots, tasks in ((5, few), (10, many)):
         sizes = {f"interval_{name}_{shots}_shot": numbers(tasks) for name in ("width", "error")}
@@ -137,7 +131,7 @@ def intervals(few: int = 9, many: int = 200) -> Figure:
     return interval_quality(arrays, (5, 10), "a title")
 
 
-FIGURES: dict[str, Callable[..., Figure]] = {
+FIGURES = {
     "training_curves": curves,
     "task_predictions": predictions,
     "performance_over_tasks": performance,
@@ -153,16 +147,16 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 
 
 @functools.cache
-def usual(name: str) -> Figure:
+def usual(name):
     """A figure of ordinary arrays, drawn with its layout: made once, for the tests that only look at it."""
     return drawn(FIGURES[name](), layout=True)
 
 
-def shown(figure: Figure) -> list[Axes]:
+def shown(figure):
     return [axis for axis in figure.axes if axis.get_visible()]
 
 
-def outer(figure: Figure, side: str) -> list[Axes]:
+def outer(figure, side):
     """The axes at the bottom or at the left of a figure: those that carry the labels of all."""
     found = []
     for axis in shown(figure):
@@ -176,7 +170,7 @@ def outer(figure: Figure, side: str) -> list[Axes]:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_drawn_figure_has_its_title_and_names_its_outer_axes(name: str) -> None:
+def test_a_drawn_figure_has_its_title_and_names_its_outer_axes(name):
     figure = usual(name)
     assert "a title" in [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
     assert all(axis.get_xlabel() for axis in outer(figure, "bottom"))
@@ -184,19 +178,19 @@ def test_a_drawn_figure_has_its_title_and_names_its_outer_axes(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["performance_over_tasks", "latent_space"])
-def test_the_phase_has_its_unit_beside_it(name: str) -> None:
+def test_the_phase_has_its_unit_beside_it(name):
     labels = {label for axis in usual(name).axes for label in (axis.get_xlabel(), axis.get_ylabel())}
     assert "phase (rad)" in labels
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_changes_no_setting_of_matplotlib(name: str) -> None:
+def test_a_figure_changes_no_setting_of_matplotlib(name):
     before = dict(matplotlib.rcParams)
     FIGURES[name]()
     assert dict(matplotlib.rcParams) == before
 
 
-def test_drawing_does_not_import_pyplot() -> None:
+def test_drawing_does_not_import_pyplot():
     program = (
         "import io, sys, numpy as np, visualization as v, report.figures as c\n"
         "x = np.ones(3)\n"
@@ -213,43 +207,41 @@ def test_drawing_does_not_import_pyplot() -> None:
 
 @pytest.mark.parametrize("tasks", [1, 2])
 @pytest.mark.parametrize("name", ["task_predictions", "performance_over_tasks", "latent_space"])
-def test_one_or_two_tasks_are_enough_for_a_figure(name: str, tasks: int) -> None:
+def test_one_or_two_tasks_are_enough_for_a_figure(name, tasks):
     drawn(FIGURES[name](tasks=tasks))
 
 
 @pytest.mark.parametrize(("train", "validation"), [(0, 0), (0, 3), (3, 0), (1, 1)])
-def test_a_short_or_empty_history_can_be_drawn(train: int, validation: int) -> None:
+def test_a_short_or_empty_history_can_be_drawn(train, validation):
     drawn(curves(train, validation))
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_few_gradients_at_evaluation_can_be_drawn(steps: int) -> None:
+def test_few_gradients_at_evaluation_can_be_drawn(steps):
     for figure in (curves(steps=steps), adapting(steps=steps), predictions(tasks=2, steps=shown_steps(steps))):
         drawn(figure)
 
 
 @pytest.mark.parametrize("draw", [performance, adapting])
 @pytest.mark.parametrize("reference", [{}, {20: {10: 0.1}}, {5: {}}], ids=["none", "another K", "no values"])
-def test_a_number_of_shots_without_published_figures_is_drawn_without_them(
-    draw: Callable[..., Figure], reference: Published
-) -> None:
+def test_a_number_of_shots_without_published_figures_is_drawn_without_them(draw, reference):
     labels = {text for axis in drawn(draw(reference=reference)).axes for text in axis.get_legend_handles_labels()[1]}
     assert {"K = 5", "K = 10"} <= labels and not any("Finn" in label for label in labels)
 
 
 @pytest.mark.parametrize("draw", [performance, adapting])
-def test_published_figures_are_marked_for_the_shots_that_have_them(draw: Callable[..., Figure]) -> None:
+def test_published_figures_are_marked_for_the_shots_that_have_them(draw):
     labels = {text for axis in draw().axes for text in axis.get_legend_handles_labels()[1]}
     assert [label for label in labels if "Finn" in label and "K = 5" in label] and not any(
         "Finn" in label and "K = 10" in label for label in labels
     )
 
 
-def test_codes_of_equal_tasks_can_be_drawn() -> None:
+def test_codes_of_equal_tasks_can_be_drawn():
     drawn(latent_space(np.ones((10, 4)), numbers(10, 3), NAMES, "a title"))
 
 
-def test_a_family_without_named_parameters_can_be_drawn() -> None:
+def test_a_family_without_named_parameters_can_be_drawn():
     drawn(latent_space(numbers(10, 4), numbers(10, 3), (), "a title"))
     drawn(performance_over_tasks({5: numbers(10)}, numbers(10, 3), (), 5, {}, "a title"))
 
@@ -260,14 +252,14 @@ def test_a_family_without_named_parameters_can_be_drawn() -> None:
 BAD = [np.nan, np.inf, 1e77]  # the last is about the square of the largest float32
 
 
-def test_a_diverged_task_counts_among_all_in_the_distribution() -> None:
+def test_a_diverged_task_counts_among_all_in_the_distribution():
     errors = np.array([1.0, 2.0, np.inf, np.nan])
     left = performance_over_tasks({5: errors}, numbers(4, 3), NAMES, 5, {}, "a title").axes[0]
     assert_allclose(left.lines[0].get_ydata(), [0.25, 0.5])
     assert len(left.lines) == 1  # no marker: their mean is not finite
 
 
-def test_a_diverged_subject_stands_below_all_others_as_an_arrow() -> None:
+def test_a_diverged_subject_stands_below_all_others_as_an_arrow():
     axis = errors_by_subject(list("abcd"), np.array([3.0, np.inf, 1.0, 1e300]), 5, "weight", "a title").axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["c", "a", "b", "d"]
     assert axis.lines[1].get_marker() == ">" and axis.lines[1].get_ydata().tolist() == [2, 3]
@@ -275,7 +267,7 @@ def test_a_diverged_subject_stands_below_all_others_as_an_arrow() -> None:
 
 
 @pytest.mark.parametrize(("second", "labels"), [(3.0, ["mean curve"]), (2.0, ["mean curve, K = 5", "mean curve, K = 10"])])
-def test_a_baseline_that_is_alike_at_every_k_is_one_line(second: float, labels: list[str]) -> None:
+def test_a_baseline_that_is_alike_at_every_k_is_one_line(second, labels):
     results = {count: {"mse": numbers(11), "ci95": numbers(11) / 10} for count in (5, 10)}
     figure = adaptive_learning(results, {}, "a title", {5: ("mean curve", 3.0), 10: ("mean curve", second)})
     drawn(figure)
@@ -283,7 +275,7 @@ def test_a_baseline_that_is_alike_at_every_k_is_one_line(second: float, labels: 
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_latent_space_shows_the_codes_that_are_finite(bad: float) -> None:
+def test_a_latent_space_shows_the_codes_that_are_finite(bad):
     codes = numbers(40, 4)
     codes[3, 1] = bad
     dots = drawn(latent_space(codes, numbers(40, 3), NAMES, "a title")).axes[0].collections[0]
@@ -293,12 +285,12 @@ def test_a_latent_space_shows_the_codes_that_are_finite(bad: float) -> None:
 # ---- any numbers
 
 
-def filled(*values: float, dtype: type = float) -> Callable[..., np.ndarray]:
+def filled(*values, dtype=float):
     """A stand-in for `numbers`: these values again and again."""
     return lambda *shape: np.resize(np.array(values, dtype), shape)
 
 
-KINDS: dict[str, Callable[..., np.ndarray]] = {
+KINDS = {
     "zero": filled(0.0),
     "nan": filled(np.nan),
     "equal but for the last digit": filled(1e9, np.nextafter(1e9, 2e9)),
@@ -310,9 +302,7 @@ KINDS: dict[str, Callable[..., np.ndarray]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FIGURES)
-def test_any_numbers_make_a_figure_that_says_something(
-    name: str, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_any_numbers_make_a_figure_that_says_something(name, kind, monkeypatch, caplog):
     monkeypatch.setattr(sys.modules[__name__], "numbers", KINDS[kind])
     figure = FIGURES[name]()
     for axis in shown(figure):
@@ -324,13 +314,13 @@ def test_any_numbers_make_a_figure_that_says_something(
     assert not caplog.records
 
 
-def test_a_panel_without_values_says_so() -> None:
+def test_a_panel_without_values_says_so():
     left, right = curves(train=0).axes
     assert [text.get_text() for text in left.texts] == ["no values to show"] and not right.texts
 
 
 @pytest.mark.parametrize("count", [1, 9])
-def test_one_x_is_enough_for_a_figure(count: int) -> None:
+def test_one_x_is_enough_for_a_figure(count):
     grid, values = np.full(count, 2.0), np.ones((1, count))
     one = dict.fromkeys(("before", "after", "support_y"), values[0]) | {"grid": grid, "support_x": grid}
     drawn(prediction_curves({"": one}, 1, (2.0, 2.0), "a title"))
@@ -338,13 +328,13 @@ def test_one_x_is_enough_for_a_figure(count: int) -> None:
     drawn(task_predictions(grid, values, values, values, values[None], [0], "a title"))
 
 
-def test_nothing_to_compare_and_no_samples_can_be_drawn() -> None:
+def test_nothing_to_compare_and_no_samples_can_be_drawn():
     drawn(adaptive_learning({}, {}, "a title"))
     drawn(sample_bundle(GRID, numbers(1, 3), numbers(1, 3), numbers(1, 0, 21), "a title"))
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
-def test_curves_fill_the_picture_in_any_unit(scale: float) -> None:
+def test_curves_fill_the_picture_in_any_unit(scale):
     low, high = limits([scale * GRID], 0.1)
     assert_allclose([low, high], [-6 * scale, 6 * scale])
     assert limits([], 0.1) == (-1.0, 1.0) and limits([np.full(3, scale)], 0.1)[0] < scale
@@ -354,25 +344,25 @@ def test_curves_fill_the_picture_in_any_unit(scale: float) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 3, 5, 99])
-def test_smoothing_is_the_geometric_mean_of_the_window(width: int) -> None:
+def test_smoothing_is_the_geometric_mean_of_the_window(width):
     values, half = numbers(12), width // 2
     expected = [np.exp(np.log(values[max(0, i - half) : i + half + 1]).mean()) for i in range(12)]
     assert_allclose(smoothed(values, width), expected)
 
 
-def test_smoothing_takes_no_values_and_an_error_of_zero() -> None:
+def test_smoothing_takes_no_values_and_an_error_of_zero():
     assert len(smoothed(np.empty(0), 5)) == 0 and np.isfinite(smoothed(np.array([1.0, 0.0, 1.0]), 3)).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_spoils_only_the_windows_around_it(bad: float) -> None:
+def test_a_value_that_is_not_finite_spoils_only_the_windows_around_it(bad):
     values = np.ones(12)
     values[3] = bad
     assert_allclose(smoothed(values, 3)[5:], 1)
 
 
 @pytest.mark.parametrize("bins", [1, 4, 12])
-def test_binned_medians_are_the_medians_of_the_bins(bins: int) -> None:
+def test_binned_medians_are_the_medians_of_the_bins(bins):
     rng = np.random.default_rng(1)
     x, y = rng.uniform(0, 1, 200), rng.standard_normal(200)
     edges = np.linspace(x.min(), x.max(), bins + 1)
@@ -392,7 +382,7 @@ def test_binned_medians_are_the_medians_of_the_bins(bins: int) -> None:
     ],
     ids=["empty bins", "no points", "equal inputs"],
 )
-def test_bins_without_points_have_no_median(x: list[float], y: list[float], expected: list[list[float]]) -> None:
+def test_bins_without_points_have_no_median(x, y, expected):
     assert [part.tolist() for part in binned_median(np.array(x), np.array(y), 4)] == expected
 
 
@@ -400,7 +390,7 @@ def test_bins_without_points_have_no_median(x: list[float], y: list[float], expe
 
 
 @pytest.fixture
-def arrays() -> dict[str, np.ndarray]:
+def arrays():
     """What plots/data.npz holds, for a run with everything in it."""
     return {
         "test_params": numbers(30, 3),
@@ -419,7 +409,7 @@ def arrays() -> dict[str, np.ndarray]:
     }
 
 
-def names(arrays: dict[str, np.ndarray]) -> set[str]:
+def names(arrays):
     return set(run_figures(arrays, 5, NAMES, PUBLISHED, "a run"))
 
 
@@ -430,27 +420,27 @@ COMMON = {"training_curves", "performance", "adaptive_learning"}
     ("left_out", "more"),
     [("none", {"task_predictions", "latent_space"}), ("codes", {"task_predictions"}), ("grid", {"latent_space"})],
 )
-def test_a_run_has_the_figures_that_its_arrays_allow(arrays: dict[str, np.ndarray], left_out: str, more: set[str]) -> None:
+def test_a_run_has_the_figures_that_its_arrays_allow(arrays, left_out, more):
     assert names({name: array for name, array in arrays.items() if left_out not in name}) == COMMON | more
 
 
-def test_the_figures_of_a_run_can_be_drawn_from_its_stored_arrays(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_the_figures_of_a_run_can_be_drawn_from_its_stored_arrays(arrays, tmp_path):
     np.savez_compressed(tmp_path / "data.npz", **arrays)
     with np.load(tmp_path / "data.npz", allow_pickle=False) as stored:
         for figure in run_figures(dict(stored), 5, NAMES, {}, "a run").values():
             drawn(figure)
 
 
-def test_drawing_leaves_the_arrays_as_they_were(arrays: dict[str, np.ndarray]) -> None:
+def test_drawing_leaves_the_arrays_as_they_were(arrays):
     before = {name: array.copy() for name, array in arrays.items()}
     run_figures(arrays, 5, NAMES, PUBLISHED, "a run")
     assert all(np.array_equal(array, before[name]) for name, array in arrays.items())
 
 
-def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_one_leaves_room_for_the_points() -> None:
+def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_one_leaves_room_for_the_points():
     points = np.array([[0.0, 1.0]]), np.array([[0.0, 1.0]])
 
-    def top(last: float) -> float:
+    def top(last):
         curves = np.full((1, 4, len(GRID)), 0.5)
         curves[0, -1, -1] = last
         return float(task_predictions(GRID, None, *points, curves, STEPS, "a title", points=points).axes[0].get_ylim()[1])
@@ -461,42 +451,42 @@ def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_o
 # ---- methods side by side, predictions, samples
 
 
-def texts(figure: Figure) -> set[str]:
+def texts(figure):
     return {text.get_text() for legend in figure.legends for text in legend.get_texts()}
 
 
 @pytest.mark.parametrize("draw", [against_gradients, against_shots])
 @pytest.mark.parametrize("steps", [0, 1, 3])
-def test_few_gradients_can_be_compared(draw: Callable[..., Figure], steps: int) -> None:
+def test_few_gradients_can_be_compared(draw, steps):
     drawn(draw(steps=steps))
 
 
 @pytest.mark.parametrize("draw", [against_gradients, against_shots])
 @pytest.mark.parametrize("groups", [1, 6, 13])
-def test_every_method_stands_once_in_the_legend(draw: Callable[..., Figure], groups: int) -> None:
+def test_every_method_stands_once_in_the_legend(draw, groups):
     figure = draw(groups=groups)
     found = [text.get_text() for text in figure.legends[0].get_texts()]
     assert sorted(text for text in found if "method" in text) == sorted(f"method {number}" for number in range(groups))
 
 
-def test_no_two_methods_look_alike() -> None:
+def test_no_two_methods_look_alike():
     looks = [figures._line_style(place) for place in range(24)]
     assert all(first != second for first, second in itertools.combinations(looks, 2))
 
 
-def test_every_seed_has_a_line_of_its_own() -> None:
+def test_every_seed_has_a_line_of_its_own():
     lines = [len(against_gradients(groups=2, seeds=seeds).axes[1].lines) for seeds in (1, 3)]
     assert lines == [2, 2 + 2 * 3]
 
 
-def test_published_figures_are_marked_in_the_panel_of_their_shots() -> None:
+def test_published_figures_are_marked_in_the_panel_of_their_shots():
     panels = [axis.get_legend_handles_labels()[1] for axis in against_gradients().axes]
     assert ["Finn et al. 2017" in labels for labels in panels] == [True, False]
 
 
 @pytest.mark.parametrize("draw", [error_against_gradients, lambda found, title: error_against_shots(found, [1, 10], title)])
 @pytest.mark.parametrize("bad", BAD)
-def test_a_comparison_shows_what_is_left_of_methods_that_diverged(draw: Callable[..., Figure], bad: float) -> None:
+def test_a_comparison_shows_what_is_left_of_methods_that_diverged(draw, bad):
     found = results(groups=5)
     for shots in found:
         for label, key, where in [(1, "mse", 5), (2, "ci95", 5), (3, "mse", 0), (4, "ci95", 0)]:
@@ -508,19 +498,19 @@ def test_a_comparison_shows_what_is_left_of_methods_that_diverged(draw: Callable
 
 @pytest.mark.parametrize("outside", [True, False])
 @pytest.mark.parametrize("sampled", [True, False])
-def test_a_prediction_labels_what_it_has(outside: bool, sampled: bool) -> None:
+def test_a_prediction_labels_what_it_has(outside, sampled):
     labels = texts(drawn(prediction(outside, sampled)))
     assert {"before adapting", "after 10 gradients", "given points"} <= labels
     assert ("extrapolation" in labels) == outside
     assert ("90% interval for a measurement" in labels, "some sampled curves" in labels) == (sampled, sampled)
 
 
-def test_both_sides_of_the_trained_range_are_shaded() -> None:
+def test_both_sides_of_the_trained_range_are_shaded():
     assert len(prediction(outside=True, sampled=False).axes[0].patches) == 2
 
 
 @pytest.mark.parametrize("x_range", [(10.0, 20.0), (-20.0, -10.0)])
-def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) -> None:
+def test_a_grid_wholly_outside_is_shaded_wholly(x_range):
     curve = numbers(len(GRID))
     figure = prediction_curves({"": task(curve, curve)}, 1, x_range, "a title")
     (shade,) = figure.axes[0].patches
@@ -529,32 +519,32 @@ def test_a_grid_wholly_outside_is_shaded_wholly(x_range: tuple[float, float]) ->
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_a_prediction_far_off_leaves_the_points_in_the_picture(bad: float) -> None:
+def test_a_prediction_far_off_leaves_the_points_in_the_picture(bad):
     curve = np.full(len(GRID), bad)
     figure = prediction_curves({"": task(curve, numbers(len(GRID)))}, 10, (-5.0, 5.0), "a title")
     low, high = drawn(figure).axes[0].get_ylim()
     assert -10 < low < numbers(4).min() and numbers(4).max() < high < 10
 
 
-def test_the_lowest_panel_of_each_column_has_the_axis_name_and_numbers() -> None:
+def test_the_lowest_panel_of_each_column_has_the_axis_name_and_numbers():
     figure = drawn(subjects(5))
     labels = [(axis.get_xlabel(), axis.xaxis.get_major_ticks()[0].label1.get_visible()) for axis in shown(figure)]
     assert labels == [("", False), ("", False), ("day", True), ("day", True), ("day", True)]
 
 
 @pytest.mark.parametrize("tasks", [1, 3, 4])
-def test_a_bundle_has_a_panel_for_each_task(tasks: int) -> None:
+def test_a_bundle_has_a_panel_for_each_task(tasks):
     figure = drawn(bundle(tasks))
     assert [axis.get_title() for axis in shown(figure)] == [f"task {number}" for number in range(tasks)]
 
 
-def test_the_families_of_samples_are_told_apart() -> None:
+def test_the_families_of_samples_are_told_apart():
     assert {"samples like a sinusoid", "samples like a line", "true function"} <= texts(bundle(families=True))
     assert texts(bundle(families=False)) == {"sampled networks", "support points"}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_samples_that_diverged_leave_the_others_in_the_picture(bad: float) -> None:
+def test_samples_that_diverged_leave_the_others_in_the_picture(bad):
     curves = numbers(2, 9, len(GRID))
     curves[0, 3] = bad
     figure = drawn(sample_bundle(GRID, numbers(2, 5), numbers(2, 5), curves, "a title"))
@@ -565,11 +555,11 @@ def test_samples_that_diverged_leave_the_others_in_the_picture(bad: float) -> No
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
-def test_equal_figures_are_equal_files(suffix: str, magic: bytes) -> None:
+def test_equal_figures_are_equal_files(suffix, magic):
     first, second = (figure_bytes(against_shots(), suffix) for _ in range(2))
     assert first == second and first.startswith(magic)
 
 
-def test_the_text_of_a_pdf_is_true_type() -> None:
+def test_the_text_of_a_pdf_is_true_type():
     contents = figure_bytes(against_shots(), "pdf")
     assert b"/FontFile2" in contents and b"/Type3" not in contents

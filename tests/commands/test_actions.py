@@ -1,7 +1,5 @@
 """What the command line does with finished runs: seeds one after another, comparisons, predictions for given points."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json
@@ -28,23 +26,23 @@ POINTS = ROOT / "docs" / "points.csv"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory):
     """An output folder with a tiny run of each method, MAML with two seeds."""
     output = tmp_path_factory.mktemp("runs")
     make_runs(output)
     return output
 
 
-def make_runs(output: Path) -> None:
+def make_runs(output):
     assert main.main(command(output, "--name", "tiny", "--seeds", "3,5", EVAL_STEPS=3)) == 0
     assert main.main(command(output, "--method", "leo", "--name", "tiny", EVAL_STEPS=3)) == 0
 
 
-def table(path: Path) -> list[dict[str, str]]:
+def table(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def files(directory: Path) -> dict[str, bytes]:
+def files(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
@@ -54,17 +52,17 @@ def files(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("7", [7]), ("0,3,7-9", [0, 3, 7, 8, 9]), ("3, 1", [3, 1]), ("4-4", [4])]
 )
-def test_seeds_are_read_as_ranges_and_lists(text: str, seeds: list[int]) -> None:
+def test_seeds_are_read_as_ranges_and_lists(text, seeds):
     assert seed_list(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "a", "1.5", "-1", "3-1", "1,1", "0-3,2", "0-1000000", "0-", "1,,2", "0:4", "²", "9" * 30])
-def test_seeds_that_make_no_sense_are_refused(text: str) -> None:
+def test_seeds_that_make_no_sense_are_refused(text):
     with pytest.raises(RunError, match="--seeds can't be used"):
         seed_list(text)
 
 
-def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs: Path) -> None:
+def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs):
     assert {path.name for path in runs.glob("MAML*")} == {"MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"}
     (found,) = runs.glob("Comparison_*")
     assert set(files(found)) == {"comparison.md", "comparison.csv", "report.html"}  # and the figures, drawn by no tiny run
@@ -72,7 +70,7 @@ def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs: Pa
     assert {(row["group"], row["seeds"]) for row in rows} == {("MAML", "2"), ("best single function", "1")}
 
 
-def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs: Path, tmp_path: Path) -> None:
+def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs, tmp_path):
     assert main.main(command(tmp_path, "--seed", "5", "--name", "alone", EVAL_STEPS=3)) == 0
     ends = [
         run / "checkpoints" / "best.pt" for run in (runs / "MAML_Sinusoidal_tiny-seed5", tmp_path / "MAML_Sinusoidal_alone")
@@ -81,13 +79,13 @@ def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs: Path, tmp_pat
     assert alone.equal(swept)
 
 
-def test_a_sweep_whose_name_is_taken_is_refused_before_it_starts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_whose_name_is_taken_is_refused_before_it_starts(runs, capsys):
     before = sorted(runs.iterdir())
     assert main.main(command(runs, "--name", "tiny", "--seeds", "2-3")) == 2
     assert "tiny-seed3 exists" in capsys.readouterr().err and sorted(runs.iterdir()) == before
 
 
-def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path, monkeypatch):
     signals = Signals()
     signals.stop = 15
     monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
@@ -99,9 +97,7 @@ def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path: Path, monkey
 # ---- comparisons
 
 
-def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(runs, tmp_path, capsys):
     names = ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"]
     before = [files(runs / name) for name in names]
     assert main.main(["--compare", *(str(runs / name) for name in names), "--output", str(tmp_path)]) == 0
@@ -114,7 +110,7 @@ def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(
     assert [files(runs / name) for name in names] == before
 
 
-def test_runs_judged_on_other_tasks_are_refused_naming_the_keys(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_judged_on_other_tasks_are_refused_naming_the_keys(runs, capsys):
     assert main.main(command(runs, "--name", "noisy", NOISE_STD=0.3, EVAL_STEPS=3)) == 0
     before = sorted(runs.iterdir())
     capsys.readouterr()
@@ -133,9 +129,7 @@ def test_runs_judged_on_other_tasks_are_refused_naming_the_keys(runs: Path, caps
         *("--method leo maml --predict latest --points docs/points.csv", "--method maml anil --set LEO_LATENT_DIM=3"),
     ],
 )
-def test_actions_that_make_no_sense_are_refused(
-    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_actions_that_make_no_sense_are_refused(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.main([*words.split(), "--output", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr().err
@@ -147,9 +141,7 @@ def test_actions_that_make_no_sense_are_refused(
 
 
 @pytest.mark.parametrize("name", ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3"])
-def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(
-    name: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(name, runs, tmp_path, capsys):
     points = tmp_path / "mine.csv"
     points.write_bytes(POINTS.read_bytes())
     before = files(runs / name)
@@ -163,9 +155,7 @@ def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(
     assert files(runs / name) == before and points.read_bytes() == POINTS.read_bytes()
 
 
-def test_a_prediction_is_written_to_output_and_its_run_found_in_either_place(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prediction_is_written_to_output_and_its_run_found_in_either_place(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("commands.runs.EXPERIMENTS", runs)
     monkeypatch.setattr("commands.predict.EXPERIMENTS", runs)
     assert main.main(["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--output", str(tmp_path / "new")]) == 0
@@ -173,7 +163,7 @@ def test_a_prediction_is_written_to_output_and_its_run_found_in_either_place(
     assert not (POINTS.parent / "predictions.csv").exists()
 
 
-def test_a_run_that_another_process_writes_can_be_asked(runs: Path, tmp_path: Path) -> None:
+def test_a_run_that_another_process_writes_can_be_asked(runs, tmp_path):
     manager = ExperimentManager(runs / "LEO_Sinusoidal_tiny", "leo", [])
     try:
         assert main.main(["--predict", str(manager.directory), "--points", str(POINTS), "--output", str(tmp_path)]) == 0
@@ -181,16 +171,14 @@ def test_a_run_that_another_process_writes_can_be_asked(runs: Path, tmp_path: Pa
         manager.close()
 
 
-def test_points_outside_the_trained_range_are_warned_about(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_points_outside_the_trained_range_are_warned_about(runs, tmp_path, capsys):
     points = tmp_path / "far.csv"
     points.write_text("x,y\n20,1\n21,2\n")
     assert main.main(["--predict", str(runs / "MAML_Sinusoidal_tiny-seed3"), "--points", str(points)]) == 0
     assert re.fullmatch(r"warning: all 2 points lie outside [^\n]+\n", capsys.readouterr().err)
 
 
-def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs: Path, tmp_path: Path) -> None:
+def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs, tmp_path):
     text = POINTS.read_text().splitlines()
     semicolons = "\r\n".join(["sep=;", *(line.replace(",", ";").replace(".", ",") for line in text), ";", ""])
     rows = "".join(f'"{number}"\t{line}\n'.replace(",", "\t") for number, line in enumerate(text[1:], start=1))
@@ -212,9 +200,7 @@ def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs: Path,
 
 @pytest.mark.parametrize("name", ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3"])
 @pytest.mark.parametrize("rows", ["1700000000,1\n1700000100,2\n", "1,2\n", "3,1\n3,2\n3,4\n", "1e15,-1e15\n", "900,1\n900,1\n"])
-def test_times_since_1970_one_point_and_points_at_one_x_get_a_table(
-    name: str, rows: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_times_since_1970_one_point_and_points_at_one_x_get_a_table(name, rows, runs, tmp_path, capsys):
     (tmp_path / "points.csv").write_text(f"x,y\n{rows}")
     assert main.main(["--predict", str(runs / name), "--points", str(tmp_path / "points.csv")]) == 0
     assert re.fullmatch(r"(warning: [^\n]+\n)*", capsys.readouterr().err)
@@ -236,7 +222,7 @@ def test_times_since_1970_one_point_and_points_at_one_x_get_a_table(
     ],
     ids=lambda argv: " ".join(os.path.basename(word) for word in argv),
 )
-def test_a_prediction_that_makes_no_sense_is_refused(argv: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prediction_that_makes_no_sense_is_refused(argv, runs, capsys):
     before = files(runs)
     assert main.main([*argv, "--output", str(runs)]) == 2
     assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and files(runs) == before
@@ -246,14 +232,12 @@ def test_a_prediction_that_makes_no_sense_is_refused(argv: list[str], runs: Path
 
 
 @pytest.fixture
-def own(runs: Path, tmp_path: Path) -> Path:
+def own(runs, tmp_path):
     """A copy of a run that may be spoiled."""
     return Path(shutil.copytree(runs / "MAML_Sinusoidal_tiny-seed3", tmp_path / "runs" / "own"))
 
 
-def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(
-    runs: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(runs, own, tmp_path, monkeypatch, capsys):
     shutil.copytree(runs / "LEO_Sinusoidal_tiny", tmp_path / "experiments" / "own")
     monkeypatch.setattr("commands.predict.EXPERIMENTS", tmp_path / "experiments")
     with open(own / "checkpoints" / "best.pt", "ab") as file:
@@ -264,9 +248,7 @@ def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(
 
 
 @pytest.mark.parametrize("other", ["LEO_Sinusoidal_tiny", "another table's"])
-def test_a_best_checkpoint_of_another_run_is_not_judged(
-    other: str, runs: Path, chosen: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_best_checkpoint_of_another_run_is_not_judged(other, runs, chosen, own, tmp_path, capsys):
     source = runs / other if other.startswith("LEO") else next(chosen.glob("R2D2*"))
     shutil.copy(source / "checkpoints" / "best.pt", own / "checkpoints")
     before = json.loads((own / "metrics.json").read_text())["method"]
@@ -277,7 +259,7 @@ def test_a_best_checkpoint_of_another_run_is_not_judged(
 
 
 @pytest.mark.parametrize("report", ['{"status": "complete", "timing": {"iterations": 1e999}}', "[" * 50_000])
-def test_a_run_with_a_damaged_report_can_be_judged_again(report: str, own: Path) -> None:
+def test_a_run_with_a_damaged_report_can_be_judged_again(report, own):
     (own / "full_report.json").write_text(report)
     assert main.main(["--evaluate", str(own)]) == 0
 
@@ -290,9 +272,7 @@ def test_a_run_with_a_damaged_report_can_be_judged_again(report: str, own: Path)
         ("metrics.json", ("evaluation", "shots", "2", "validation"), "NaN"),
     ],
 )
-def test_a_comparison_refuses_a_record_that_says_nonsense_before_it_prints(
-    file: str, keys: tuple[str, ...], value: object, own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_comparison_refuses_a_record_that_says_nonsense_before_it_prints(file, keys, value, own, capsys):
     record = part = json.loads((own / file).read_text())
     for key in keys[:-1]:
         part = part[key] if key in part else next(iter(part.values()))
@@ -305,15 +285,13 @@ def test_a_comparison_refuses_a_record_that_says_nonsense_before_it_prints(
 
 @pytest.mark.parametrize("action", ["--resume", "--evaluate", "--compare"])
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
-def test_a_name_that_no_file_can_have_is_no_run(action: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_no_file_can_have_is_no_run(action, name, capsys):
     assert main.main([action, name]) == 2
     assert "no such run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["tensorboard", "plots"])
-def test_a_folder_of_logs_or_figures_that_cant_be_made_costs_a_warning(
-    folder: str, own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_logs_or_figures_that_cant_be_made_costs_a_warning(folder, own, capsys):
     shutil.rmtree(own / folder)
     (own / folder).touch()
     assert main.main(["--evaluate", str(own)]) == 0
@@ -321,7 +299,7 @@ def test_a_folder_of_logs_or_figures_that_cant_be_made_costs_a_warning(
 
 
 @pytest.fixture(scope="module")
-def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chosen(tmp_path_factory):
     """An output folder with tiny runs of two methods and two seeds on a table, one after another."""
     output = tmp_path_factory.mktemp("several")
     columns = ["--columns", "task=Chick", "x=Time", "y=weight"]
@@ -343,7 +321,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen: Path) -> None:
+def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen):
     runs = {f"{method}_Table_t-seed{seed}" for method in ("R2D2", "LEO") for seed in (1, 2)}
     assert {path.name for path in chosen.iterdir()} - runs == {path.name for path in chosen.glob("Comparison_*")}
     assert {json.loads((chosen / run / "config.json").read_text())["SPLIT_SEED"] for run in runs} == {1}
@@ -353,13 +331,13 @@ def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen: Path)
     assert groups == {("R2D2", "2"), ("LEO", "2")} | baselines
 
 
-def test_the_digests_in_a_runs_report_are_those_of_its_files_in_the_end(chosen: Path) -> None:
+def test_the_digests_in_a_runs_report_are_those_of_its_files_in_the_end(chosen):
     for run in chosen.glob("*_Table_*"):
         files = json.loads((run / "full_report.json").read_text())["files"]
         assert files == {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files} and "table.csv" in files
 
 
-def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: Path) -> None:
+def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen):
     lowest = {}
     for run in chosen.glob("*_Table_*"):
         shots = json.loads((run / "metrics.json").read_text())["evaluation"]["shots"]
@@ -375,7 +353,7 @@ def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: P
     assert 0 < page.index("lowest validation error") < page.index("over seeds") and page.count("lowest validation error") == 1
 
 
-def test_the_validation_error_that_a_run_records_is_its_best_checkpoints_over_subjects_geometrically(chosen: Path) -> None:
+def test_the_validation_error_that_a_run_records_is_its_best_checkpoints_over_subjects_geometrically(chosen):
     for run in chosen.glob("*_Table_*"):
         state = read_checkpoint(run / "checkpoints" / "best.pt")
         config = Config.resolve(state["config"])
@@ -391,7 +369,7 @@ def test_the_validation_error_that_a_run_records_is_its_best_checkpoints_over_su
             assert not np.isclose(result["validation"], np.nanmean(errors), rtol=1e-2)
 
 
-def test_a_comparison_whose_tasks_are_gone_is_refused_and_leaves_no_folder(chosen: Path, tmp_path: Path) -> None:
+def test_a_comparison_whose_tasks_are_gone_is_refused_and_leaves_no_folder(chosen, tmp_path):
     runs = [shutil.copytree(chosen / f"R2D2_Table_t-seed{seed}", tmp_path / f"R2D2_Table_t-seed{seed}") for seed in (1, 2)]
     (runs[0] / "table.csv").unlink()
     assert main.main(["--compare", *map(str, runs), "--output", str(tmp_path)]) == 2

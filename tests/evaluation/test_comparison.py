@@ -1,13 +1,10 @@
 """Runs side by side: what may be compared, how seeds and tasks are averaged, and what is written of it."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from numpy.testing import assert_allclose
 import main
 from commands.compare import draw, read_run, write
 from config import Config
-from evaluation.comparison import SAME_METHOD, Comparison, Entry, Row, choice, compare_entries, entries
+from evaluation.comparison import SAME_METHOD, Entry, Row, choice, compare_entries, entries
 from evaluation.statistics import geometric_mean, mean_and_interval, t_quantile
 from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
@@ -27,20 +24,20 @@ TASKS = 12
 Make = Callable[..., Path]
 
 
-def errors_of(seed: int, shots: tuple[int, ...] = (5, 10), steps: int = 6, scale: float = 1.0) -> dict[int, np.ndarray]:
+def errors_of(seed, shots=(5, 10), steps=6, scale=1.0):
     rng = np.random.default_rng(seed)
     return {count: scale * rng.uniform(0.1, 2.0, (TASKS, steps + 1)) for count in shots}
 
 
-def text_of(comparison: Comparison) -> str:
+def text_of(comparison):
     return text_table(comparison_table(comparison))
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(tmp_path):
     """Make the files of a finished run, as far as a comparison reads them."""
 
-    def run(name: str, method: str = "maml", tasks: str = "sinusoid", params: Any = None, **settings: Any) -> Path:
+    def run(name, method="maml", tasks="sinusoid", params=None, **settings):
         config = Config(**({"EVAL_TASKS": TASKS, "EVAL_SHOTS": (5, 10), "EVAL_STEPS": 6} | settings))
         directory = tmp_path / name
         (directory / "plots").mkdir(parents=True)
@@ -58,7 +55,7 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-def refusal(*directories: Path) -> str:
+def refusal(*directories):
     """The one line with which a comparison of runs is refused."""
     with pytest.raises(RunError) as caught:
         compare_entries(entries([read_run(directory) for directory in directories]))
@@ -66,14 +63,14 @@ def refusal(*directories: Path) -> str:
     return str(caught.value)
 
 
-def labels(*directories: Path) -> list[str]:
+def labels(*directories):
     return [entry.label for entry in entries([read_run(directory) for directory in directories])]
 
 
 # ---- reading runs
 
 
-def test_a_run_of_the_command_line_can_be_compared(tmp_path: Path) -> None:
+def test_a_run_of_the_command_line_can_be_compared(tmp_path):
     settings = {"EPOCHS": 1, "NUM_TASKS": 8, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 4, "COMPILE": "never", "VALIDATION_TASKS": 2}
     settings |= {"EVAL_TASKS": 4, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": "3,4", "SUPPORT_SAMPLES": 4}
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -90,7 +87,7 @@ def test_a_run_of_the_command_line_can_be_compared(tmp_path: Path) -> None:
     assert_allclose([row.ci_tasks for row in comparison.rows], [*evaluation["3"]["ci95"], *evaluation["4"]["ci95"]])
 
 
-def test_a_run_without_test_results_is_refused_with_its_status(make: Make) -> None:
+def test_a_run_without_test_results_is_refused_with_its_status(make):
     directory = make("run")
     (directory / "metrics.json").write_text('{"method": "maml", "evaluation": null}')
     (directory / "full_report.json").write_text('{"status": "interrupted"}')
@@ -99,7 +96,7 @@ def test_a_run_without_test_results_is_refused_with_its_status(make: Make) -> No
 
 @pytest.mark.parametrize("name", ["metrics.json", "full_report.json", "plots/data.npz"])
 @pytest.mark.parametrize("damage", ["missing", "a folder", "empty", "half", "random", "an array", "an object", "deep"])
-def test_a_damaged_file_is_refused_by_name(make: Make, name: str, damage: str) -> None:
+def test_a_damaged_file_is_refused_by_name(make, name, damage):
     path = make("run") / name
     whole = path.read_bytes()
     path.unlink()
@@ -114,7 +111,7 @@ def test_a_damaged_file_is_refused_by_name(make: Make, name: str, damage: str) -
 
 
 @pytest.mark.parametrize("where", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_a_flipped_byte_in_the_arrays_is_noticed_or_harmless(make: Make, where: float) -> None:
+def test_a_flipped_byte_in_the_arrays_is_noticed_or_harmless(make, where):
     directory = make("run")
     path = directory / "plots" / "data.npz"
     data, before = bytearray(path.read_bytes()), read_run(directory)
@@ -127,13 +124,13 @@ def test_a_flipped_byte_in_the_arrays_is_noticed_or_harmless(make: Make, where: 
     assert all(np.array_equal(before.errors[shots], after.errors[shots]) for shots in before.errors)
 
 
-def test_arrays_that_do_not_fit_the_settings_are_refused(make: Make) -> None:
+def test_arrays_that_do_not_fit_the_settings_are_refused(make):
     directory = make("run")
     np.savez(directory / "plots" / "data.npz", test_params=np.ones((2, 3)), **{f"test_errors_{k}_shot": k for k in (5, 10)})
     assert "data.npz does not fit its run" in refusal(directory)
 
 
-def test_a_setting_that_can_not_be_used_is_refused_with_the_file(make: Make) -> None:
+def test_a_setting_that_can_not_be_used_is_refused_with_the_file(make):
     path = make("run") / "full_report.json"
     path.write_text(json.dumps({"tasks": "sinusoid", "config": {"EPOCHS": -1}}))
     assert "full_report.json: EPOCHS can't be used" in refusal(path.parent)
@@ -156,13 +153,13 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("key", DIFFERENT)
-def test_runs_with_other_test_tasks_are_refused_by_the_setting(make: Make, key: str) -> None:
+def test_runs_with_other_test_tasks_are_refused_by_the_setting(make, key):
     first, second = make("a"), make("b", **{key: DIFFERENT[key]})
     line = refusal(first, second)
     assert line.startswith(f"{second} has other test tasks than {first} (got {key}={DIFFERENT[key]}; expected {key}=")
 
 
-def test_runs_with_another_number_of_test_tasks_are_refused(make: Make) -> None:
+def test_runs_with_another_number_of_test_tasks_are_refused(make):
     second = make("b")
     report = json.loads((second / "full_report.json").read_text())
     report["config"]["EVAL_TASKS"] = 3
@@ -182,11 +179,11 @@ def test_runs_with_another_number_of_test_tasks_are_refused(make: Make) -> None:
     ],
     ids=["two settings", "family", "shots", "functions"],
 )
-def test_what_differs_is_named(make: Make, settings: dict[str, Any], line: str) -> None:
+def test_what_differs_is_named(make, settings, line):
     assert line in refusal(make("a"), make("b", **settings))
 
 
-def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last_error(make: Make) -> None:
+def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last_error(make):
     runs = [read_run(make("a")), read_run(make("b", method="leo", EVAL_SHOTS=(10, 20), EVAL_STEPS=3))]
     comparison = compare_entries(entries(runs))
     assert {row.shots for row in comparison.rows} == {10} and comparison.last == 6
@@ -199,7 +196,7 @@ def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last
 # ---- groups
 
 
-def test_labels_hold_the_settings_that_tell_runs_of_a_method_apart(make: Make) -> None:
+def test_labels_hold_the_settings_that_tell_runs_of_a_method_apart(make):
     runs = [make("a"), make("b", method="leo", EPOCHS=3), make("c", RANDOM_SEED=1)]
     assert labels(*runs) == ["MAML", "LEO", "MAML"]
     other = make("d", FIRST_ORDER=True, EPOCHS=3)
@@ -207,7 +204,7 @@ def test_labels_hold_the_settings_that_tell_runs_of_a_method_apart(make: Make) -
 
 
 @pytest.mark.parametrize("key", sorted(set(SAME_METHOD) - {"RANDOM_SEED"}))
-def test_settings_without_an_effect_on_the_result_do_not_split_a_group(make: Make, key: str) -> None:
+def test_settings_without_an_effect_on_the_result_do_not_split_a_group(make, key):
     other = {"DEVICE": "cuda", "COMPILE": "never", "TASK_CHUNK": 5, "EVAL_SHOTS": (10,), "DATA": "a", "COLUMNS": ("y=b",)}.get(
         key, 7
     )
@@ -215,11 +212,11 @@ def test_settings_without_an_effect_on_the_result_do_not_split_a_group(make: Mak
 
 
 @pytest.mark.parametrize("key", ["VALIDATION_INTERVAL", "VALIDATION_TASKS", "EVAL_STEPS"])
-def test_settings_that_choose_the_best_checkpoint_split_a_group(make: Make, key: str) -> None:
+def test_settings_that_choose_the_best_checkpoint_split_a_group(make, key):
     assert len(set(labels(make("a"), make("b", RANDOM_SEED=1, **{key: 3})))) == 2
 
 
-def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged_does_not_hide_it(make: Make) -> None:
+def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged_does_not_hide_it(make):
     runs = [read_run(make(method, method)) for method in ("maml", "leo", "cavia")]
     errors = {"MAML": {5: 0.1, 10: math.inf}, "LEO": {5: 0.4, 10: 0.1, 20: 9.0}, "CAVIA": {5: 0.3, 10: 0.3}}
     measured = [run._replace(validation=error) for run, error in zip(runs, errors.values(), strict=True)]
@@ -230,7 +227,7 @@ def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged
     assert choice(measured[:1]) == ""
 
 
-def test_where_validation_errors_decide_nothing_the_reason_is_given(make: Make) -> None:
+def test_where_validation_errors_decide_nothing_the_reason_is_given(make):
     runs = [read_run(make(method, method))._replace(validation={5: math.inf}) for method in ("maml", "leo")]
     other_tasks = [runs[0], runs[1]._replace(config=runs[1].config | {"VALIDATION_TASKS": 7})]
     other_shots = [runs[0], runs[1]._replace(validation={10: 0.1})]
@@ -240,7 +237,7 @@ def test_where_validation_errors_decide_nothing_the_reason_is_given(make: Make) 
     assert "EVAL_SHOTS, EVAL_QUERY_SAMPLES or VALIDATION_TASKS differ" in choice(other_tasks) == choice(other_shots)
 
 
-def test_an_older_run_without_a_validation_error_is_named_and_one_that_diverged_is_infinite(make: Make) -> None:
+def test_an_older_run_without_a_validation_error_is_named_and_one_that_diverged_is_infinite(make):
     directory = make("a", "maml")
     metrics = json.loads((directory / "metrics.json").read_text())
     for result, error in zip(metrics["evaluation"]["shots"].values(), (None, 0.5), strict=False):
@@ -254,17 +251,17 @@ def test_an_older_run_without_a_validation_error_is_named_and_one_that_diverged_
         read_run(directory)
 
 
-def test_a_geometric_mean_is_0_with_a_0_and_infinite_where_one_diverged() -> None:
+def test_a_geometric_mean_is_0_with_a_0_and_infinite_where_one_diverged():
     assert geometric_mean([0.1, 10.0, 1.0]) == pytest.approx(1) and geometric_mean(np.array([0.0, 3.0])) == 0
     assert geometric_mean([1.0, math.inf]) == geometric_mean([0.0, math.nan]) == math.inf
 
 
-def test_a_seed_that_is_there_twice_is_refused(make: Make) -> None:
+def test_a_seed_that_is_there_twice_is_refused(make):
     first, second = make("a", RANDOM_SEED=3), make("b", RANDOM_SEED=3, COMPILE="never")
     assert refusal(first, second).startswith(f"{second} repeats {first} (got MAML with RANDOM_SEED=3 twice")
 
 
-def test_the_groups_stand_in_the_order_in_which_they_came(make: Make) -> None:
+def test_the_groups_stand_in_the_order_in_which_they_came(make):
     runs = [make("a", method="leo"), make("b"), make("c", method="leo", RANDOM_SEED=1)]
     assert compare_entries(entries([read_run(run) for run in runs])).labels == ["LEO", "MAML"]
 
@@ -273,7 +270,7 @@ def test_the_groups_stand_in_the_order_in_which_they_came(make: Make) -> None:
 
 
 @pytest.fixture
-def found() -> list[Entry]:
+def found():
     """Two methods of three seeds each, and a baseline of one."""
     seeds = [Entry("ONE", errors_of(seed)) for seed in range(3)]
     seeds += [Entry("TWO", errors_of(seed + 3, scale=0.1)) for seed in range(3)]
@@ -281,21 +278,21 @@ def found() -> list[Entry]:
 
 
 @pytest.fixture
-def comparison(found: list[Entry]) -> Comparison:
+def comparison(found):
     return compare_entries(found)
 
 
-def row(comparison: Comparison, group: str, shots: int = 10, gradients: int = 6) -> Row:
+def row(comparison, group, shots=10, gradients=6):
     (chosen,) = [r for r in comparison.rows if (r.group, r.shots, r.gradients) == (group, shots, gradients)]
     return chosen
 
 
-def values(found: list[Entry], label: str) -> np.ndarray:
+def values(found, label):
     """Errors [R, T] of a group, 10-shot after 6 gradients."""
     return np.stack([entry.errors[10][:, 6] for entry in found if entry.label == label])
 
 
-def test_a_row_holds_means_intervals_and_paired_differences(found: list[Entry], comparison: Comparison) -> None:
+def test_a_row_holds_means_intervals_and_paired_differences(found, comparison):
     one, two = row(comparison, "ONE"), row(comparison, "TWO")
     each, seeds = values(found, "ONE").mean(0), values(found, "ONE").mean(1)
     assert (one.seeds, one.tasks) == (3, TASKS)
@@ -306,13 +303,13 @@ def test_a_row_holds_means_intervals_and_paired_differences(found: list[Entry], 
     assert_allclose([two.difference, two.difference_ci], [paired.mean(), 1.96 * paired.std(ddof=1) / np.sqrt(TASKS)])
 
 
-def test_one_seed_has_no_interval_over_seeds_and_the_first_no_difference(comparison: Comparison) -> None:
+def test_one_seed_has_no_interval_over_seeds_and_the_first_no_difference(comparison):
     assert np.isnan(row(comparison, "baseline").ci_seeds)
     one = row(comparison, "ONE")
     assert np.isnan(one.difference) and np.isnan(one.difference_ci) and one.verdict == ""
 
 
-def test_a_constant_difference_is_found_however_much_the_tasks_differ() -> None:
+def test_a_constant_difference_is_found_however_much_the_tasks_differ():
     hard = np.random.default_rng(0).lognormal(0, 3, (50, 1))
     comparison = compare_entries([Entry("a", {5: hard}), Entry("b", {5: hard - 1e-3})])
     assert row(comparison, "b", 5, 0).verdict == "lower"
@@ -329,11 +326,11 @@ def test_a_constant_difference_is_found_however_much_the_tasks_differ() -> None:
         (0, 0, "not distinguishable"),
     ],
 )
-def test_the_words_say_whether_the_interval_excludes_zero(difference: float, half: float, verdict: str) -> None:
+def test_the_words_say_whether_the_interval_excludes_zero(difference, half, verdict):
     assert Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).verdict == verdict
 
 
-def test_gradients_that_change_nothing_have_no_rows_of_their_own() -> None:
+def test_gradients_that_change_nothing_have_no_rows_of_their_own():
     solved = {5: np.repeat(errors_of(0)[5][:, :2], [1, 10], axis=1)}
     baseline = {5: np.repeat(solved[5][:, :1], 11, axis=1)}
     found = [Entry("a", solved), Entry("b", baseline), Entry("c", {5: np.linspace(solved[5][:, 0], 1, 11, axis=1)})]
@@ -341,7 +338,7 @@ def test_gradients_that_change_nothing_have_no_rows_of_their_own() -> None:
     assert rows == [["0", "a"], ["0", "c"], ["1", "c"], ["5", "c"], ["10", "a"], ["10", "b"], ["10", "c"]]
 
 
-def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_its_number_of_them() -> None:
+def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_its_number_of_them():
     found = [Entry(name, {5: errors_of(seed)[5], 10: errors_of(seed)[10][:5]}) for seed, name in enumerate("ab")]
     subjects = compare_entries(found, subjects=True)
     for shots, count, quantile in ((5, TASKS, t_quantile(TASKS - 1)), (10, 5, 2.776)):
@@ -352,7 +349,7 @@ def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1e308])
-def test_a_diverged_task_shows_and_spoils_nothing_else(found: list[Entry], bad: float, tmp_path: Path) -> None:
+def test_a_diverged_task_shows_and_spoils_nothing_else(found, bad, tmp_path):
     found[4].errors[10][2, 4:] = bad
     found[5].errors[10][:, 4:] = bad
     comparison = compare_entries(found)
@@ -365,14 +362,14 @@ def test_a_diverged_task_shows_and_spoils_nothing_else(found: list[Entry], bad: 
     ("degrees", "quantile"),
     [(1, 12.706), (4, 2.776), (10, 2.228), (11, 2.20099), (15, 2.13145), (30, 2.04227), (120, 1.97993), (10**6, 1.95997)],
 )
-def test_students_quantiles_are_those_of_the_tables(degrees: int, quantile: float) -> None:
+def test_students_quantiles_are_those_of_the_tables(degrees, quantile):
     assert_allclose(t_quantile(degrees), quantile, atol=2e-4)
 
 
 # ---- tables and files
 
 
-def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison: Comparison) -> None:
+def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison):
     rows = list(csv.DictReader(csv_table(comparison).splitlines()))
     assert len(rows) == 3 * 2 * 7
     chosen = rows[-2]
@@ -382,7 +379,7 @@ def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison: Compa
     assert rows[-1]["ci_seeds"] == "" and rows[-3]["difference"] == ""
 
 
-def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns(comparison: Comparison) -> None:
+def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns(comparison):
     lines = text_of(comparison).splitlines()
     rows = [line.split() for line in lines if line.startswith("10 ")]
     assert [(row[1], row[2]) for row in rows] == [(n, g) for n in "0156" for g in ("ONE", "TWO", "baseline")]
@@ -391,7 +388,7 @@ def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns(compar
     assert {line[start] for line in lines if line.startswith(("5 ", "10 "))} == {"1", "3"}
 
 
-def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> None:
+def test_the_markdown_table_has_a_cell_for_every_column(found):
     table = markdown_table(comparison_table(compare_entries([*found, Entry("a|b", errors_of(4))])), "A title")
     assert table.startswith("# A title\n\n| K |")
     rows = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
@@ -399,7 +396,7 @@ def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> N
 
 
 @pytest.mark.usefixtures("with_figures")
-def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison, tmp_path: Path) -> None:
+def test_the_files_are_written_whole_and_equal_each_time(comparison, tmp_path):
     files = write(tmp_path / "new" / "folder", comparison, "A title")
     names = {"comparison.md", "comparison.csv", "comparison_gradients.png", "comparison_gradients.pdf"}
     assert {file.name for file in files} == names | {"comparison_shots.png", "comparison_shots.pdf", "report.html"}
@@ -410,7 +407,7 @@ def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison,
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-def test_few_gradients_can_be_compared(steps: int, tmp_path: Path) -> None:
+def test_few_gradients_can_be_compared(steps, tmp_path):
     comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
     assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
     assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2

@@ -1,7 +1,5 @@
 """README.md and docs/ against the code: what they list is complete, what they name exists, their examples run."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -9,7 +7,7 @@ import sys
 import types
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,7 +21,7 @@ from system.checkpoints import read_checkpoint
 
 
 @pytest.fixture(autouse=True)
-def families_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def families_of_the_registry(monkeypatch):
     """Tests of the benchmarks, collected by the same pytest, add a family of their own."""
     monkeypatch.delitem(registry.TASKS, "oracle", raising=False)
 
@@ -33,7 +31,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
-TINY: dict[str, Any] = {
+TINY = {
     "EPOCHS": 2,
     "NUM_TASKS": 30,
     "META_BATCH_SIZE": 4,
@@ -49,7 +47,7 @@ TINY: dict[str, Any] = {
 TINY_FLAGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 
 
-def python_files() -> list[Path]:
+def python_files():
     """The project's Python files outside of tests/ and benchmarks/, relative to the root; packages' own files left out."""
     paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]]
     left_out = ("tests", "benchmarks")
@@ -59,13 +57,13 @@ def python_files() -> list[Path]:
 # ---- links, names and commands
 
 
-def slugs(text: str) -> set[str]:
+def slugs(text):
     """The anchors that GitHub gives to the headings of a page."""
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_relative_link_resolves(page: str) -> None:
+def test_every_relative_link_resolves(page):
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
     broken = []
     for link in links:
@@ -76,21 +74,21 @@ def test_every_relative_link_resolves(page: str) -> None:
     assert broken == []
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_every_page_is_reached_from_the_readme():
     assert [page for page in PAGES if page != "README.md" and f"]({page})" not in PAGES["README.md"]] == []
 
 
-def test_the_readme_has_at_most_160_lines() -> None:
+def test_the_readme_has_at_most_160_lines():
     assert len(PAGES["README.md"].splitlines()) <= 160
 
 
-def test_the_readme_has_one_command_that_installs_and_tests() -> None:
+def test_the_readme_has_one_command_that_installs_and_tests():
     (found,) = re.findall(r"^    python3 -m venv .*pytest$", PAGES["README.md"], re.M)
     assert "-r requirements-test.txt" in found
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_script_and_test_that_a_page_names_exists(page: str) -> None:
+def test_every_script_and_test_that_a_page_names_exists(page):
     names = re.findall(r"^    python ((?:\w+/)*\w+\.py)", PAGES[page], re.M) + re.findall(
         r"`(?:pytest )?(tests/(?:\w+/)*\w+\.py)`", PAGES[page]
     )
@@ -98,7 +96,7 @@ def test_every_script_and_test_that_a_page_names_exists(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_line_is_one_that_the_program_takes(page: str) -> None:
+def test_every_command_line_is_one_that_the_program_takes(page):
     for line in re.findall(r"^    .*main\.py(?: .*)?$", PAGES[page], re.M):
         if line.endswith("..."):
             continue  # of which a part is left out
@@ -110,12 +108,12 @@ def test_every_command_line_is_one_that_the_program_takes(page: str) -> None:
 # ---- tables
 
 
-def test_the_table_of_settings_is_what_the_code_declares() -> None:
+def test_the_table_of_settings_is_what_the_code_declares():
     """`python docs/make_configuration.py` makes it current."""
     assert PAGES["docs/configuration.md"] == make_configuration.document()
 
 
-def test_the_table_of_settings_has_every_key_once_with_its_default() -> None:
+def test_the_table_of_settings_has_every_key_once_with_its_default():
     for key, field in KEYS.items():
         value = field.default
         shown = json.dumps(value) if not isinstance(value, float) else f"{value:.4g}"
@@ -123,7 +121,7 @@ def test_the_table_of_settings_has_every_key_once_with_its_default() -> None:
         assert rows == [shown], key
 
 
-def test_every_flag_method_and_family_is_listed() -> None:
+def test_every_flag_method_and_family_is_listed():
     page = PAGES["docs/command_line.md"]
     flags = [flag for flag in main.build_parser()._option_string_actions if flag.startswith("--")]
     rows = "\n".join(line for line in page.splitlines() if line.startswith("| `--"))
@@ -131,7 +129,7 @@ def test_every_flag_method_and_family_is_listed() -> None:
     assert [name for name in (*registry.METHODS, *registry.TASKS) if f"`{name}`" not in rows] == []
 
 
-def test_the_settings_that_may_change_in_a_resumed_run_are_listed() -> None:
+def test_the_settings_that_may_change_in_a_resumed_run_are_listed():
     (listed,) = re.findall(r"\* What may change: (.*?)\.\s", PAGES["docs/processes.md"], re.S)
     words = set(re.findall(r"[A-Z_]{4,}", listed)) - {"EVAL"} | {key for key in KEYS if key.startswith("EVAL")}
     assert words == set(keys_for("resume"))
@@ -140,7 +138,7 @@ def test_the_settings_that_may_change_in_a_resumed_run_are_listed() -> None:
 # ---- the tour
 
 
-def test_the_tour_names_every_python_file() -> None:
+def test_the_tour_names_every_python_file():
     tour = PAGES["docs/tour.md"]
     assert [path.as_posix() for path in python_files() if f"`{path.as_posix()}`" not in tour] == []
 
@@ -154,7 +152,7 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Finished:
+def finished(tmp_path_factory, figures):
     """A tiny run of the method that leaves most behind; its figures are made, and not drawn."""
     output, names = tmp_path_factory.mktemp("docs"), []
     with figures(), pytest.MonkeyPatch.context() as patch:
@@ -165,7 +163,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Finished
     return Finished(next(output.iterdir()), names)
 
 
-def undocumented(names: Any) -> list[str]:
+def undocumented(names):
     """Those of `names` that docs/run_directory.md does not have in backticks, where K, SS and NAME stand for any."""
     patterns = []
     for word in re.findall(r"`([^`\n]+)`", PAGES["docs/run_directory.md"]):
@@ -174,24 +172,24 @@ def undocumented(names: Any) -> list[str]:
     return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
 
 
-def test_every_array_behind_the_figures_is_documented(finished: Finished) -> None:
+def test_every_array_behind_the_figures_is_documented(finished):
     with np.load(finished.directory / "plots" / "data.npz") as arrays:
         assert len(arrays.files) > 10 and undocumented(arrays.files) == []
 
 
-def test_every_figure_is_documented(finished: Finished) -> None:
+def test_every_figure_is_documented(finished):
     plain = [name for name in finished.figures if "/" not in name]
     assert len(plain) == 7 and undocumented(plain) == []
     assert undocumented(f"figures/{name}" for name in finished.figures) == []
 
 
-def test_every_file_is_documented(finished: Finished) -> None:
+def test_every_file_is_documented(finished):
     names = [path.relative_to(finished.directory).as_posix() for path in finished.directory.rglob("*") if path.is_file()]
     page = PAGES["docs/run_directory.md"]
     assert [name for name in names if name not in page and not name.startswith("tensorboard/events")] == []
 
 
-def test_every_entry_of_the_records_is_documented(finished: Finished) -> None:
+def test_every_entry_of_the_records_is_documented(finished):
     metrics, report = (json.loads((finished.directory / name).read_text()) for name in ("metrics.json", "full_report.json"))
     shots = metrics["evaluation"]["shots"]
     entries = [*metrics, *metrics["train"][0], *metrics["validation"][0], *metrics["evaluation"], *metrics["performance"]]
@@ -203,11 +201,11 @@ def test_every_entry_of_the_records_is_documented(finished: Finished) -> None:
     assert undocumented(report) == []
 
 
-def test_every_entry_of_a_checkpoint_is_documented(finished: Finished) -> None:
+def test_every_entry_of_a_checkpoint_is_documented(finished):
     assert undocumented(read_checkpoint(finished.directory / "checkpoints" / "last.pt")) == []
 
 
-def test_every_tensorboard_tag_is_documented(finished: Finished) -> None:
+def test_every_tensorboard_tag_is_documented(finished):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -220,7 +218,7 @@ def test_every_tensorboard_tag_is_documented(finished: Finished) -> None:
 # ---- the examples
 
 
-def example(heading: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def example(heading, name, monkeypatch):
     """The first Python block under a heading of the README, as a module."""
     section = PAGES["README.md"].split(f"\n## {heading}\n")[1]
     (code, *_) = re.findall(r"```python\n(.*?)```", section, re.S)
@@ -230,13 +228,13 @@ def example(heading: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def train(output: Path, *flags: str) -> Path:
+def train(output, *flags):
     assert main.main(["--output", str(output), *TINY_FLAGS, *flags]) == 0
     (directory,) = output.iterdir()
     return directory
 
 
-def test_the_readmes_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_method_trains(tmp_path, monkeypatch):
     module = example("Add a method", "layerwise", monkeypatch)
     monkeypatch.setitem(registry.METHODS, "layerwise", module.LayerwiseMAML)
     directory = train(tmp_path, "--method", "layerwise")
@@ -245,7 +243,7 @@ def test_the_readmes_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert log_lr.shape == (3,) and log_lr.std() > 0  # the step sizes have been learned, each on its own
 
 
-def test_the_readmes_task_family_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_task_family_trains(tmp_path, monkeypatch):
     module = example("Add a task family", "steps", monkeypatch)
     (entry,) = re.findall(r'`"steps": (lambda config: .*)`', PAGES["README.md"])
     monkeypatch.setitem(registry.TASKS, "steps", eval(entry, module.__dict__))
