@@ -107,23 +107,23 @@ class Case:
         predict.write(files, self.found, self.model, self.file, "a title")
 
 
-@pytest.mark.parametrize(
-    ("inputs", "ends"),
-    [([-1, 2], (-5, 5)), ([-5, 5], (-5, 5)), ([0, 10], (-5, 11.5)), ([-10, 10], (-12, 12)), ([20, 25], (-5, 28))],
-)
-def test_the_grid_spans_training_and_points_with_a_margin_where_they_leave_it(inputs, ends):
-    grid = grid_over(np.array(inputs, float), RANGE, np.empty(0))
-    assert len(grid) == 201 and grid.dtype == np.float64
-    assert_allclose([grid[0], grid[-1]], ends)
+def test_the_grid_spans_training_and_points_with_a_margin_where_they_leave_it():
+    for inputs, ends in (
+        ([-1, 2], RANGE),
+        ([-5, 5], RANGE),
+        ([0, 10], (-5, 11.5)),
+        ([-10, 10], (-12, 12)),
+        ([20, 25], (-5, 28)),
+    ):
+        grid = grid_over(np.array(inputs, float), RANGE, np.empty(0))
+        assert len(grid) == 201 and grid.dtype == np.float64
+        assert_allclose([grid[0], grid[-1]], ends)
 
 
-@pytest.mark.parametrize(
-    ("asked", "ends"),
-    [([], (-5, 5)), ([4], (-5, 5)), ([6], (-5, 7)), ([-7, 6], (-8.3, 7)), ([6, 1e6], (-5, 7)), ([-1e6], (-5, 5))],
-)
-def test_the_grid_reaches_questions_outside_the_range_but_not_those_far_away(asked, ends):
-    grid = grid_over(np.array([-1.0, 2.0]), RANGE, np.array(asked, float))
-    assert_allclose([grid[0], grid[-1]], ends)
+def test_the_grid_reaches_questions_outside_the_range_but_not_those_far_away():
+    for asked, ends in (([], RANGE), ([4], RANGE), ([6], (-5, 7)), ([-7, 6], (-8.3, 7)), ([6, 1e6], (-5, 7)), ([-1e6], RANGE)):
+        grid = grid_over(np.array([-1.0, 2.0]), RANGE, np.array(asked, float))
+        assert_allclose([grid[0], grid[-1]], ends)
 
 
 FAR = {  # inputs of points, and the ends of the grid
@@ -136,12 +136,11 @@ FAR = {  # inputs of points, and the ends of the grid
 }
 
 
-@pytest.mark.parametrize("name", FAR)
-def test_the_grid_is_around_the_points_alone_where_they_would_be_a_dot_beside_the_trained_range(name):
-    inputs, ends = FAR[name]
-    grid = grid_over(np.array(inputs, float), RANGE, np.empty(0))
-    assert_allclose([grid[0], grid[-1]], ends, rtol=1e-15)
-    assert (np.diff(grid) > 0).all()
+def test_the_grid_is_around_the_points_alone_where_they_would_be_a_dot_beside_the_trained_range():
+    for inputs, ends in FAR.values():
+        grid = grid_over(np.array(inputs, float), RANGE, np.empty(0))
+        assert_allclose([grid[0], grid[-1]], ends, rtol=1e-15)
+        assert (np.diff(grid) > 0).all()
 
 
 @pytest.mark.parametrize(("name", "high"), [("one point", 1e15), ("all at one x", -1e15), ("from end to end", 1e15)])
@@ -154,24 +153,26 @@ def test_a_table_and_a_figure_of_points_far_away_need_no_warning(file, name, hig
     assert_allclose(np.array(xs, float), case.prediction.x[:, 0], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("high", [3.3, 0.1, 1e-3])
-def test_the_ends_of_the_trained_range_are_no_extrapolation(high):
-    model = FewShotRegressor(Lines(), 1, Coding.identity(1, (-high, high)))
-    (prediction,) = predict.predict_subjects(model, [points_at(0, 0)])
-    assert not model.extrapolates(prediction.x).any()
-
-
-def test_what_lies_outside_the_trained_range_is_marked():
+def test_what_lies_outside_the_trained_range_is_marked_and_its_ends_are_not():
     rows = Case(Lines(), points_at(0, 10)).rows()
+    assert list(rows[0]) == ["x", "prediction_before", "prediction_after", "extrapolated"] and len(rows) == 201
+    assert [float(rows[0][name]) for name in rows[0]] == [-5, 0, -15, 0]
     assert [row["extrapolated"] for row in rows] == [str(int(float(row["x"]) > 5)) for row in rows]
     assert 0 < sum(int(row["extrapolated"]) for row in rows) < 201
+    for high in (3.3, 0.1, 1e-3):
+        model = FewShotRegressor(Lines(), 1, Coding.identity(1, (-high, high)))
+        (prediction,) = predict.predict_subjects(model, [points_at(0, 0)])
+        assert not model.extrapolates(prediction.x).any()
 
 
 def test_errors_are_those_on_the_points_before_and_after_adapting():
-    prediction = Case(Lines(), points_at(1, 2)).prediction
+    case = Case(Lines(), points_at(1, 2))
+    prediction = case.prediction
     assert_allclose(prediction.errors, [1, (4 + 25) / 2])
     assert_allclose(prediction.outputs, [0 * prediction.x[:, 0], 3 * prediction.x[:, 0]], rtol=1e-6)
     assert len(prediction.band) == 0
+    line = predict.summary(case.found, case.model, case.file)
+    assert line == "mean squared error on the 2 points: 1 before adapting, 14.5 after 3 gradients"
 
 
 @pytest.mark.parametrize("count", [2, 200])
@@ -183,15 +184,12 @@ def test_samples_are_of_the_stream_of_samples(count):
     assert np.array_equal(case.prediction.outputs, Case(Lines(), case.prediction.points).prediction.outputs)
 
 
-def test_more_points_than_the_memory_allows_are_refused(monkeypatch):
+def test_more_points_or_tasks_than_the_memory_allows_are_refused(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=400 * 50**2))
     Case(Lines(4), points_at(*range(50)))
     Case(Lines(), points_at(*range(51)))
     with pytest.raises(RunError, match=r"do not fit in memory \(got 51; expected at most 50"):
         Case(Lines(4), points_at(*range(51)))
-
-
-def test_more_tasks_than_the_memory_allows_are_refused(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
     with pytest.raises(RunError, match=r"do not fit in memory \(got 7 tasks; expected at most 6 at once"):
         model_of(Lines()).fit_many([[1.0]] * 7, [[1.0]] * 7)
@@ -226,20 +224,13 @@ def test_subjects_in_several_batches_are_predicted_as_one_by_one(method, monkeyp
 # ---- warnings
 
 
-def test_points_within_the_trained_range_need_no_warning():
+def test_points_outside_are_counted():
     assert Case(Lines(4), points_at(-5, 5)).warnings() == []
-
-
-@pytest.mark.parametrize(
-    ("inputs", "says"),
-    [
-        ((-6, 0, 5), ["1 of 3 points lie outside the range of meta-training", "(got x from -6 to 5; expected -5 to 5)"]),
-        ((100, 200), ["all 2 points lie outside the range of meta-training"]),
-    ],
-)
-def test_points_outside_are_counted(inputs, says):
-    (line,) = Case(Lines(), points_at(*inputs)).warnings()
-    assert all(part in line for part in says)
+    (line,) = Case(Lines(), points_at(-6, 0, 5)).warnings()
+    assert "1 of 3 points lie outside the range of meta-training" in line
+    assert "(got x from -6 to 5; expected -5 to 5)" in line
+    (line,) = Case(Lines(), points_at(100, 200)).warnings()
+    assert "all 2 points lie outside the range of meta-training" in line
 
 
 def test_different_inputs_that_are_one_number_in_float32_are_warned_about():
@@ -268,20 +259,7 @@ def test_an_adaptation_that_diverged_is_warned_about_and_written(file):
     case.write(output_files(file.parent, file, 1))
 
 
-def test_the_summary_names_the_errors_before_and_after():
-    case = Case(Lines(), points_at(1, 2))
-    line = predict.summary(case.found, case.model, case.file)
-    assert line == "mean squared error on the 2 points: 1 before adapting, 14.5 after 3 gradients"
-
-
 # ---- writing
-
-
-def test_the_table_has_a_row_for_each_place_on_the_grid():
-    rows = Case(Lines(), points_at(0, 10)).rows()
-    assert list(rows[0]) == ["x", "prediction_before", "prediction_after", "extrapolated"] and len(rows) == 201
-    assert [float(rows[0][name]) for name in rows[0]] == [-5, 0, -15, 0]
-    assert rows[-1]["extrapolated"] == "1"
 
 
 ENTRY = {
@@ -313,20 +291,16 @@ def test_several_dimensions_are_predicted_at_the_points_in_all_their_digits():
     ]
 
 
-@pytest.mark.parametrize("noise_dim", [0, 4])
-def test_table_and_figure_are_written_and_the_points_stay(file, noise_dim):
+def test_table_and_figure_are_written_and_the_points_stay(file):
     file.write_text("x,y\n0,1\n7,2\n")
     files = output_files(file.parent / "out", file, 1)
-    Case(Lines(noise_dim), read_points(file, 1).support[0]).write(files)
+    Case(Lines(4), read_points(file, 1).support[0]).write(files)
     assert {path.name for path in files} == {path.name for path in (file.parent / "out").iterdir()}
     assert {path.name for path in files} == {f"predictions.{suffix}" for suffix in ("csv", "png", "pdf")}
     assert file.read_text() == "x,y\n0,1\n7,2\n"
-
-
-def test_several_dimensions_have_a_table_and_no_figure(file):
     points = Points(np.zeros((2, 2), np.float32), np.zeros((2, 1), np.float32))
-    Case(Lines(), points).write(output_files(file.parent, file, 0))
-    assert [path.name for path in file.parent.iterdir()] == ["predictions.csv"]
+    Case(Lines(), points).write(output_files(file.parent / "plain", file, 0))  # several dimensions have no figure
+    assert [path.name for path in (file.parent / "plain").iterdir()] == ["predictions.csv"]
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "predictions.png"])

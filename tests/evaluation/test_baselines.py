@@ -1,5 +1,6 @@
 """Baselines: what they predict, what they may know, and where a run shows them."""
 
+import itertools
 import json
 
 import numpy as np
@@ -63,7 +64,7 @@ def test_the_mixed_model_recovers_the_effects_that_were_simulated():
     assert_allclose(model.noise, NOISE, rtol=0.05)
 
 
-def test_its_likelihood_is_that_of_the_gaussian():
+def test_its_likelihood_is_that_of_the_gaussian_and_no_step_lowers_it():
     subjects = lines(9)
     model = fit_mixed_model(subjects, constant_and_line)
     expected = 0.0
@@ -74,11 +75,7 @@ def test_its_likelihood_is_that_of_the_gaussian():
         log_determinant = np.linalg.slogdet(2 * np.pi * variance)[1]
         expected -= 0.5 * (log_determinant + (rest.T @ np.linalg.solve(variance, rest)).item())
     assert_allclose(model.likelihood, expected, atol=0.02)  # of the step before the last
-
-
-def test_no_step_lowers_its_likelihood():
-    subjects = lines(5, 4)
-    values = [fit_mixed_model(subjects, constant_and_line, steps, -np.inf).likelihood for steps in range(1, 40)]
+    values = [fit_mixed_model(lines(5, 4), constant_and_line, steps, -np.inf).likelihood for steps in range(1, 40)]
     assert (np.diff(values) >= -1e-9).all() and values[-1] > values[0] + 1
 
 
@@ -94,20 +91,16 @@ def test_predictions_are_the_best_linear_unbiased_ones_for_given_variances():
         assert_allclose(found[row], (asked @ (model.beta + mean))[:, 0], rtol=1e-9)
 
 
-@pytest.mark.parametrize("subjects", [2, 3, 5])
-@pytest.mark.parametrize("inputs", [1, 3])
-def test_few_subjects_with_few_points_give_finite_and_sensible_predictions(subjects, inputs):
-    model = choose_mixed_model([*lines(subjects, 2, inputs=inputs), Points(np.zeros((1, inputs)), np.zeros((1, 1)))])
-    support, query = stacked(lines(50, 9, seed=1, inputs=inputs), 1)
-    assert np.abs(model.predict(support, query.x) - query.y[..., 0]).mean() < 4
+def test_few_subjects_with_few_points_give_finite_and_sensible_predictions():
+    for subjects, inputs in itertools.product((2, 3, 5), (1, 3)):
+        model = choose_mixed_model([*lines(subjects, 2, inputs=inputs), Points(np.zeros((1, inputs)), np.zeros((1, 1)))])
+        support, query = stacked(lines(50, 9, seed=1, inputs=inputs), 1)
+        assert np.abs(model.predict(support, query.x) - query.y[..., 0]).mean() < 4
 
 
-def test_targets_without_noise_are_fitted_without_it():
+def test_targets_without_noise_are_fitted_without_it_and_a_curve_gets_more_features_than_a_line():
     support, query = stacked(lines(20, noise=0, seed=1), 2)
     assert_allclose(choose_mixed_model(lines(30, noise=0)).predict(support, query.x), query.y[..., 0], atol=0.1)
-
-
-def test_a_curve_gets_more_features_than_a_line():
     curves = [Points(points.x, points.y + 3 * np.sin(6 * points.x)) for points in lines(30)]
     assert len(choose_mixed_model(lines(30)).beta) == 2 < len(choose_mixed_model(curves).beta)
 
@@ -123,21 +116,15 @@ def test_features_are_orthonormal_on_the_points_and_straight_beyond_them():
     assert_allclose(values.T @ values / 400, np.eye(9), atol=1e-9)
     beyond = features(np.linspace(50, 60, 5)[:, None] * np.ones(2))
     assert_allclose(np.diff(beyond, 2, axis=0), 0, atol=1e-6 * np.abs(beyond).max())
-
-
-def test_equal_and_constant_inputs_leave_fewer_features():
-    x = np.tile([[0.0, 0.0, 5.0], [1.0, 1.0, 5.0]], (20, 1))
+    x = np.tile([[0.0, 0.0, 5.0], [1.0, 1.0, 5.0]], (20, 1))  # equal and constant inputs leave fewer
     assert spline_features(x, 6)(x).shape == (40, 2)
 
 
-@pytest.mark.parametrize("inputs", [1, 2])
-def test_the_nearest_subject_is_found_and_its_own_points_are_returned(inputs):
-    subjects = lines(30, inputs=inputs)
-    support, query = stacked(subjects, 5)
-    assert_allclose(nearest_subject(subjects)(support, query.x), query.y[..., 0])
-
-
-def test_the_nearest_subjects_curve_is_interpolated():
+def test_the_nearest_subject_is_found_and_its_curve_is_interpolated():
+    for inputs in (1, 2):
+        subjects = lines(30, inputs=inputs)
+        support, query = stacked(subjects, 5)
+        assert_allclose(nearest_subject(subjects)(support, query.x), query.y[..., 0])
     subjects = [Points(np.array([[0.0], [2.0]]), np.array([[0.0], [4.0]])), Points(np.zeros((1, 1)), np.full((1, 1), 9.0))]
     found = nearest_subject(subjects)(Points(np.ones((1, 1, 1)), np.full((1, 1, 1), 3.0)), np.array([[[1.5], [3.0]]]))
     assert_array_equal(found, [[3.0, 4.0]])
@@ -152,17 +139,13 @@ def test_the_mean_curve_goes_through_the_mean_of_the_support_points():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_targets_all_moved_or_scaled_move_and_scale_predictions(kind):
+def test_predictions_move_and_scale_with_all_targets_and_a_row_does_not_depend_on_the_others(kind):
     subjects, (support, query) = lines(25), stacked(lines(10, seed=1), 3)
-    one = KINDS[kind](subjects)(support, query.x)
+    predict = KINDS[kind](subjects)
+    one = predict(support, query.x)
     other = KINDS[kind]([Points(x, 5 * y - 30) for x, y in subjects])(Points(support.x, 5 * support.y - 30), query.x)
     assert_allclose(other, 5 * one - 30, rtol=1e-3)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_does_not_depend_on_the_other_rows(kind):
-    predict, (support, query) = KINDS[kind](lines(25)), stacked(lines(10, seed=1), 3)
-    assert_allclose(predict(Points(*(part[4:5] for part in support)), query.x[4:5])[0], predict(support, query.x)[4])
+    assert_allclose(predict(Points(*(part[4:5] for part in support)), query.x[4:5])[0], one[4])
 
 
 def test_the_best_single_function_has_the_error_that_the_family_implies():
@@ -197,17 +180,12 @@ def test_measurements_are_all_points_of_a_split(toy):
     assert_array_equal(np.concatenate([points.y for points in found]), toy.y[own])
 
 
-def test_errors_are_means_over_all_points_of_a_subject(toy):
+def test_errors_are_means_over_all_points_of_a_subject_in_one_part_or_many(monkeypatch, toy):
     held_out = toy.held_out("test", 0, 8, 0)
-    assert held_out.owners is not None
     found = baseline_errors(lambda support, x: np.zeros(x.shape[:2]), held_out)
     assert_array_equal(np.isnan(found), ~held_out.evaluable)
     for place in np.flatnonzero(held_out.evaluable):
         assert_allclose(found[place], np.nanmean(np.square(held_out.tasks.query.y[held_out.owners == place], dtype=float)))
-
-
-def test_many_rows_are_predicted_in_parts(monkeypatch, toy):
-    held_out = toy.held_out("test", 0, 3, 0)
     whole = [baseline_errors(one, held_out) for one in baselines(toy).values()]
     monkeypatch.setattr("evaluation.baselines.CHUNK", 1)
     assert_allclose([baseline_errors(one, held_out) for one in baselines(toy).values()], whole)
@@ -234,14 +212,14 @@ def test_the_relative_difference_covers_the_true_one_as_often_as_it_says():
 
 
 @pytest.mark.parametrize("subjects", [3, 5, 8, 12])
-@pytest.mark.parametrize("spread", [0.5, 1.0, 1.5])
-def test_of_few_subjects_with_a_few_hard_ones_equals_are_told_apart_as_seldom_as_it_says(subjects, spread):
-    rng, told = np.random.default_rng(subjects), 0
-    for _ in range(500):
-        errors = np.exp(rng.multivariate_normal([0, 0], spread**2 * np.array([[1, 0.8], [0.8, 1]]), subjects)).T
-        _, low, high = relative_difference(*errors)
-        told += low > 0 or high < 0
-    assert told / 500 <= 0.09  # 0.05, give or take; with as many degrees of freedom as subjects up to 0.23
+def test_of_few_subjects_with_a_few_hard_ones_equals_are_told_apart_as_seldom_as_it_says(subjects):
+    for spread in (0.5, 1.0, 1.5):
+        rng, told = np.random.default_rng(subjects), 0
+        for _ in range(500):
+            errors = np.exp(rng.multivariate_normal([0, 0], spread**2 * np.array([[1, 0.8], [0.8, 1]]), subjects)).T
+            _, low, high = relative_difference(*errors)
+            told += low > 0 or high < 0
+        assert told / 500 <= 0.09  # 0.05, give or take; with as many degrees of freedom as subjects up to 0.23
 
 
 def test_a_difference_that_all_subjects_share_is_told_however_different_their_errors_are():

@@ -51,19 +51,13 @@ def tasks(count, points, seed, alike=0.0):
     return features, clean, clean + 0.1 * rng.normal(size=clean.shape), np.arange(count)
 
 
-@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.95])
-@pytest.mark.parametrize("alike", [0.0, 0.9])
-def test_intervals_hold_their_share_of_new_tasks(coverage, alike):
-    entry = calibrate(*tasks(400, 20, 0, alike))
-    held = evaluate_intervals(entry, *tasks(400, 20, 1, alike), coverage)[0]["coverage"]
-    assert abs(held - coverage) < 0.05
-
-
-def test_a_few_tasks_are_off_by_no_more_than_their_number_explains():
-    held = [
-        evaluate_intervals(calibrate(*tasks(8, 30, 2 * seed, 0.3)), *tasks(50, 30, 2 * seed + 1, 0.3))[0]["coverage"]
-        for seed in range(20)
-    ]
+def test_intervals_hold_their_share_of_new_tasks_and_a_few_are_off_by_no_more_than_their_number_explains():
+    for alike in (0.0, 0.9):
+        entry = calibrate(*tasks(400, 20, 0, alike))
+        for coverage in (0.5, 0.8, 0.9, 0.95):
+            assert abs(evaluate_intervals(entry, *tasks(400, 20, 1, alike), coverage)[0]["coverage"] - coverage) < 0.05
+    pairs = ((tasks(8, 30, 2 * seed, 0.3), tasks(50, 30, 2 * seed + 1, 0.3)) for seed in range(20))
+    held = [evaluate_intervals(calibrate(*few), *others)[0]["coverage"] for few, others in pairs]
     assert abs(np.mean(held) - 0.9) < 0.03
 
 
@@ -100,15 +94,11 @@ def test_every_task_weighs_the_same_however_many_points_and_rows_it_has():
     assert_allclose(task_weights(values, np.array([0, 1, 1])), [[1, 0, 0], [0.25, 0.25, 0.25], [0.25, 0, 0]])
 
 
-def test_quantiles_are_conformal_where_there_are_enough_tasks():
-    scores = np.arange(1.0, SURE + 1)
-    weights = np.ones(SURE)
+def test_quantiles_are_conformal_where_there_are_enough_tasks_and_lie_on_lines_between_levels():
+    scores, weights = np.arange(1.0, SURE + 1), np.ones(SURE)
     assert task_quantiles(scores, weights, np.array([0.5, 0.9]))[1] == np.ceil(0.9 * (SURE + 1))
     assert task_quantiles(scores, weights, np.array([0.999]))[0] == np.inf
     assert task_quantiles(scores[:10], weights[:10], np.array([0.9, 0.999])).tolist() == [9, 10]
-
-
-def test_between_two_levels_a_quantile_lies_on_a_line_and_beyond_the_last_one_it_is_infinite():
     curve = (LEVELS * 10).tolist()
     assert_allclose([quantile(curve, level) for level in (0.001, 0.5, 0.9025)], [0.01, 5, 9.025])
     assert quantile(curve, 0.9999) == np.inf
@@ -135,11 +125,6 @@ def test_any_residuals_give_an_entry_and_intervals_without_a_warning(value):
     assert not np.isnan(half_widths(entry, features, 0.9)).any()
     evaluate_intervals(entry, features, clean, clean, np.arange(3))
     json.dumps(entry)
-
-
-def test_the_entry_is_that_of_the_nearest_number_of_points_below():
-    calibration = {"5": {"tasks": 5}, "10": {"tasks": 10}, "20": {"tasks": 20}}
-    assert [entry_for(calibration, shots)["tasks"] for shots in (1, 5, 7, 10, 19, 500)] == [5, 5, 5, 10, 10, 20]
 
 
 def test_hints_are_residuals_moves_distances_sizes_and_the_spread():
@@ -171,7 +156,7 @@ def test_the_spread_is_the_posterior_deviation_of_ridge_regression_on_the_last_h
         assert_allclose(found[task], np.sqrt(variance), rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_the_spread_of_any_method_grows_away_from_the_support_points_whatever_becomes_of_other_tasks(method):
     learner = METHODS[method].from_config(Config(HIDDEN_DIM=20), stream(0, "weights"))
     support = Points(np.array([[[-1.0], [1.0]], [[-1.0], [1e30]]], np.float32), np.array([[[0.5], [1.0]]] * 2, np.float32))
@@ -197,15 +182,14 @@ def test_beyond_what_was_seen_widths_grow_with_the_residuals_at_the_support_poin
         assert width(place, 1000.0) == width(place, 100.0) and width(place, 0.0) == width(place, 0.1)
 
 
-def test_the_score_is_width_and_a_penalty_outside():
+def test_the_score_is_width_and_a_penalty_outside_and_ranks_are_shared():
     assert_allclose(interval_score(np.array([0.5, 3.0]), np.array([1.0, 1.0]), 0.9), [2, 2 + 20 * 2])
     assert interval_score(np.array([np.inf]), np.array([np.inf]), 0.9)[0] == np.inf
-
-
-def test_rank_correlation_shares_ranks_and_leaves_out_what_is_not_finite():
     assert_allclose(rank_correlation(np.array([1.0, 2, 3, np.inf]), np.array([1.0, 8, 27, 0])), 1)
     assert_allclose(rank_correlation(np.array([1.0, 1, 2]), np.array([3.0, 2, 1])), -np.sqrt(3) / 2)
     assert np.isnan(rank_correlation(np.ones(3), np.arange(3.0)))
+    calibration = {"5": {"tasks": 5}, "10": {"tasks": 10}, "20": {"tasks": 20}}  # of the number of points, or the next below
+    assert [entry_for(calibration, shots)["tasks"] for shots in (1, 5, 7, 10, 19, 500)] == [5, 5, 5, 10, 10, 20]
 
 
 def test_measured_targets_have_the_noise_of_the_family():
