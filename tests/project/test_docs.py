@@ -31,27 +31,10 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
-TINY = {
-    "EPOCHS": 2,
-    "NUM_TASKS": 30,
-    "META_BATCH_SIZE": 4,
-    "HIDDEN_DIM": 6,
-    "EVAL_TASKS": 6,
-    "EVAL_QUERY_SAMPLES": 5,
-    "EVAL_STEPS": 3,
-    "VALIDATION_TASKS": 4,
-    "LOG_INTERVAL": 5,
-    "VALIDATION_INTERVAL": 5,
-    "CHECKPOINT_INTERVAL": 5,
-}
+TINY = {"EPOCHS": 2, "NUM_TASKS": 30, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 6, "EVAL_TASKS": 6, "EVAL_QUERY_SAMPLES": 5}
+TINY |= {"EVAL_STEPS": 3, "VALIDATION_TASKS": 4}
+TINY |= dict.fromkeys(("LOG_INTERVAL", "VALIDATION_INTERVAL", "CHECKPOINT_INTERVAL"), 5)
 TINY_FLAGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
-
-
-def python_files():
-    """The project's Python files outside of tests/ and benchmarks/, relative to the root; packages' own files left out."""
-    paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]]
-    left_out = ("tests", "benchmarks")
-    return [path for path in paths if path.parts[0] not in left_out and path.name != "__init__.py" and path.parts[0][0] != "."]
 
 
 # ---- links, names and commands
@@ -74,29 +57,19 @@ def test_every_relative_link_resolves(page):
     assert broken == []
 
 
-def test_every_page_is_reached_from_the_readme():
-    assert [page for page in PAGES if page != "README.md" and f"]({page})" not in PAGES["README.md"]] == []
-
-
-def test_the_readme_has_at_most_160_lines():
-    assert len(PAGES["README.md"].splitlines()) <= 160
-
-
-def test_the_readme_has_one_command_that_installs_and_tests():
-    (found,) = re.findall(r"^    python3 -m venv .*pytest$", PAGES["README.md"], re.M)
+def test_the_readme_reaches_every_page_in_at_most_160_lines_and_has_one_command_that_installs_and_tests():
+    readme = PAGES["README.md"]
+    assert [page for page in PAGES if page != "README.md" and f"]({page})" not in readme] == []
+    assert len(readme.splitlines()) <= 160
+    (found,) = re.findall(r"^    python3 -m venv .*pytest$", readme, re.M)
     assert "-r requirements-test.txt" in found
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_script_and_test_that_a_page_names_exists(page):
-    names = re.findall(r"^    python ((?:\w+/)*\w+\.py)", PAGES[page], re.M) + re.findall(
-        r"`(?:pytest )?(tests/(?:\w+/)*\w+\.py)`", PAGES[page]
-    )
+def test_what_a_page_names_exists_and_its_command_lines_are_taken(page):
+    names = re.findall(r"^    python ((?:\w+/)*\w+\.py)", PAGES[page], re.M)
+    names += re.findall(r"`(?:pytest )?(tests/(?:\w+/)*\w+\.py)`", PAGES[page])
     assert [name for name in names if not (ROOT / name).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_command_line_is_one_that_the_program_takes(page):
     for line in re.findall(r"^    .*main\.py(?: .*)?$", PAGES[page], re.M):
         if line.endswith("..."):
             continue  # of which a part is left out
@@ -135,12 +108,10 @@ def test_the_settings_that_may_change_in_a_resumed_run_are_listed():
     assert words == set(keys_for("resume"))
 
 
-# ---- the tour
-
-
 def test_the_tour_names_every_python_file():
-    tour = PAGES["docs/tour.md"]
-    assert [path.as_posix() for path in python_files() if f"`{path.as_posix()}`" not in tour] == []
+    paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")] if path.name != "__init__.py"]
+    own = [path.as_posix() for path in paths if path.parts[0] not in ("tests", "benchmarks") and path.parts[0][0] != "."]
+    assert own and [path for path in own if f"`{path}`" not in PAGES["docs/tour.md"]] == []
 
 
 # ---- the run directory
@@ -172,21 +143,15 @@ def undocumented(names):
     return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
 
 
-def test_every_array_behind_the_figures_is_documented(finished):
+def test_every_array_figure_and_file_is_documented(finished):
     with np.load(finished.directory / "plots" / "data.npz") as arrays:
         assert len(arrays.files) > 10 and undocumented(arrays.files) == []
-
-
-def test_every_figure_is_documented(finished):
     plain = [name for name in finished.figures if "/" not in name]
     assert len(plain) == 7 and undocumented(plain) == []
     assert undocumented(f"figures/{name}" for name in finished.figures) == []
-
-
-def test_every_file_is_documented(finished):
-    names = [path.relative_to(finished.directory).as_posix() for path in finished.directory.rglob("*") if path.is_file()]
+    files = [path.relative_to(finished.directory).as_posix() for path in finished.directory.rglob("*") if path.is_file()]
     page = PAGES["docs/run_directory.md"]
-    assert [name for name in names if name not in page and not name.startswith("tensorboard/events")] == []
+    assert [name for name in files if name not in page and not name.startswith("tensorboard/events")] == []
 
 
 def test_every_entry_of_the_records_is_documented(finished):
@@ -199,9 +164,6 @@ def test_every_entry_of_the_records_is_documented(finished):
     assert undocumented([name for name in entries if name not in own and name != "mse"] + per_step) == []
     assert undocumented(first["interval"]) == []
     assert undocumented(report) == []
-
-
-def test_every_entry_of_a_checkpoint_is_documented(finished):
     assert undocumented(read_checkpoint(finished.directory / "checkpoints" / "last.pt")) == []
 
 
