@@ -44,25 +44,31 @@ def without_figures():
         yield
 
 
+@contextmanager
+def drawing():
+    """Within it runs and comparisons draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, function in DRAWN:
+            patch.setattr(owner, name, function)
+        yield
+
+
 @pytest.fixture(scope="session")
 def figures():
-    """Makes contexts in which runs and comparisons draw."""
-
-    @contextmanager
-    def drawn():
-        with pytest.MonkeyPatch.context() as patch:
-            for owner, name, function in DRAWN:
-                patch.setattr(owner, name, function)
-            yield
-
-    return drawn
+    return drawing
 
 
 @pytest.fixture
-def with_figures(figures):
+def with_figures():
     """Asked for by a test that looks at figures."""
-    with figures():
+    with drawing():
         yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Predictions have no figures, which take longer than all the rest."""
+    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
 
 
 @pytest.fixture

@@ -173,16 +173,10 @@ def test_what_can_not_be_used_is_a_value_error_of_one_line():
             ask(model_of())
         text = str(refusal.value)
         assert says in text and "\n" not in text and text.endswith(")") and "; expected" in text, name
-
-
-def test_wrong_dimensions_name_the_right_one():
     for x in (X, np.ones((5, 1)), np.ones((5, 2, 1))):
         with pytest.raises(ValueError, match=r"expected \[N, 2\]"):
             model_of(dim=2).fit(x, Y)
-
-
-def test_a_question_before_fit_is_an_error_as_scikit_learns_is():
-    with pytest.raises(NotFittedError) as refusal:
+    with pytest.raises(NotFittedError) as refusal:  # is one of scikit-learn's two kinds
         model_of().predict(AT)
     assert isinstance(refusal.value, ValueError) and isinstance(refusal.value, AttributeError)
 
@@ -347,8 +341,10 @@ def questions(path, *, blank=True):
     return [row for row in rows if row[2] in ("", "NA")], members
 
 
-def answers(path):
-    return list(csv.DictReader((path / "predictions.csv").read_text().splitlines()))
+def asked_by_command(run, points):
+    """The rows that --predict writes beside the file of points."""
+    assert main.main(["--predict", str(run), "--points", str(points)]) == 0
+    return list(csv.DictReader((points.parent / "predictions.csv").read_text().splitlines()))
 
 
 def measured(rows):
@@ -357,16 +353,13 @@ def measured(rows):
 
 
 @pytest.mark.parametrize("name", ["LEO_Table_toy", "R2D2_Table_toy"])
-def test_fifteen_new_subjects_are_answered_in_the_files_order_with_the_numbers_of_the_class(
-    name, runs, tmp_path, capsys, monkeypatch
-):
+def test_new_subjects_are_answered_in_the_files_order_with_the_numbers_of_the_class(name, runs, tmp_path, capsys, monkeypatch):
     asked, members = questions(tmp_path / "new.csv")
     found = []
     monkeypatch.setattr("commands.predict.figures", lambda predictions, *_: found.extend(predictions) or [None] * 2)
     monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
-    assert main.main(["--predict", str(runs / name), "--points", str(tmp_path / "new.csv")]) == 0
+    rows = asked_by_command(runs / name, tmp_path / "new.csv")
     assert capsys.readouterr().err == ""
-    rows = answers(tmp_path)
     names = ["prediction_before", "prediction_after", "lower_5", "upper_95"]
     assert list(rows[0]) == ["who", "day (d)", *names, "extrapolated"]
     assert [[row["who"], float(row["day (d)"])] for row in rows] == [[row[0], float(row[1])] for row in asked]
@@ -382,25 +375,22 @@ def test_fifteen_new_subjects_are_answered_in_the_files_order_with_the_numbers_o
             assert_allclose([float(row[column]) for row in given], values, rtol=1e-4, atol=1e-3)
 
 
-def test_without_questions_each_subject_has_a_grid_and_pages_of_twelve_panels(runs, tmp_path, capsys):
+def test_without_questions_each_subject_has_a_grid_and_pages_of_twelve_panels(runs, tmp_path, capsys, undrawn):
     _, members = questions(tmp_path / "new.csv", blank=False)
-    assert main.main(["--predict", str(runs / "R2D2_Table_toy"), "--points", str(tmp_path / "new.csv")]) == 0
+    rows = asked_by_command(runs / "R2D2_Table_toy", tmp_path / "new.csv")
     printed = capsys.readouterr()
     assert printed.err == "" and "root mean squared error on the 51 points of 15 subjects" in printed.out
-    rows = answers(tmp_path)
     assert [row["who"] for row in rows] == [name for name in members for _ in range(201)]
     names = {path.name for path in tmp_path.iterdir()} - {"new.csv", "predictions.csv"}
     assert names == {f"predictions{page}.{kind}" for page in ("", "-2") for kind in ("png", "pdf")}
 
 
-def test_a_file_without_the_subjects_column_is_about_one(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
+def test_a_file_without_the_subjects_column_is_about_one(runs, tmp_path, capsys, undrawn):
     (tmp_path / "one.csv").write_text("Mass_g;DAY (d)\n50,5;2\n;4\n51,5;8\n;400\n")
-    assert main.main(["--predict", str(runs / "R2D2_Table_toy"), "--points", str(tmp_path / "one.csv")]) == 0
+    rows = asked_by_command(runs / "R2D2_Table_toy", tmp_path / "one.csv")
     assert capsys.readouterr().err.startswith("warning: 1 of 2 questions lie outside the range of meta-training")
-    rows = list(csv.reader((tmp_path / "predictions.csv").read_text().splitlines()))
-    assert rows[0] == ["DAY (d)", "prediction_before", "prediction_after", "lower_5", "upper_95", "extrapolated"]
-    assert [(row[0], row[-1]) for row in rows[1:]] == [("4", "0"), ("400", "1")]
+    assert list(rows[0]) == ["DAY (d)", "prediction_before", "prediction_after", "lower_5", "upper_95", "extrapolated"]
+    assert [(row["DAY (d)"], row["extrapolated"]) for row in rows] == [("4", "0"), ("400", "1")]
 
 
 def test_a_file_of_subjects_that_can_not_be_used_is_refused_with_its_place(runs, tmp_path, capsys):
@@ -436,11 +426,9 @@ def test_subjects_of_several_inputs_are_answered_at_their_questions_or_their_poi
     assert_allclose([float(row["prediction_after"]) for row in rows if row["id"] == "#1"], after, rtol=1e-6)
 
 
-def test_questions_of_a_run_on_formulas_are_answered_too(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
+def test_questions_of_a_run_on_formulas_are_answered_too(runs, tmp_path, undrawn):
     (tmp_path / "new.csv").write_text("x,y\n1,2\n2.5,\n-1,0.5\n7,NA\n")
-    assert main.main(["--predict", str(runs / "MAML_Sinusoidal_waves"), "--points", str(tmp_path / "new.csv")]) == 0
-    rows = answers(tmp_path)
+    rows = asked_by_command(runs / "MAML_Sinusoidal_waves", tmp_path / "new.csv")
     after = FewShotRegressor.load(runs / "MAML_Sinusoidal_waves").fit([1, -1], [2, 0.5]).predict([2.5, 7])
     assert [row["x"] for row in rows] == ["2.5", "7"]
     assert [row["prediction_after"] for row in rows] == [f"{value:.7g}" for value in after]

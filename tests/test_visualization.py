@@ -35,12 +35,20 @@ GRID = np.linspace(-5, 5, 21)
 STEPS = [0, 1, 5, 10]
 
 
-def drawn(figure, layout=False):
-    """The figure, after every part of it was drawn: where most faults of a figure show. Laying it out is slow."""
+def drawn(figure):
+    """The figure, laid out and drawn, which is slow: the usual one of each kind."""
     figure.set_dpi(30)
-    if not layout:
-        figure.set_layout_engine("none")
     FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def sound(figure):
+    """The figure, whose axes have finite limits and ticks and whose lines have places: where most faults show."""
+    for axis in shown(figure):
+        for side in (axis.xaxis, axis.yaxis):
+            assert np.isfinite([*side.get_view_interval(), *side.get_majorticklocs(), *side.get_minorticklocs()]).all()
+        for line in axis.lines:
+            line.get_transform().transform_path(line.get_path())
     return figure
 
 
@@ -165,7 +173,7 @@ def outer(figure, side):
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_drawn_figure_has_its_title_names_its_outer_axes_and_changes_no_setting_of_matplotlib(name):
     before = dict(matplotlib.rcParams)
-    figure = drawn(FIGURES[name](), layout=True)
+    figure = drawn(FIGURES[name]())
     assert dict(matplotlib.rcParams) == before
     assert "a title" in [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
     assert all(axis.get_xlabel() for axis in outer(figure, "bottom"))
@@ -192,32 +200,32 @@ def test_drawing_does_not_import_pyplot():
 @pytest.mark.parametrize("name", ["task_predictions", "performance_over_tasks", "latent_space"])
 def test_one_or_two_tasks_are_enough_for_a_figure(name):
     for tasks in (1, 2):
-        drawn(FIGURES[name](tasks=tasks))
+        sound(FIGURES[name](tasks=tasks))
 
 
-def test_short_histories_and_few_gradients_can_be_drawn():
+def test_short_histories_and_few_gradients_can_be_sound():
     for train, validation in ((0, 0), (0, 3), (3, 0), (1, 1)):
-        drawn(curves(train, validation))
+        sound(curves(train, validation))
     for steps in (0, 1, 3):
         for figure in (curves(steps=steps), adapting(steps=steps), predictions(tasks=2, steps=shown_steps(steps))):
-            drawn(figure)
+            sound(figure)
         for draw in (against_gradients, against_shots):
-            drawn(draw(steps=steps))
+            sound(draw(steps=steps))
 
 
 @pytest.mark.parametrize("draw", [performance, adapting])
 def test_published_figures_are_marked_for_the_shots_that_have_them(draw):
     for reference in ({}, {20: {10: 0.1}}, {5: {}}, PUBLISHED):
-        labels = {text for axis in drawn(draw(reference=reference)).axes for text in axis.get_legend_handles_labels()[1]}
+        labels = {text for axis in sound(draw(reference=reference)).axes for text in axis.get_legend_handles_labels()[1]}
         assert {"K = 5", "K = 10"} <= labels
         marked = [label for label in labels if "Finn" in label]
         assert bool(marked) == (reference == PUBLISHED) and all("K = 5" in label for label in marked)
 
 
-def test_codes_of_equal_tasks_and_a_family_without_named_parameters_can_be_drawn():
-    drawn(latent_space(np.ones((10, 4)), numbers(10, 3), NAMES, "a title"))
-    drawn(latent_space(numbers(10, 4), numbers(10, 3), (), "a title"))
-    drawn(performance_over_tasks({5: numbers(10)}, numbers(10, 3), (), 5, {}, "a title"))
+def test_codes_of_equal_tasks_and_a_family_without_named_parameters_can_be_sound():
+    sound(latent_space(np.ones((10, 4)), numbers(10, 3), NAMES, "a title"))
+    sound(latent_space(numbers(10, 4), numbers(10, 3), (), "a title"))
+    sound(performance_over_tasks({5: numbers(10)}, numbers(10, 3), (), 5, {}, "a title"))
 
 
 # ---- values that are not finite, and values far off
@@ -244,14 +252,14 @@ def test_a_diverged_subject_stands_below_all_others_as_an_arrow():
 def test_a_baseline_that_is_alike_at_every_k_is_one_line(second, labels):
     results = {count: {"mse": numbers(11), "ci95": numbers(11) / 10} for count in (5, 10)}
     figure = adaptive_learning(results, {}, "a title", {5: ("mean curve", 3.0), 10: ("mean curve", second)})
-    drawn(figure)
+    sound(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts() if "mean" in text.get_text()] == labels
 
 
 def test_a_latent_space_shows_the_codes_that_are_finite():
     codes = numbers(40, 4)
     codes[3, 1], codes[5, 0] = np.nan, np.inf
-    dots = drawn(latent_space(codes, numbers(40, 3), NAMES, "a title")).axes[0].collections[0]
+    dots = sound(latent_space(codes, numbers(40, 3), NAMES, "a title")).axes[0].collections[0]
     assert np.isfinite(np.ma.filled(dots.get_offsets(), np.nan)).all(1).sum() == 38
 
 
@@ -276,29 +284,25 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_numbers_make_a_figure_that_says_something(kind, monkeypatch, caplog):
     monkeypatch.setattr(sys.modules[__name__], "numbers", KINDS[kind])
-    for axis in (axis for draw in FIGURES.values() for axis in shown(draw())):
+    for axis in (axis for draw in FIGURES.values() for axis in shown(sound(draw()))):
         assert axis.texts or np.isfinite(axis.dataLim.get_points()).all()
-        for side in (axis.xaxis, axis.yaxis):  # where most warnings come from, and much faster than drawing
-            assert np.isfinite([*side.get_view_interval(), *side.get_majorticklocs(), *side.get_minorticklocs()]).all()
-        for line in axis.lines:
-            line.get_transform().transform_path(line.get_path())
     assert not caplog.records
 
 
 def test_a_panel_without_values_says_so():
     left, right = curves(train=0).axes
     assert [text.get_text() for text in left.texts] == ["no values to show"] and not right.texts
-    drawn(adaptive_learning({}, {}, "a title"))
-    drawn(sample_bundle(GRID, numbers(1, 3), numbers(1, 3), numbers(1, 0, 21), "a title"))
+    sound(adaptive_learning({}, {}, "a title"))
+    sound(sample_bundle(GRID, numbers(1, 3), numbers(1, 3), numbers(1, 0, 21), "a title"))
 
 
 def test_one_x_is_enough_for_a_figure():
     for count in (1, 9):
         grid, values = np.full(count, 2.0), np.ones((1, count))
         one = dict.fromkeys(("before", "after", "support_y"), values[0]) | {"grid": grid, "support_x": grid}
-        drawn(prediction_curves({"": one}, 1, (2.0, 2.0), "a title"))
-        drawn(sample_bundle(grid, values, values, values[None], "a title"))
-        drawn(task_predictions(grid, values, values, values, values[None], [0], "a title"))
+        sound(prediction_curves({"": one}, 1, (2.0, 2.0), "a title"))
+        sound(sample_bundle(grid, values, values, values[None], "a title"))
+        sound(task_predictions(grid, values, values, values, values[None], [0], "a title"))
 
 
 def test_curves_fill_the_picture_in_any_unit():
@@ -373,7 +377,7 @@ def test_a_run_has_the_figures_that_its_arrays_allow_and_they_stay_as_they_were(
     assert set(made) == {"training_curves", "performance", "adaptive_learning"} | more
     assert all(np.array_equal(array, before[name]) for name, array in given.items())
     for figure in made.values() if left_out == "none" else ():
-        drawn(figure)
+        sound(figure)
 
 
 def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_one_leaves_room_for_the_points():
@@ -418,14 +422,14 @@ def test_a_comparison_shows_what_is_left_of_methods_that_diverged(draw, bad):
         for label, key, where in [(1, "mse", 5), (2, "ci95", 5), (3, "mse", 0), (4, "ci95", 0)]:
             for name in (key, "seeds"):
                 found[shots][f"method {label}"][name][..., where:] = bad
-    top = drawn(draw(found, "a title")).axes[0].get_ylim()[1]
+    top = sound(draw(found, "a title")).axes[0].get_ylim()[1]
     assert top < 1e4  # the methods that work are still to be seen
 
 
 @pytest.mark.parametrize("outside", [True, False])
 @pytest.mark.parametrize("sampled", [True, False])
 def test_a_prediction_labels_what_it_has_and_shades_what_is_outside(outside, sampled):
-    figure = drawn(prediction(outside, sampled))
+    figure = sound(prediction(outside, sampled))
     labels = texts(figure)
     assert {"before adapting", "after 10 gradients", "given points"} <= labels
     assert ("extrapolation" in labels) == outside
@@ -445,7 +449,7 @@ def test_a_grid_wholly_outside_is_shaded_wholly():
 def test_a_prediction_far_off_leaves_the_points_in_the_picture(bad):
     curve = np.full(len(GRID), bad)
     figure = prediction_curves({"": task(curve, numbers(len(GRID)))}, 10, (-5.0, 5.0), "a title")
-    low, high = drawn(figure).axes[0].get_ylim()
+    low, high = sound(figure).axes[0].get_ylim()
     assert -10 < low < numbers(4).min() and numbers(4).max() < high < 10
 
 
@@ -457,7 +461,7 @@ def test_the_lowest_panel_of_each_column_has_the_axis_name_and_numbers():
 
 def test_a_bundle_has_a_panel_for_each_task_and_tells_the_families_of_samples_apart():
     for tasks in (1, 3, 4):
-        assert [axis.get_title() for axis in shown(drawn(bundle(tasks)))] == [f"task {number}" for number in range(tasks)]
+        assert [axis.get_title() for axis in shown(sound(bundle(tasks)))] == [f"task {number}" for number in range(tasks)]
     assert {"samples like a sinusoid", "samples like a line", "true function"} <= texts(bundle(families=True))
     assert texts(bundle(families=False)) == {"sampled networks", "support points"}
 
@@ -466,7 +470,7 @@ def test_a_bundle_has_a_panel_for_each_task_and_tells_the_families_of_samples_ap
 def test_samples_that_diverged_leave_the_others_in_the_picture(bad):
     curves = numbers(2, 9, len(GRID))
     curves[0, 3] = bad
-    figure = drawn(sample_bundle(GRID, numbers(2, 5), numbers(2, 5), curves, "a title"))
+    figure = sound(sample_bundle(GRID, numbers(2, 5), numbers(2, 5), curves, "a title"))
     assert figure.axes[0].get_ylim()[1] < 10
 
 

@@ -35,12 +35,6 @@ def runs(tmp_path_factory):
     return output
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Predictions have no figures, which take longer than all the rest."""
-    monkeypatch.setattr("commands.predict.figure_bytes", lambda *_: b"")
-
-
 def predict(run, points, *more):
     return main.main(["--predict", str(run), "--points", str(points), *more])
 

@@ -64,11 +64,10 @@ def test_a_run_with_all_defaults_says_that_no_setting_differs():
 
 
 def test_nothing_is_fetched_from_anywhere():
-    page = Page(run_page(report(), "run", {}, {}, {"a": PNG}))
-    assert {attributes[name][:22] for _, attributes in page.tags for name in ("src", "href") if name in attributes} == {
-        "data:image/png;base64,"
-    }
-    assert any("default-src 'none'" in (attributes.get("content") or "") for _, attributes in page.tags)
+    tags = [attributes for _, attributes in Page(run_page(report(), "run", {}, {}, {"a": PNG})).tags]
+    fetched = {attributes[name][:22] for attributes in tags for name in ("src", "href") if name in attributes}
+    assert fetched == {"data:image/png;base64,"}
+    assert any("default-src 'none'" in (attributes.get("content") or "") for attributes in tags)
 
 
 def test_the_answer_is_the_verdict_or_the_error_at_the_trained_k_beside_the_published_one():
@@ -86,8 +85,8 @@ def test_a_run_ends_with_the_name_of_its_page(tmp_path, capsys):
     assert "MAML: sinusoid tasks" in page.text and f"--predict {path.parent}" in page.text
 
 
-@pytest.mark.parametrize("answer", ["", "the run to use is leo"])
-def test_a_comparison_has_a_page_with_and_without_an_answer(answer):
-    page = Page(comparison_page(Table([["K", "method"], ["5", HOSTILE]], ["a note"], answer), "a title", {"b": PNG}))
-    assert all(text in page.text for text in (answer, "a note", "<script>alert(1)</script>"))
-    assert any(attributes.get("class") == "answer" for _, attributes in page.tags) == (answer != "")
+def test_a_comparison_has_a_page_with_and_without_an_answer():
+    for told in ("", "the run to use is leo"):
+        page = Page(comparison_page(Table([["K", "method"], ["5", HOSTILE]], ["a note"], told), "a title", {"b": PNG}))
+        assert all(text in page.text for text in (told, "a note", "<script>alert(1)</script>"))
+        assert any(attributes.get("class") == "answer" for _, attributes in page.tags) == (told != "")

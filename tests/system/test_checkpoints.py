@@ -19,18 +19,15 @@ def state():
     return {"schema_version": SCHEMA_VERSION, "iteration": 3, "meta_parameters": {"theta": weights}, "best": 0.5}
 
 
-def test_a_checkpoint_loads_with_plain_torch_from_a_sound_zip_archive(state):
+def test_a_checkpoint_is_read_back_as_it_was_by_plain_torch_too(tmp_path, state):
     data = checkpoint_bytes(state)
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         assert file.testzip() is None
-    loaded = torch.load(io.BytesIO(data), weights_only=True)
-    assert torch.equal(loaded["meta_parameters"]["theta"], state["meta_parameters"]["theta"])
-
-
-def test_a_checkpoint_is_read_back_as_it_was(tmp_path, state):
-    (tmp_path / "a.pt").write_bytes(checkpoint_bytes(state))
-    loaded = read_checkpoint(tmp_path / "a.pt")
-    assert torch.equal(loaded.pop("meta_parameters")["theta"], state.pop("meta_parameters")["theta"]) and loaded == state
+    (tmp_path / "a.pt").write_bytes(data)
+    theta = state.pop("meta_parameters")["theta"]
+    for loaded in (torch.load(io.BytesIO(data), weights_only=True), read_checkpoint(tmp_path / "a.pt")):
+        assert torch.equal(loaded.pop("meta_parameters")["theta"], theta)
+    assert loaded == state
 
 
 def test_truncations_flipped_bits_and_bytes_after_the_end_are_found(tmp_path, state):
