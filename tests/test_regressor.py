@@ -51,8 +51,6 @@ class Column:
         return np.array(self.values, dtype or self.dtype)
 
 
-# ---- what goes in
-
 KINDS = {
     "lists": list,
     "tuples": tuple,
@@ -181,9 +179,6 @@ def test_what_can_not_be_used_is_a_value_error_of_one_line():
     assert isinstance(refusal.value, ValueError) and isinstance(refusal.value, AttributeError)
 
 
-# ---- what comes out
-
-
 def test_fit_returns_the_model_and_predictions_come_in_own_units():
     model = model_of("r2d2")
     assert model.fit(X, Y) is model and model.n_features_in_ == 1
@@ -275,9 +270,6 @@ def test_nothing_outside_of_the_object_is_changed():
             model_of("leo").fit(X, Y).predict(AT, return_std=True)
             assert torch.is_grad_enabled() == enabled
     assert state() == before
-
-
-# ---- runs
 
 
 @pytest.fixture(scope="module")

@@ -70,9 +70,6 @@ def test_the_null_manager_has_the_public_methods_of_the_real_one():
         null.no_method_of_a_manager  # noqa: B018
 
 
-# ---- what is saved
-
-
 SAVES = {
     "checkpoint": (lambda m: m.save_checkpoint({"iteration": 1}, best={"iteration": 0}), ["best.pt", "last.pt"]),
     "json": (lambda m: m.save_json("metrics.json", {}), ["metrics.json"]),
@@ -144,9 +141,6 @@ def test_a_reopened_run_appends_to_its_log_with_the_time(tmp_path):
     assert all(datetime.fromisoformat(" ".join(line[:2])) for line in lines)
 
 
-# ---- directories
-
-
 def test_runs_of_the_same_second_have_names_of_their_own(tmp_path, monkeypatch):
     class Frozen(datetime):
         @classmethod
@@ -186,9 +180,6 @@ def test_a_live_run_has_one_writer_and_a_closed_one_can_be_opened_again(tmp_path
     assert caught.value.code == 1
     with managed(tmp_path / "run"):
         pass
-
-
-# ---- a broken logger or plot is a warning, never the end
 
 
 class Broken:
@@ -235,9 +226,6 @@ def test_a_tensorboard_that_cannot_be_imported_and_plots_that_cannot_be_written_
         assert manager.warnings
 
 
-# ---- TensorBoard
-
-
 def accumulated(directory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
@@ -278,9 +266,6 @@ def test_a_resumed_run_drops_the_points_that_it_repeats(tmp_path):
                 manager.log_scalars(iteration, VALUES)
     steps = [event.step for event in accumulated(tmp_path / "run" / "tensorboard").Scalars("train/query_mse")]
     assert steps == [1, 2, 3, 4, 5]
-
-
-# ---- the report
 
 
 def test_the_report_says_what_ran_on_what_and_lists_every_file_with_its_digest(tmp_path):
@@ -329,9 +314,6 @@ def test_a_command_that_hangs_or_is_missing_has_failed(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", hang)
     assert git_state() == {"commit": None, "dirty": None}
-
-
-# ---- finding a run
 
 
 def a_run(directory, when):

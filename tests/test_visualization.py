@@ -167,9 +167,6 @@ def outer(figure, side):
     return found
 
 
-# ---- every figure
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_drawn_figure_has_its_title_names_its_outer_axes_and_changes_no_setting_of_matplotlib(name):
     before = dict(matplotlib.rcParams)
@@ -194,16 +191,13 @@ def test_drawing_does_not_import_pyplot():
     assert done.stdout.strip() == "False"
 
 
-# ---- little to show
-
-
 @pytest.mark.parametrize("name", ["task_predictions", "performance_over_tasks", "latent_space"])
 def test_one_or_two_tasks_are_enough_for_a_figure(name):
     for tasks in (1, 2):
         sound(FIGURES[name](tasks=tasks))
 
 
-def test_short_histories_and_few_gradients_can_be_sound():
+def test_short_histories_and_few_gradients_can_be_drawn():
     for train, validation in ((0, 0), (0, 3), (3, 0), (1, 1)):
         sound(curves(train, validation))
     for steps in (0, 1, 3):
@@ -222,13 +216,10 @@ def test_published_figures_are_marked_for_the_shots_that_have_them(draw):
         assert bool(marked) == (reference == PUBLISHED) and all("K = 5" in label for label in marked)
 
 
-def test_codes_of_equal_tasks_and_a_family_without_named_parameters_can_be_sound():
+def test_codes_of_equal_tasks_and_a_family_without_named_parameters_can_be_drawn():
     sound(latent_space(np.ones((10, 4)), numbers(10, 3), NAMES, "a title"))
     sound(latent_space(numbers(10, 4), numbers(10, 3), (), "a title"))
     sound(performance_over_tasks({5: numbers(10)}, numbers(10, 3), (), 5, {}, "a title"))
-
-
-# ---- values that are not finite, and values far off
 
 
 BAD = [np.nan, np.inf, 1e77]  # the last is about the square of the largest float32
@@ -261,9 +252,6 @@ def test_a_latent_space_shows_the_codes_that_are_finite():
     codes[3, 1], codes[5, 0] = np.nan, np.inf
     dots = sound(latent_space(codes, numbers(40, 3), NAMES, "a title")).axes[0].collections[0]
     assert np.isfinite(np.ma.filled(dots.get_offsets(), np.nan)).all(1).sum() == 38
-
-
-# ---- any numbers
 
 
 def filled(*values, dtype=float):
@@ -312,9 +300,6 @@ def test_curves_fill_the_picture_in_any_unit():
     assert limits([], 0.1) == (-1.0, 1.0)
 
 
-# ---- what the figures compute
-
-
 def test_smoothing_is_the_geometric_mean_of_the_window_and_bad_values_spoil_only_theirs():
     values = numbers(12)
     for width in (1, 3, 5, 99):
@@ -341,9 +326,6 @@ def test_bins_without_points_have_no_median():
     cases = [([0.0, 0.1, 1.0], [1.0, 3.0, 5.0], [[0.125, 0.875], [2.0, 5.0]]), ([], [], [[], []])]
     for x, y, expected in (*cases, ([2.0] * 3, [1.0, 2.0, 9.0], [[2.0], [2.0]])):
         assert [part.tolist() for part in binned_median(np.array(x), np.array(y), 4)] == expected
-
-
-# ---- all figures of a run
 
 
 @pytest.fixture
@@ -389,9 +371,6 @@ def test_a_miss_of_the_adapted_network_is_in_the_picture_of_a_table_and_a_wild_o
         return float(task_predictions(GRID, None, *points, curves, STEPS, "a title", points=points).axes[0].get_ylim()[1])
 
     assert 1 < top(0.5) < 1.3 < top(1.4) and top(1e9) == top(1e6) < 2.5
-
-
-# ---- methods side by side, predictions, samples
 
 
 def texts(figure):
@@ -472,9 +451,6 @@ def test_samples_that_diverged_leave_the_others_in_the_picture(bad):
     curves[0, 3] = bad
     figure = sound(sample_bundle(GRID, numbers(2, 5), numbers(2, 5), curves, "a title"))
     assert figure.axes[0].get_ylim()[1] < 10
-
-
-# ---- the animation, and files
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])

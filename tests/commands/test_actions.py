@@ -47,9 +47,6 @@ def files(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-# ---- seeds
-
-
 def test_seeds_are_read_as_ranges_and_lists_or_refused():
     good = {"0-4": [0, 1, 2, 3, 4], "7": [7], "0,3,7-9": [0, 3, 7, 8, 9], "3, 1": [3, 1], "4-4": [4]}
     assert {text: seed_list(text) for text in good} == good
@@ -90,9 +87,6 @@ def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path, monkeypatch)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-# ---- comparisons
-
-
 def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(runs, tmp_path, capsys):
     names = ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"]
     before = [files(runs / name) for name in names]
@@ -122,9 +116,6 @@ def test_actions_that_make_no_sense_are_refused(words, tmp_path, capsys, monkeyp
     printed = capsys.readouterr().err
     assert re.fullmatch(r"error: [^\n]+\n", printed) and not list(tmp_path.iterdir())
     assert "seed" in printed or "--seeds" not in words
-
-
-# ---- predictions
 
 
 def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(runs, tmp_path, capsys):
@@ -192,9 +183,6 @@ def test_a_prediction_that_makes_no_sense_is_refused(runs, capsys):
     for words in (*alone, *([*run, *points, *flags] for flags in more)):
         assert main.main([*words, "--output", str(runs)]) == 2, words
         assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and files(runs) == before
-
-
-# ---- runs whose files are damaged or another's
 
 
 @pytest.fixture

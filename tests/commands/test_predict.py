@@ -38,9 +38,6 @@ def test_the_example_holds_ten_points_of_a_sinusoid():
     assert_allclose(points.y, 2.5 * np.sin(points.x - 1.0), atol=1e-5)
 
 
-# ---- predicting
-
-
 class Slope:
     """A network of one weight: weight * mean(x), and 1e30 times as much above `limit`."""
 
@@ -221,9 +218,6 @@ def test_subjects_in_several_batches_are_predicted_as_one_by_one(method, monkeyp
         assert_allclose(one.errors, other.errors, rtol=1e-3)
 
 
-# ---- warnings
-
-
 def test_points_outside_are_counted():
     assert Case(Lines(4), points_at(-5, 5)).warnings() == []
     (line,) = Case(Lines(), points_at(-6, 0, 5)).warnings()
@@ -257,9 +251,6 @@ def test_an_adaptation_that_diverged_is_warned_about_and_written(file):
     (picture,) = predict.curves(case.found, case.model)
     assert len(picture["samples"]) == 0
     case.write(output_files(file.parent, file, 1))
-
-
-# ---- writing
 
 
 ENTRY = {

@@ -50,9 +50,6 @@ KINDS = {
 }
 
 
-# ---- the linear mixed model
-
-
 def constant_and_line(x):
     return np.concatenate([np.ones((*x.shape[:-1], 1)), x[..., :1]], -1)
 
@@ -105,9 +102,6 @@ def test_targets_without_noise_are_fitted_without_it_and_a_curve_gets_more_featu
     assert len(choose_mixed_model(lines(30)).beta) == 2 < len(choose_mixed_model(curves).beta)
 
 
-# ---- features and curves
-
-
 def test_features_are_orthonormal_on_the_points_and_straight_beyond_them():
     x = np.random.default_rng(0).lognormal(0, 1, (400, 2))
     features = spline_features(x, 5)
@@ -156,9 +150,6 @@ def test_the_best_single_function_has_the_error_that_the_family_implies():
     assert np.square(found - mean).mean() < 0.02
 
 
-# ---- what they may know
-
-
 @pytest.fixture
 def toy(tmp_path):
     return generator_of(write(tmp_path / "toy.csv", toy_rows(splits=True)))
@@ -197,9 +188,6 @@ def test_rows_without_owners_are_the_tasks():
     predict = mean_function(family)
     expected = np.square(predict(held_out.tasks.support, held_out.tasks.query.x) - held_out.tasks.query.y[..., 0]).mean(1)
     assert_allclose(baseline_errors(predict, held_out), expected, rtol=1e-5)
-
-
-# ---- the verdict
 
 
 def test_the_relative_difference_covers_the_true_one_as_often_as_it_says():
@@ -243,9 +231,6 @@ def test_the_verdict_says_by_how_much_in_own_units(factor, words):
     line = verdict("NET", own, {"worse": other + 1, "better": other}, 30.0, "weight\n", 4)
     assert line.startswith("weight\\n, root mean squared error at K = 4: NET ") and ", better 30: " + words in line
     assert "\n" not in line and ("interval" in line) == bool(np.isfinite(factor))
-
-
-# ---- whole runs
 
 
 NAMES = ["mean curve, shifted", "nearest training subject", "linear mixed model"]

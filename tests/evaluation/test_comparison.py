@@ -69,9 +69,6 @@ def change(path, **entries):
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
-# ---- reading runs
-
-
 def test_a_run_of_the_command_line_can_be_compared(tmp_path):
     settings = {"EPOCHS": 1, "NUM_TASKS": 8, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 4, "COMPILE": "never", "VALIDATION_TASKS": 2}
     settings |= {"EVAL_TASKS": 4, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": "3,4", "SUPPORT_SAMPLES": 4}
@@ -134,9 +131,6 @@ def test_arrays_that_do_not_fit_and_settings_that_can_not_be_used_are_refused_wi
     assert "full_report.json: EPOCHS can't be used" in refusal(directory)
 
 
-# ---- the same test tasks
-
-
 DIFFERENT = {"AMPLITUDE_MIN": 0.2, "AMPLITUDE_MAX": 4.0, "PHASE_MIN": 0.5, "PHASE_MAX": 1.0, "X_MIN": -4.0, "X_MAX": 4.0}
 DIFFERENT |= {"NOISE_STD": 0.3, "INPUT_DIM": 2, "EVAL_QUERY_SAMPLES": 50}
 DIFFERENT |= {key: 0.5 for key in Config().to_dict() if key.startswith(("SLOPE_M", "INTERCEPT_M"))}
@@ -182,9 +176,6 @@ def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last
     assert means["LEO", 6] == means["LEO", 3] == runs[1].errors[10][:, -1].mean() != means["LEO", 2]
     assert means["MAML", 6] == runs[0].errors[10][:, -1].mean() != means["MAML", 3]
     assert "Fewer gradients are taken by LEO 3: their last rows are after these." in text_of(comparison)
-
-
-# ---- groups
 
 
 def test_labels_hold_the_settings_that_tell_runs_of_a_method_apart_and_groups_keep_their_order(make):
@@ -235,9 +226,6 @@ def test_an_older_run_without_a_validation_error_is_named_and_one_that_diverged_
     first["validation"] = "low"
     change(directory / "metrics.json", evaluation=evaluation)
     assert "damaged record" in refusal(directory)
-
-
-# ---- statistics
 
 
 def test_means_and_intervals_are_taken_over_tasks_and_one_that_diverged_shows_in_the_mean_alone():
@@ -330,9 +318,6 @@ def test_a_diverged_task_shows_and_spoils_nothing_else(found, bad):
     assert not row(comparison, "TWO").mean < 1e300 and row(comparison, "TWO", gradients=3).verdict == "lower"
     assert "diverged" in text_of(comparison)
     assert csv_table(comparison) and draw(comparison, "a title")
-
-
-# ---- tables and files
 
 
 def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison):

@@ -198,8 +198,6 @@ def test_measured_targets_have_the_noise_of_the_family():
     assert_array_equal(SinusoidalTaskGenerator().measured(y, stream(0, "measured")), y)
 
 
-# ---- in a run
-
 TINY = ["EPOCHS=1", "NUM_TASKS=8", "META_BATCH_SIZE=4", "HIDDEN_DIM=6", "EVAL_TASKS=20", "VALIDATION_TASKS=4", "EVAL_STEPS=2"]
 
 

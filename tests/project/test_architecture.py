@@ -96,9 +96,6 @@ def functions():
         yield from ((module, node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
-# ---- imports
-
-
 def test_ten_files_lie_at_the_top_level_and_every_room_has_a_level():
     assert len(list(ROOT.glob("*.py"))) == 10
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"benchmarks"}
@@ -147,9 +144,6 @@ def test_a_module_that_refuses_to_know_files_opens_none():
     assert [call for module in modules for call in calls(TREES[module]) if ast.unparse(call.func) in forbidden] == []
 
 
-# ---- names
-
-
 def test_no_method_is_named_where_any_method_must_work():
     allowed = {module for module in SOURCES if module in NAME_METHODS or room(module) == "methods"}
     word = re.compile(r"(?<![A-Za-z0-9])(?:maml|leo)(?![A-Za-z0-9])", re.IGNORECASE)
@@ -176,9 +170,6 @@ def test_no_numerical_function_is_handed_a_configuration():
         if module in numerical and function.name not in allowed and arg.arg in ("config", "cfg", "args")
     }
     assert handed == set()
-
-
-# ---- the loop
 
 
 def test_no_step_of_the_loop_waits_for_the_device_without_a_comment():
@@ -222,9 +213,6 @@ def test_nobody_calls_backward_and_every_torch_load_names_weights_only():
     loads = [call for call in everywhere if ast.unparse(call.func) == "torch.load"]
     named = [{ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg == "weights_only"} for call in loads]
     assert loads and all(values == {"True"} for values in named)
-
-
-# ---- what the client fixed
 
 
 def test_requirements_list_exactly_the_packages_agreed_on():

@@ -37,9 +37,6 @@ TINY |= dict.fromkeys(("LOG_INTERVAL", "VALIDATION_INTERVAL", "CHECKPOINT_INTERV
 TINY_FLAGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 
 
-# ---- links, names and commands
-
-
 def slugs(text):
     """The anchors that GitHub gives to the headings of a page."""
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)}
@@ -78,9 +75,6 @@ def test_what_a_page_names_exists_and_its_command_lines_are_taken(page):
         Config.resolve(dict(parse_assignment(text) for text in args.set))
 
 
-# ---- tables
-
-
 def test_the_table_of_settings_is_what_the_code_declares():
     """`python docs/make_configuration.py` makes it current."""
     assert PAGES["docs/configuration.md"] == make_configuration.document()
@@ -112,9 +106,6 @@ def test_the_tour_names_every_python_file():
     paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")] if path.name != "__init__.py"]
     own = [path.as_posix() for path in paths if path.parts[0] not in ("tests", "benchmarks") and path.parts[0][0] != "."]
     assert own and [path for path in own if f"`{path}`" not in PAGES["docs/tour.md"]] == []
-
-
-# ---- the run directory
 
 
 class Finished(NamedTuple):
@@ -175,9 +166,6 @@ def test_every_tensorboard_tag_is_documented(finished):
     events.Reload()
     tags = events.Tags()["scalars"]
     assert len(tags) > 10 and undocumented(tags) == []
-
-
-# ---- the examples
 
 
 def example(heading, name, monkeypatch):

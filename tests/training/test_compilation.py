@@ -28,9 +28,6 @@ def own_place(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
 
 
-# ---- which folder
-
-
 def refused(number):
     def action(*_, **__):
         raise OSError(number, os.strerror(number), "the folder")
@@ -100,9 +97,6 @@ def test_the_first_derivative_needs_no_folder(monkeypatch):
     assert dict(os.environ) == before
 
 
-# ---- what a person sees
-
-
 @pytest.mark.parametrize("trouble", ["", "file too short"])
 def test_trouble_is_one_warning_and_everything_else_one_line_of_output(trouble, capsys, monkeypatch):
     class Told:
@@ -154,9 +148,6 @@ def test_an_environment_with_a_blank_or_quote_runs_eager_and_is_named(name, tmp_
     trainer = make(compile_mode="always")
     assert re.match(r"eager meta-step: compiling failed: torch can't compile with this path .got .*" + name, trainer.prepare())
     assert trainer.compile_trouble and not trainer.compiled
-
-
-# ---- whole compilers: minutes
 
 
 class Curve:

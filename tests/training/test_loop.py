@@ -30,9 +30,6 @@ def assert_close_steps(one, other):
     torch.testing.assert_close(one.meta.flat, other.meta.flat, rtol=1e-4, atol=1e-5)
 
 
-# ---- the eager step
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_training_lowers_the_error_on_held_out_tasks(method):
     trainer = make(method, iterations=60, tasks=6, settings=FEW)
@@ -165,9 +162,6 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(step):
         assert torch.equal(trainer.meta.averages["average"], clean.meta.averages["average"])
 
 
-# ---- the compiled step
-
-
 @pytest.mark.parametrize("method", ["maml", "leo", "r2d2"])
 def test_a_compiled_step_equals_the_eager_one_to_rounding(method):
     eager, compiled = (make(method, iterations=3, settings=FEW, compile_mode=mode) for mode in ("never", "always"))
@@ -238,9 +232,6 @@ def test_cuda_equals_cpu_for_twenty_steps(method):
     cpu, cuda = run(make(method, iterations=20)), run(make(method, iterations=20, device="cuda"))
     for name, tensor in cpu["meta_parameters"].items():
         torch.testing.assert_close(tensor, cuda["meta_parameters"][name], rtol=1e-4, atol=1e-5)
-
-
-# ---- without compiling
 
 
 def test_short_runs_are_not_compiled_and_say_so():
