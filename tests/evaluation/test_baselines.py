@@ -43,11 +43,7 @@ def stacked(subjects, first):
     return Points(x[:, :first], y[:, :first]), Points(x[:, first:], y[:, first:])
 
 
-KINDS = {
-    "mean": shifted_mean_curve,
-    "nearest": nearest_subject,
-    "mixed": lambda subjects: choose_mixed_model(subjects).predict,
-}
+KINDS = {"mean": shifted_mean_curve, "nearest": nearest_subject, "mixed": lambda subjects: choose_mixed_model(subjects).predict}
 
 
 def constant_and_line(x):
