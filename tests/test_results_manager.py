@@ -220,10 +220,9 @@ def test_a_tensorboard_that_cannot_be_imported_and_plots_that_cannot_be_written_
     assert len(manager.warnings) == 1
     with full_disk("replace"):
         SAVES["figure"][0](manager)
-        assert len(manager.warnings) == 2
-        manager.warnings.clear()
+        assert "curve" in manager.warnings[1]
         SAVES["arrays"][0](manager)
-        assert manager.warnings
+    assert "plots" in manager.warnings[-1]
 
 
 def accumulated(directory):
@@ -333,12 +332,10 @@ def test_a_run_is_found_by_path_name_checkpoint_or_as_the_latest(tmp_path, monke
     monkeypatch.chdir(checkpoint.parent)
     assert find_run("last.pt", tmp_path) == run
     monkeypatch.chdir(run)
-    for text in (str(run / "checkpoints" / "lsat.pt"), "checkpoints/lsat.pt", "nowhere", "no/where", ""):
+    for text in (str(run / "checkpoints" / "lsat.pt"), "checkpoints/lsat.pt", "nowhere", "no/where", "latest"):
         with pytest.raises(RunError) as caught:
-            find_run(text, tmp_path)
+            find_run(text, run)
         assert caught.value.code == 2
-    with pytest.raises(RunError):
-        find_run("latest", run)
 
 
 def test_a_run_is_found_by_the_launch_that_began_it(tmp_path):

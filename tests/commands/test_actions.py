@@ -121,6 +121,8 @@ def test_actions_that_make_no_sense_are_refused(words, tmp_path, capsys, monkeyp
 def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(runs, tmp_path, capsys):
     run, points = runs / "LEO_Sinusoidal_tiny", tmp_path / "mine.csv"
     points.write_bytes(POINTS.read_bytes())
+    given = [(float(row["x"]), float(row["y"])) for row in table(POINTS)]
+    assert np.allclose([y for _, y in given], [2.5 * np.sin(x - 1) for x, _ in given], atol=1e-5)
     before = files(run)
     assert predict(run, points) == 0
     printed = capsys.readouterr()

@@ -120,14 +120,6 @@ def test_the_nearest_subject_is_found_and_its_curve_is_interpolated():
     assert_array_equal(found, [[3.0, 4.0]])
 
 
-def test_the_mean_curve_goes_through_the_mean_of_the_support_points():
-    support, query = stacked(lines(40, seed=3), 3)
-    predict = shifted_mean_curve(lines(40))
-    assert_allclose(predict(support, support.x).mean(1), support.y.mean((1, 2)))
-    moved = predict(Points(support.x, support.y + 7), query.x)
-    assert_allclose(moved, predict(support, query.x) + 7)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_move_and_scale_with_all_targets_and_a_row_does_not_depend_on_the_others(kind):
     subjects, (support, query) = lines(25), stacked(lines(10, seed=1), 3)
@@ -136,6 +128,8 @@ def test_predictions_move_and_scale_with_all_targets_and_a_row_does_not_depend_o
     other = KINDS[kind]([Points(x, 5 * y - 30) for x, y in subjects])(Points(support.x, 5 * support.y - 30), query.x)
     assert_allclose(other, 5 * one - 30, rtol=1e-3)
     assert_allclose(predict(Points(*(part[4:5] for part in support)), query.x[4:5])[0], one[4])
+    if kind == "mean":  # the curve goes through the mean of the support points
+        assert_allclose(predict(support, support.x).mean(1), support.y.mean((1, 2)))
 
 
 def test_the_best_single_function_has_the_error_that_the_family_implies():
@@ -144,6 +138,9 @@ def test_the_best_single_function_has_the_error_that_the_family_implies():
     mean = 2.55 * 2 / np.pi * -np.cos(x[..., 0])  # E[A] E[sin(x - phase)], phase uniform in [0, pi]
     found = mean_function(family)(Points(x, x), x)
     assert np.square(found - mean).mean() < 0.02
+    tasks = (held_out := family.held_out("test", 30, 5, 20)).tasks  # whose rows are the tasks
+    expected = np.square(mean_function(family)(tasks.support, tasks.query.x) - tasks.query.y[..., 0]).mean(1)
+    assert_allclose(baseline_errors(mean_function(family), held_out), expected, rtol=1e-5)
 
 
 @pytest.fixture
@@ -151,15 +148,12 @@ def toy(tmp_path):
     return generator_of(write(tmp_path / "toy.csv", toy_rows(splits=True)))
 
 
-def test_no_test_or_validation_subject_and_no_query_target_has_an_effect(tmp_path, toy):
+def test_baselines_are_made_of_all_points_of_training_subjects_and_of_no_others(tmp_path, toy):
     rows = [[*row[:2], str(-9 * float(row[2])) if row[3] != "train" else row[2], row[3]] for row in toy_rows(splits=True)]
     other = generator_of(write(tmp_path / "other.csv", rows))
     support, query = toy.held_out("test", 0, 3, 0).tasks
     for one, same in zip(baselines(toy).values(), baselines(other).values(), strict=True):
         assert_array_equal(one(support, query.x), same(support, query.x))
-
-
-def test_measurements_are_all_points_of_a_split(toy):
     members = toy.split("train", 0, 0)[:, 0]
     found = toy.measurements("train")
     assert found is not None and [len(points.y) for points in found] == toy.counts[members].tolist()
@@ -178,14 +172,6 @@ def test_errors_are_means_over_all_points_of_a_subject_in_one_part_or_many(monke
     assert_allclose([baseline_errors(one, held_out) for one in baselines(toy).values()], whole)
 
 
-def test_rows_without_owners_are_the_tasks():
-    family = SinusoidalTaskGenerator()
-    held_out = family.held_out("test", 30, 5, 20)
-    predict = mean_function(family)
-    expected = np.square(predict(held_out.tasks.support, held_out.tasks.query.x) - held_out.tasks.query.y[..., 0]).mean(1)
-    assert_allclose(baseline_errors(predict, held_out), expected, rtol=1e-5)
-
-
 def test_the_relative_difference_covers_the_true_one_as_often_as_it_says():
     rng, hits = np.random.default_rng(0), 0
     for _ in range(400):
@@ -202,31 +188,20 @@ def test_of_few_subjects_with_a_few_hard_ones_equals_are_told_apart_as_seldom_as
         trials = np.exp(np.random.default_rng(subjects).multivariate_normal([0, 0], covariance, (500, subjects)))
         told = sum(low > 0 or high < 0 for _, low, high in (relative_difference(*errors.T) for errors in trials))
         assert told / 500 <= 0.09  # 0.05, give or take; with as many degrees of freedom as subjects up to 0.23
+    other = np.array([0.004, 0.009, 0.025, 0.006, 0.1, 0.017, 0.01])  # a difference that all share is told
+    assert relative_difference(other * np.array([1.5, 1.4, 1.6, 1.5, 1.45, 1.55, 1.5]), other)[1] > 0.1
 
 
-def test_a_difference_that_all_subjects_share_is_told_however_different_their_errors_are():
-    other = np.array([0.004, 0.009, 0.025, 0.006, 0.1, 0.017, 0.01])
-    own = other * np.array([1.5, 1.4, 1.6, 1.5, 1.45, 1.55, 1.5])
-    assert relative_difference(own, other)[1] > 0.1
-
-
-@pytest.mark.parametrize(
-    ("factor", "words"),
-    [
-        (0.64, "20% lower, interval "),
-        (1.44, "20% higher, interval "),
-        (1.0, "not distinguishable, interval +0 to +0%"),
-        (np.nan, "which can't be compared"),
-    ],
-)
-def test_the_verdict_says_by_how_much_in_own_units(factor, words):
+def test_the_verdict_says_by_how_much_in_own_units():
+    words = {0.64: "20% lower, interval ", 1.44: "20% higher, interval ", 1.0: "not distinguishable, interval +0 to +0%"}
     other = np.random.default_rng(0).gamma(3, 1, 50)
     other /= other.mean()
     noise = np.random.default_rng(1).normal(0, 0.02, 50)
-    own = factor * (other + noise - noise.mean())
-    line = verdict("NET", own, {"worse": other + 1, "better": other}, 30.0, "weight\n", 4)
-    assert line.startswith("weight\\n, root mean squared error at K = 4: NET ") and ", better 30: " + words in line
-    assert "\n" not in line and ("interval" in line) == bool(np.isfinite(factor))
+    for factor, said in (words | {np.nan: "which can't be compared"}).items():
+        own = factor * (other + noise - noise.mean())
+        line = verdict("NET", own, {"worse": other + 1, "better": other}, 30.0, "weight\n", 4)
+        assert line.startswith("weight\\n, root mean squared error at K = 4: NET ") and ", better 30: " + said in line
+        assert "\n" not in line and ("interval" in line) == bool(np.isfinite(factor))
 
 
 NAMES = ["mean curve, shifted", "nearest training subject", "linear mixed model"]

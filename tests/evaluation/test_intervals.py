@@ -1,33 +1,18 @@
 """Prediction intervals: they hold what they say on other tasks, follow difficulty, survive divergence, and stay with a run."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
-from numpy.typing import NDArray
 
 import main
 from config import Config
 from dataset import Points, SinusoidalTaskGenerator, stream
 from evaluation import errors as errors_module
-from evaluation.intervals import (
-    LEVELS,
-    SURE,
-    calibrate,
-    difficulty_features,
-    entry_for,
-    evaluate_intervals,
-    half_widths,
-    interval_score,
-    quantile,
-    rank_correlation,
-    scale,
-    task_quantiles,
-    task_weights,
-)
+from evaluation import intervals
+from evaluation.intervals import LEVELS, SURE, calibrate, evaluate_intervals, half_widths, task_weights
 from learner import AdaptedTasks, adapt_tasks
 from registry import METHODS, TASKS, defaults
 from regressor import FewShotRegressor
@@ -35,8 +20,6 @@ from report.figures import run_figures
 from system.checkpoints import read_checkpoint
 from tests.tools.tables import toy_rows, write
 from training.experiment import Experiment
-
-Array = NDArray[Any]
 
 
 def tasks(count, points, seed, alike=0.0):
@@ -96,13 +79,13 @@ def test_every_task_weighs_the_same_however_many_points_and_rows_it_has():
 
 def test_quantiles_are_conformal_where_there_are_enough_tasks_and_lie_on_lines_between_levels():
     scores, weights = np.arange(1.0, SURE + 1), np.ones(SURE)
-    assert task_quantiles(scores, weights, np.array([0.5, 0.9]))[1] == np.ceil(0.9 * (SURE + 1))
-    assert task_quantiles(scores, weights, np.array([0.999]))[0] == np.inf
-    assert task_quantiles(scores[:10], weights[:10], np.array([0.9, 0.999])).tolist() == [9, 10]
+    assert intervals.task_quantiles(scores, weights, np.array([0.5, 0.9]))[1] == np.ceil(0.9 * (SURE + 1))
+    assert intervals.task_quantiles(scores, weights, np.array([0.999]))[0] == np.inf
+    assert intervals.task_quantiles(scores[:10], weights[:10], np.array([0.9, 0.999])).tolist() == [9, 10]
     curve = (LEVELS * 10).tolist()
-    assert_allclose([quantile(curve, level) for level in (0.001, 0.5, 0.9025)], [0.01, 5, 9.025])
-    assert quantile(curve, 0.9999) == np.inf
-    assert quantile([*curve[:-1], np.inf], 0.993) == np.inf and quantile([*curve[:-1], np.inf], 0.99) < 10
+    assert_allclose([intervals.quantile(curve, level) for level in (0.001, 0.5, 0.9025)], [0.01, 5, 9.025])
+    assert intervals.quantile(curve, 0.9999) == np.inf
+    assert intervals.quantile([*curve[:-1], np.inf], 0.993) == np.inf and intervals.quantile([*curve[:-1], np.inf], 0.99) < 10
 
 
 def test_what_diverged_has_the_whole_line_and_spoils_no_other_interval():
@@ -111,27 +94,27 @@ def test_what_diverged_has_the_whole_line_and_spoils_no_other_interval():
     for part in (features, clean, measured):
         part[::20] = np.inf
     again = calibrate(features, clean, measured, owners)
-    assert scale(again, features[:1])[0, 0] == np.inf
+    assert intervals.scale(again, features[:1])[0, 0] == np.inf
     fine = half_widths(again, features[1:2], 0.5)
     assert np.isfinite(fine).all() and abs(np.log(fine / half_widths(entry, features[1:2], 0.5))).max() < 0.3
     result, _ = evaluate_intervals(again, features, clean, measured, owners)
     assert result["coverage"] > 0.9 and result["width"] == np.inf
 
 
-@pytest.mark.parametrize("value", [0.0, np.inf, 1e300])
-def test_any_residuals_give_an_entry_and_intervals_without_a_warning(value):
-    features, clean = np.full((3, 4, 2), min(value, 1e30)), np.full((3, 4), value)
-    entry = calibrate(features, clean, clean, np.arange(3))
-    assert not np.isnan(half_widths(entry, features, 0.9)).any()
-    evaluate_intervals(entry, features, clean, clean, np.arange(3))
-    json.dumps(entry)
+def test_any_residuals_give_an_entry_and_intervals_without_a_warning():
+    for value in (0.0, np.inf, 1e300):
+        features, clean = np.full((3, 4, 2), min(value, 1e30)), np.full((3, 4), value)
+        entry = calibrate(features, clean, clean, np.arange(3))
+        assert not np.isnan(half_widths(entry, features, 0.9)).any()
+        evaluate_intervals(entry, features, clean, clean, np.arange(3))
+        json.dumps(entry)
 
 
 def test_hints_are_residuals_moves_distances_sizes_and_the_spread():
     x, support = np.array([[[2.0], [-7.0]]]), Points(np.array([[[1.0], [4.0]]]), np.array([[[1.0], [3.0]]]))
     path = np.array([[[0.0, 0.0], [1.0, 2.0], [1.0, 3.0], [2.0, 5.0]]])  # [1, S+1, N]
     at_support = np.array([[[0.0, 0.0], [9.0, 9.0], [1.0, 2.0], [1.0, 3.0]]])
-    found = difficulty_features(path, at_support, support, x, np.array([[0.1, 0.2]]))
+    found = intervals.difficulty_features(path, at_support, support, x, np.array([[0.1, 0.2]]))
     halfway = np.sqrt(0.5)
     assert_allclose(
         found[0], [[np.sqrt(5), halfway, 0, 2, 1, 1, 2, 2, 2, 0.1], [np.sqrt(5), halfway, 0, 5, 2, 8, 11, 7, 5, 0.2]]
@@ -183,13 +166,13 @@ def test_beyond_what_was_seen_widths_grow_with_the_residuals_at_the_support_poin
 
 
 def test_the_score_is_width_and_a_penalty_outside_and_ranks_are_shared():
-    assert_allclose(interval_score(np.array([0.5, 3.0]), np.array([1.0, 1.0]), 0.9), [2, 2 + 20 * 2])
-    assert interval_score(np.array([np.inf]), np.array([np.inf]), 0.9)[0] == np.inf
-    assert_allclose(rank_correlation(np.array([1.0, 2, 3, np.inf]), np.array([1.0, 8, 27, 0])), 1)
-    assert_allclose(rank_correlation(np.array([1.0, 1, 2]), np.array([3.0, 2, 1])), -np.sqrt(3) / 2)
-    assert np.isnan(rank_correlation(np.ones(3), np.arange(3.0)))
+    assert_allclose(intervals.interval_score(np.array([0.5, 3.0]), np.array([1.0, 1.0]), 0.9), [2, 2 + 20 * 2])
+    assert intervals.interval_score(np.array([np.inf]), np.array([np.inf]), 0.9)[0] == np.inf
+    assert_allclose(intervals.rank_correlation(np.array([1.0, 2, 3, np.inf]), np.array([1.0, 8, 27, 0])), 1)
+    assert_allclose(intervals.rank_correlation(np.array([1.0, 1, 2]), np.array([3.0, 2, 1])), -np.sqrt(3) / 2)
+    assert np.isnan(intervals.rank_correlation(np.ones(3), np.arange(3.0)))
     calibration = {"5": {"tasks": 5}, "10": {"tasks": 10}, "20": {"tasks": 20}}  # of the number of points, or the next below
-    assert [entry_for(calibration, shots)["tasks"] for shots in (1, 5, 7, 10, 19, 500)] == [5, 5, 5, 10, 10, 20]
+    assert [intervals.entry_for(calibration, shots)["tasks"] for shots in (1, 5, 7, 10, 19, 500)] == [5, 5, 5, 10, 10, 20]
 
 
 def test_measured_targets_have_the_noise_of_the_family():

@@ -7,11 +7,11 @@ import torch
 
 import registry
 from config import Config, ConfigError
-from dataset import SinusoidalTaskGenerator, TaskDataset, stream
+from dataset import stream
 from leo import LEO
 from maml import MAML
+from tests.tools.training import make
 from training.experiment import Experiment
-from training.loop import Trainer
 from training.optimiser import MATRIX_STEP, Optimiser, clipped_step, offsets_of, orthogonal
 
 PLACES = [(3, 4, 6), (30, 5, 2)]  # in a vector of 42
@@ -71,22 +71,19 @@ def test_a_bad_gradient_moves_no_matrix_and_none_is_no_direction():
     assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (3, 20), (20, 3), (1, 7)])
-def test_orthogonal_keeps_singular_vectors_and_brings_singular_values_near_one(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    values = left.T @ orthogonal(matrix) @ right.T
-    off_diagonal = values - values.diag().diag()
-    assert off_diagonal.abs().max() < 1e-4
-    assert values.diag().min() > 0.5 and values.diag().max() < 1.3
+def test_orthogonal_keeps_singular_vectors_and_brings_singular_values_near_one():
+    for shape in ((4, 4), (3, 20), (20, 3), (1, 7)):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        values = left.T @ orthogonal(matrix) @ right.T
+        assert (values - values.diag().diag()).abs().max() < 1e-4
+        assert values.diag().min() > 0.5 and values.diag().max() < 1.3
 
 
 @pytest.mark.parametrize("method", registry.METHODS)
 def test_the_places_of_hidden_matrices_in_the_flat_vector_hold_their_numbers(method):
-    dataset = TaskDataset(SinusoidalTaskGenerator(), 8, 4, 3, 3, 0)
-    learner = registry.METHODS[method].from_config(Config(HIDDEN_DIM=8), stream(0, "weights"))
-    trainer = Trainer(learner, dataset, iterations=1, meta_lr=1.0, muon=True)
-    matrices = learner.hidden_matrices()
+    trainer = make(method, iterations=1, muon=True)
+    matrices = trainer.learner.hidden_matrices()
     assert len(matrices) == len(trainer.step.offsets) > 0
     for matrix, (at, rows, columns) in zip(matrices, trainer.step.offsets, strict=True):
         assert torch.equal(matrix, trainer.meta.flat[at : at + rows * columns].view(rows, columns))
@@ -102,16 +99,12 @@ def test_matrices_that_are_no_part_of_the_meta_parameters_are_refused():
             offsets_of(matrices, vector)
 
 
-def test_a_theta_that_is_no_network_names_no_matrices():
+def test_no_matrices_are_those_of_a_theta_that_is_no_network_nor_of_layers_that_take_points_or_give_weights():
     learner = MAML.from_config(Config(HIDDEN_DIM=8), stream(0, "weights"))
     assert len(learner.hidden_matrices()) == 1
     learner.theta = torch.nn.Parameter(learner.theta.detach()[:-9])
     assert learner.hidden_matrices() == []
-
-
-def test_leo_leaves_the_layers_that_take_points_or_give_weights_to_adam():
-    learner = LEO.from_config(Config(), stream(0, "weights"))
-    shapes = [tuple(matrix.shape) for matrix in learner.hidden_matrices()]
+    shapes = [tuple(matrix.shape) for matrix in LEO.from_config(Config(), stream(0, "weights")).hidden_matrices()]
     assert shapes == [(16, 16), (16, 16), (32, 32), (32, 32), (32, 32), (16, 32)]
 
 
