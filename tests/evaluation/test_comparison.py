@@ -86,13 +86,6 @@ def test_a_run_of_the_command_line_can_be_compared(tmp_path):
     assert_allclose([row.ci_tasks for row in comparison.rows], [*evaluation["3"]["ci95"], *evaluation["4"]["ci95"]])
 
 
-def test_a_run_without_test_results_is_refused_with_its_status(make):
-    directory = make("run")
-    change(directory / "metrics.json", evaluation=None)
-    change(directory / "full_report.json", status="interrupted")
-    assert f"{directory} has no test results (got status interrupted" in refusal(directory)
-
-
 @pytest.mark.parametrize("name", ["metrics.json", "full_report.json", "plots/data.npz"])
 def test_a_damaged_file_is_refused_by_name(make, name):
     directory = make("run")
@@ -123,12 +116,14 @@ def test_a_flipped_byte_in_the_arrays_is_noticed_or_harmless(make):
         assert all(np.array_equal(before.errors[shots], after.errors[shots]) for shots in before.errors)
 
 
-def test_arrays_that_do_not_fit_and_settings_that_can_not_be_used_are_refused_with_the_file(make):
+def test_missing_results_unfit_arrays_and_settings_that_can_not_be_used_are_refused_with_the_file(make):
     directory = make("run")
     np.savez(directory / "plots" / "data.npz", test_params=np.ones((2, 3)), **{f"test_errors_{k}_shot": k for k in (5, 10)})
     assert "data.npz does not fit its run" in refusal(directory)
-    change(directory / "full_report.json", config={"EPOCHS": -1})
+    change(directory / "full_report.json", config={"EPOCHS": -1}, status="interrupted")
     assert "full_report.json: EPOCHS can't be used" in refusal(directory)
+    change(directory / "metrics.json", evaluation=None)
+    assert f"{directory} has no test results (got status interrupted" in refusal(directory)
 
 
 DIFFERENT = {"AMPLITUDE_MIN": 0.2, "AMPLITUDE_MAX": 4.0, "PHASE_MIN": 0.5, "PHASE_MAX": 1.0, "X_MIN": -4.0, "X_MAX": 4.0}
@@ -237,9 +232,6 @@ def test_means_and_intervals_are_taken_over_tasks_and_one_that_diverged_shows_in
     for bad in (np.nan, np.inf):
         assert not np.isfinite(mean_and_interval(np.array([[1.0], [bad], [2.0]]))["mse"]).any()
     assert mean_and_interval(np.array([[1.0], [np.inf], [2.0]]))["median"] == [2.0]
-
-
-def test_a_geometric_mean_is_0_with_a_0_and_infinite_where_one_diverged():
     assert geometric_mean([0.1, 10.0, 1.0]) == pytest.approx(1) and geometric_mean(np.array([0.0, 3.0])) == 0
     assert geometric_mean([1.0, math.inf]) == geometric_mean([0.0, math.nan]) == math.inf
 
@@ -280,16 +272,13 @@ def test_a_row_holds_means_intervals_and_paired_differences(found, comparison):
     assert np.isnan([row(comparison, "baseline").ci_seeds, one.difference, one.difference_ci]).all() and one.verdict == ""
 
 
-def test_a_constant_difference_is_found_however_much_the_tasks_differ():
+def test_a_difference_is_found_where_its_interval_excludes_zero_however_much_the_tasks_differ():
+    for difference, half, verdict in ((-2, 1, "lower"), (2, 1, "higher"), (0.5, 1, "not"), (-1, 1, "not"), (0, 0, "not")):
+        found = Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).verdict
+        assert found == ("not distinguishable" if verdict == "not" else verdict)
     hard = np.random.default_rng(0).lognormal(0, 3, (50, 1))
     comparison = compare_entries([Entry("a", {5: hard}), Entry("b", {5: hard - 1e-3})])
     assert row(comparison, "b", 5, 0).verdict == "lower" and row(comparison, "b", 5, 0).ci_tasks > 1
-
-
-def test_the_words_say_whether_the_interval_excludes_zero():
-    cases = [(-2, 1, "lower"), (2, 1, "higher"), *((x, half, "not distinguishable") for x, half in [(0.5, 1), (-1, 1), (0, 0)])]
-    for difference, half, verdict in cases:
-        assert Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).verdict == verdict
 
 
 def test_gradients_that_change_nothing_have_no_rows_of_their_own():
@@ -330,16 +319,13 @@ def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison):
     assert rows[-1]["ci_seeds"] == "" and rows[-3]["difference"] == ""
 
 
-def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns(comparison):
+def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns_and_markdown_a_cell_for_each(found, comparison):
     lines = text_of(comparison).splitlines()
     rows = [line.split() for line in lines if line.startswith("10 ")]
     assert [(row[1], row[2]) for row in rows] == [(n, g) for n in "0156" for g in ("ONE", "TWO", "baseline")]
     assert rows[-2][-1] == "lower"
     start = lines[0].index("seeds")
     assert {line[start] for line in lines if line.startswith(("5 ", "10 "))} == {"1", "3"}
-
-
-def test_the_markdown_table_has_a_cell_for_every_column(found):
     table = markdown_table(comparison_table(compare_entries([*found, Entry("a|b", errors_of(4))])), "A title")
     assert table.startswith("# A title\n\n| K |")
     rows = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
@@ -347,7 +333,8 @@ def test_the_markdown_table_has_a_cell_for_every_column(found):
 
 
 @pytest.mark.usefixtures("with_figures")
-def test_the_files_are_written_whole_and_equal_each_time(tmp_path):
+def test_the_files_are_written_whole_and_equal_each_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("commands.compare.figure_bytes", lambda figure, suffix: suffix.encode())
     comparison = compare_entries([Entry(name, errors_of(seed, (5,), 1)) for seed, name in enumerate("ab")])
     files = write(tmp_path / "new" / "folder", comparison, "A title")
     names = {"comparison.md", "comparison.csv", "comparison_gradients.png", "comparison_gradients.pdf"}
@@ -358,8 +345,8 @@ def test_the_files_are_written_whole_and_equal_each_time(tmp_path):
     assert all(file.read_bytes() == data for file, data in before.items())
 
 
-@pytest.mark.parametrize("steps", [0, 1])
-def test_few_gradients_can_be_compared(steps):
-    comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
-    assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
-    assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2
+def test_few_gradients_can_be_compared():
+    for steps in (0, 1):
+        comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
+        assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
+        assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2

@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 import types
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from config import KEYS, Config, keys_for, parse_assignment
 from docs import make_configuration
 from results_manager import ExperimentManager
 from system.checkpoints import read_checkpoint
+from tests.tools.runs import tensorboard_events
 
 
 @pytest.fixture(autouse=True)
@@ -78,14 +78,9 @@ def test_what_a_page_names_exists_and_its_command_lines_are_taken(page):
 def test_the_table_of_settings_is_what_the_code_declares():
     """`python docs/make_configuration.py` makes it current."""
     assert PAGES["docs/configuration.md"] == make_configuration.document()
-
-
-def test_the_table_of_settings_has_every_key_once_with_its_default():
     for key, field in KEYS.items():
-        value = field.default
-        shown = json.dumps(value) if not isinstance(value, float) else f"{value:.4g}"
-        rows = re.findall(rf"^\| `{key}` \| (.*?) \|", PAGES["docs/configuration.md"], re.M)
-        assert rows == [shown], key
+        shown = json.dumps(field.default) if not isinstance(field.default, float) else f"{field.default:.4g}"
+        assert re.findall(rf"^\| `{key}` \| (.*?) \|", PAGES["docs/configuration.md"], re.M) == [shown], key
 
 
 def test_every_flag_method_and_family_is_listed():
@@ -159,12 +154,7 @@ def test_every_entry_of_the_records_is_documented(finished):
 
 
 def test_every_tensorboard_tag_is_documented(finished):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(finished.directory / "tensorboard"))
-    events.Reload()
-    tags = events.Tags()["scalars"]
+    tags = tensorboard_events(finished.directory / "tensorboard").Tags()["scalars"]
     assert len(tags) > 10 and undocumented(tags) == []
 
 

@@ -162,9 +162,11 @@ def test_a_number_that_is_not_finite_never_reaches_the_weights(step):
         assert torch.equal(trainer.meta.averages["average"], clean.meta.averages["average"])
 
 
-@pytest.mark.parametrize("method", ["maml", "leo", "r2d2"])
-def test_a_compiled_step_equals_the_eager_one_to_rounding(method):
-    eager, compiled = (make(method, iterations=3, settings=FEW, compile_mode=mode) for mode in ("never", "always"))
+# the second one differs from the first in a number: it has an entry of its own in the compiler's cache
+@pytest.mark.parametrize(("method", "lr"), [("maml", 0.01), ("maml", 0.05), ("leo", 0.01), ("r2d2", 0.01)])
+def test_a_compiled_step_equals_the_eager_one_to_rounding(method, lr):
+    settings = FEW | {"INNER_LEARNING_RATE": lr}
+    eager, compiled = (make(method, iterations=3, settings=settings, compile_mode=mode) for mode in ("never", "always"))
     start = compiled.state()
     assert compiled.prepare().startswith("compiled")
     assert_same_bits(compiled.state(), start)
@@ -215,15 +217,6 @@ def test_loops_keep_bad_numbers_off_the_weights_and_one_that_the_compiler_refuse
             list(looped.train((5,)))
         assert (caught.value.iteration, caught.value.quantity) == (bad + 1, "meta_loss")
         assert torch.equal(looped.meta.flat, torch.cat([part.flatten() for part in states[bad]["meta_parameters"].values()]))
-
-
-@needs_loops
-def test_loops_that_differ_in_a_number_have_entries_of_their_own_in_the_cache():
-    for lr in (0.01, 0.05):
-        settings = {"INNER_STEPS": 1, "HIDDEN_DIM": 4, "INNER_LEARNING_RATE": lr}
-        eager, compiled = (make(iterations=2, settings=settings, compile_mode=mode) for mode in ("never", "always"))
-        compiled.prepare()
-        assert_close_steps(eager, compiled)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -39,24 +39,14 @@ def test_micro_batches_weigh_every_task_once_and_have_one_size(total, size):
         torch.testing.assert_close(weights, torch.full((total,), 1 / total))
 
 
-def test_the_number_of_micro_batches_depends_on_the_work_alone():
+def test_the_number_of_micro_batches_depends_on_the_work_and_tasks_at_once_on_the_cache():
     work = (9_600_000, PAYS_FROM, 38_400_000, 358_000_000, 1_432_000_000)
     assert [micro_batches_worth(operations) for operations in work] == [1, 2, 2, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("chunk", "local_batch", "work", "device", "expected"),
-    [
-        (0, 25, 35_220, "cpu", 25),  # the default
-        (0, 1600, 35_220, "cpu", 100),
-        (0, 125, 35_220, "cpu", 63),
-        (0, 1600, 35_220, "cuda", 1600),
-        (7, 1600, 35_220, "cpu", 7),
-        (0, 25, 5_000_000, "cpu", 25),  # micro-batches too small to be worth it
-    ],
-)
-def test_tasks_at_once_are_what_was_asked_for_or_what_the_cache_holds(chunk, local_batch, work, device, expected):
-    assert tasks_at_once(chunk, local_batch, work, torch.device(device)) == expected
+    cases = {(0, 25, 35_220, "cpu"): 25, (0, 1600, 35_220, "cpu"): 100, (0, 125, 35_220, "cpu"): 63}  # the first: the default
+    cases |= {(0, 1600, 35_220, "cuda"): 1600, (7, 1600, 35_220, "cpu"): 7}
+    cases |= {(0, 25, 5_000_000, "cpu"): 25}  # micro-batches too small to be worth it
+    for (chunk, local_batch, task_work, device), expected in cases.items():
+        assert tasks_at_once(chunk, local_batch, task_work, torch.device(device)) == expected
 
 
 def test_micro_batches_have_the_same_bits_on_any_number_of_threads(monkeypatch):
@@ -104,12 +94,9 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr("psutil.cpu_count", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert [*found, available_cores()] == [6, 1, 1, 6, 6, 2]
-
-
-@pytest.mark.parametrize(("given", "cores"), [("1", 1), ("3", 3), ("0", 1)])
-def test_a_number_of_threads_that_somebody_set_is_kept(monkeypatch, given, cores):
-    monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert available_cores() == cores
+    for given, cores in (("1", 1), ("3", 3), ("0", 1)):  # somebody's own number is kept
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert available_cores() == cores
 
 
 def test_little_work_is_done_on_one_thread_and_the_callers_number_is_put_back(two_threads):
