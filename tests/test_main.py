@@ -22,10 +22,6 @@ from system.checkpoints import read_checkpoint
 from tests.tools.runs import ROOT, TINY, command, only_run
 from training.signals import Interrupted, Signals
 
-METHODS = sorted(registry.METHODS)
-WHOLE = ("leo", "maml", "r2d2")  # methods of which all is tested; of the others that a run leaves what it should
-DRAWN = ("leo",)  # with codes and samples: the most figures
-
 
 def read(directory, name="full_report"):
     return json.loads((directory / f"{name}.json").read_text())
@@ -51,11 +47,11 @@ def stopped(monkeypatch):
     return signals
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=sorted(registry.METHODS))
 def finished(request, tmp_path_factory, figures):
     """A finished tiny run of each method: (method, run directory)."""
     output = tmp_path_factory.mktemp(request.param)
-    with figures() if request.param in DRAWN else nullcontext():
+    with figures() if request.param == "leo" else nullcontext():  # with codes and samples: the most figures
         assert main.main(command(output, "--method", request.param)) == 0
     return request.param, only_run(output)
 
@@ -64,9 +60,8 @@ def test_a_run_leaves_every_file_of_the_contract(finished):
     method, directory = finished
     assert re.fullmatch(rf"{method.upper()}_Sinusoidal_\d{{8}}-\d{{6}}", directory.name)
     names = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
-    figures = ["training_curves", "task_predictions", "performance", "adaptive_learning"]
-    figures += ["latent_space"] if method == "leo" else []
-    drawn = figures if method in DRAWN else []
+    figures = ["training_curves", "task_predictions", "performance", "adaptive_learning", "latent_space"]
+    drawn = figures if method == "leo" else []
     wanted = {f"plots/{name}.{suffix}" for name in drawn for suffix in ("png", "pdf")} | {"plots/data.npz"}
     wanted |= {f"checkpoints/{name}.pt" for name in ("last", "best", "previous")}
     wanted |= {"config.json", "metrics.json", "full_report.json", "train.log"}
@@ -106,7 +101,7 @@ def test_the_report_names_status_machine_and_settings_which_start_the_same_run(f
     assert (report["status"], report["warnings"]) == ("complete", [])
     assert report["config"] == Config(**config).to_dict()
     assert report["environment"]["libraries"]["torch"] == torch.__version__
-    if method in WHOLE:
+    if method in ("leo", "maml"):
         assert main.main(["--method", method, "--config", str(directory / "config.json"), "--output", str(tmp_path)]) == 0
         assert_same_record(directory, only_run(tmp_path))
 
@@ -139,23 +134,19 @@ def test_an_interrupt_outside_of_training_says_how_to_go_on(stage, tmp_path, mon
     assert main.main([f"--resume={directory}"]) == 0
 
 
-@pytest.mark.parametrize("method", WHOLE)
-def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(method, tmp_path, stopped, capsys):
-    stopped.stop = 0
-    assert main.main(command(tmp_path / "whole", "--method", method)) == 0
-    stopped.stop = 15
-    assert main.main(command(tmp_path / "parts", "--method", method)) == 143
-    directory = only_run(tmp_path / "parts")
+def test_stopping_and_resuming_gives_the_run_that_was_never_stopped(finished, tmp_path, stopped, capsys):
+    method, whole = finished
+    assert main.main(command(tmp_path, "--method", method)) == 143
+    directory = only_run(tmp_path)
     assert read(directory)["status"] == "interrupted"
     assert capsys.readouterr().out.endswith(f"to go on: python main.py --resume={shown_path(directory)}\n")
-    for _ in range(3):  # one step at a time, then to the end
-        assert main.main(["--output", str(tmp_path / "parts"), "--resume", "latest"]) == 143
+    for _ in range(2):  # one step at a time, then to the end
+        assert main.main(["--output", str(tmp_path), "--resume", "latest"]) == 143
     stopped.stop = 0
     assert main.main(["--resume", str(directory)]) == 0
-    runs = only_run(tmp_path / "whole"), directory
-    assert_same_record(*runs)
-    whole, parts = (read_checkpoint(run / "checkpoints" / "last.pt")["meta_parameters"] for run in runs)
-    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+    assert_same_record(whole, directory)
+    ends = [read_checkpoint(run / "checkpoints" / "last.pt")["meta_parameters"] for run in (whole, directory)]
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
 
 def test_judging_a_run_before_its_end_says_so_and_does_not_complete_it(tmp_path, stopped, capsys):
@@ -205,10 +196,8 @@ def test_figures_that_cannot_be_drawn_do_not_cost_the_run(tmp_path, with_figures
 def test_divergence_names_step_quantity_and_the_last_good_checkpoint(tmp_path, capsys):
     wild = {"META_LEARNING_RATE": 10.0, "INNER_LEARNING_RATE": 1000.0, "INNER_STEPS": 20, "META_SCHEDULE": "constant"}
     assert main.main(command(tmp_path, CHECKPOINT_INTERVAL=1, **wild)) == 3
-    pattern = (
-        r"error: training diverged at iteration (\d+) \(got (\w+) = (?:nan|-?inf); .*at learning rate 10; .* (\S+last.pt)\n"
-    )
-    found = re.fullmatch(pattern, capsys.readouterr().err)
+    said = r"error: training diverged at iteration (\d+) \(got (\w+) = (?:nan|-?inf); .*at learning rate 10; .* (\S+last.pt)\n"
+    found = re.fullmatch(said, capsys.readouterr().err)
     assert found and found[2] in ("meta_loss", "query_mse", "grad_norm")
     state = read_checkpoint(Path(found[3]))
     assert state["iteration"] <= int(found[1]) - 1
@@ -226,9 +215,15 @@ def test_command_line_beats_file_beats_method_defaults(tmp_path):
     assert config["INNER_GRADIENT_CLIP"] == registry.METHODS["leo"].defaults["INNER_GRADIENT_CLIP"]
 
 
-def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path, with_figures, monkeypatch):
-    drawn = set()
-    monkeypatch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: drawn.add(name))
+@pytest.fixture
+def drawn(with_figures, monkeypatch):
+    """The names of the figures that a run saves."""
+    names = set()
+    monkeypatch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.add(name))
+    return names
+
+
+def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp_path, drawn):
     arguments = ["--method", "leo", "--tasks", "sine-line", "--set", "LEO_KL_WEIGHT=0.5", "--name", "mine"]
     assert main.main(command(tmp_path, *arguments, without=("EVAL_STEPS", "SUPPORT_SAMPLES"))) == 0
     directory = tmp_path / "LEO_SineLine_mine"
@@ -239,9 +234,7 @@ def test_a_pair_of_method_and_tasks_has_defaults_that_the_command_line_beats(tmp
     assert "samples" in drawn
 
 
-def test_inputs_of_several_dimensions_run_to_the_end_without_a_standard_error(tmp_path, with_figures, monkeypatch):
-    drawn = set()
-    monkeypatch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: drawn.add(name))
+def test_inputs_of_several_dimensions_run_to_the_end_without_a_standard_error(tmp_path, drawn, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("sys.stderr", None)
         assert main.main(command(tmp_path, INPUT_DIM=3)) == 0

@@ -104,12 +104,9 @@ def against_shots(**kwargs):
 
 
 def prediction(outside=True, sampled=True):
-    samples = numbers(8, len(GRID)) if sampled else None
-    band = np.sort(numbers(2, len(GRID)), 0) if sampled else None
+    more = {"band": np.sort(numbers(2, len(GRID)), 0), "samples": numbers(8, len(GRID))} if sampled else {}
     inner = (-3.0, 3.0) if outside else (-5.0, 5.0)
-    curves = numbers(2, len(GRID))
-    more = {} if band is None else {"band": band, "samples": samples}
-    return prediction_curves({"": task(curves[0], curves[1]) | more}, 10, inner, "a title")
+    return prediction_curves({"": task(*numbers(2, len(GRID))) | more}, 10, inner, "a title")
 
 
 def task(before, after):
@@ -157,14 +154,10 @@ def shown(figure):
     return [axis for axis in figure.axes if axis.get_visible()]
 
 
-def outer(figure, side):
-    """The axes at the bottom or at the left of a figure: those that carry the labels of all."""
-    found = []
-    for axis in shown(figure):
-        place = axis.get_subplotspec()
-        if place is not None and (place.is_last_row() if side == "bottom" else place.is_first_col()):
-            found.append(axis)
-    return found
+def outer(figure, edge):
+    """The axes at an edge of a figure: those that carry the labels of all."""
+    places = [(axis, axis.get_subplotspec()) for axis in shown(figure)]
+    return [axis for axis, place in places if place is not None and getattr(place, edge)()]
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -173,8 +166,8 @@ def test_a_drawn_figure_has_its_title_names_its_outer_axes_and_changes_no_settin
     figure = drawn(FIGURES[name]())
     assert dict(matplotlib.rcParams) == before
     assert "a title" in [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
-    assert all(axis.get_xlabel() for axis in outer(figure, "bottom"))
-    assert all(axis.get_ylabel() for axis in outer(figure, "left"))
+    assert all(axis.get_xlabel() for axis in outer(figure, "is_last_row"))
+    assert all(axis.get_ylabel() for axis in outer(figure, "is_first_col"))
     if name in ("performance_over_tasks", "latent_space"):
         assert "phase (rad)" in {label for axis in figure.axes for label in (axis.get_xlabel(), axis.get_ylabel())}
 
@@ -191,13 +184,9 @@ def test_drawing_does_not_import_pyplot():
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["task_predictions", "performance_over_tasks", "latent_space"])
-def test_one_or_two_tasks_are_enough_for_a_figure(name):
-    for tasks in (1, 2):
+def test_few_tasks_short_histories_and_few_gradients_can_be_drawn():
+    for tasks, name in itertools.product((1, 2), ("task_predictions", "performance_over_tasks", "latent_space")):
         sound(FIGURES[name](tasks=tasks))
-
-
-def test_short_histories_and_few_gradients_can_be_drawn():
     for train, validation in ((0, 0), (0, 3), (3, 0), (1, 1)):
         sound(curves(train, validation))
     for steps in (0, 1, 3):
@@ -222,36 +211,26 @@ def test_codes_of_equal_tasks_and_a_family_without_named_parameters_can_be_drawn
     sound(performance_over_tasks({5: numbers(10)}, numbers(10, 3), (), 5, {}, "a title"))
 
 
-BAD = [np.nan, np.inf, 1e77]  # the last is about the square of the largest float32
-
-
-def test_a_diverged_task_counts_among_all_in_the_distribution():
+def test_what_diverged_counts_among_all_tasks_and_stands_below_the_other_subjects_as_an_arrow():
     errors = np.array([1.0, 2.0, np.inf, np.nan])
     left = performance_over_tasks({5: errors}, numbers(4, 3), NAMES, 5, {}, "a title").axes[0]
     assert_allclose(left.lines[0].get_ydata(), [0.25, 0.5])
     assert len(left.lines) == 1  # no marker: their mean is not finite
-
-
-def test_a_diverged_subject_stands_below_all_others_as_an_arrow():
     axis = errors_by_subject(list("abcd"), np.array([3.0, np.inf, 1.0, 1e300]), 5, "weight", "a title").axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["c", "a", "b", "d"]
     assert axis.lines[1].get_marker() == ">" and axis.lines[1].get_ydata().tolist() == [2, 3]
     assert len(errors_by_subject(list("ab"), np.array([3.0, 1.0]), 5, "weight", "a title").axes[0].lines) == 1
-
-
-@pytest.mark.parametrize(("second", "labels"), [(3.0, ["mean curve"]), (2.0, ["mean curve, K = 5", "mean curve, K = 10"])])
-def test_a_baseline_that_is_alike_at_every_k_is_one_line(second, labels):
-    results = {count: {"mse": numbers(11), "ci95": numbers(11) / 10} for count in (5, 10)}
-    figure = adaptive_learning(results, {}, "a title", {5: ("mean curve", 3.0), 10: ("mean curve", second)})
-    sound(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts() if "mean" in text.get_text()] == labels
-
-
-def test_a_latent_space_shows_the_codes_that_are_finite():
     codes = numbers(40, 4)
-    codes[3, 1], codes[5, 0] = np.nan, np.inf
+    codes[3, 1], codes[5, 0] = np.nan, np.inf  # not shown among the codes
     dots = sound(latent_space(codes, numbers(40, 3), NAMES, "a title")).axes[0].collections[0]
     assert np.isfinite(np.ma.filled(dots.get_offsets(), np.nan)).all(1).sum() == 38
+
+
+def test_a_baseline_that_is_alike_at_every_k_is_one_line():
+    results = {count: {"mse": numbers(11), "ci95": numbers(11) / 10} for count in (5, 10)}
+    for second, labels in ((3.0, ["mean curve"]), (2.0, ["mean curve, K = 5", "mean curve, K = 10"])):
+        figure = sound(adaptive_learning(results, {}, "a title", {5: ("mean curve", 3.0), 10: ("mean curve", second)}))
+        assert [text.get_text() for text in figure.legends[0].get_texts() if "mean" in text.get_text()] == labels
 
 
 def filled(*values, dtype=float):
@@ -310,55 +289,39 @@ def test_smoothing_is_the_geometric_mean_of_the_window_and_bad_values_spoil_only
         assert_allclose(smoothed(np.array([1, 1, bad, *np.ones(9)]), 3)[4:], 1)
 
 
-@pytest.mark.parametrize("bins", [1, 4, 12])
-def test_binned_medians_are_the_medians_of_the_bins(bins):
+def test_binned_medians_are_the_medians_of_the_bins_that_have_points():
     rng = np.random.default_rng(1)
     x, y = rng.uniform(0, 1, 200), rng.standard_normal(200)
-    edges = np.linspace(x.min(), x.max(), bins + 1)
-    members = [(x >= low) & (x < high) for low, high in itertools.pairwise(edges)]
-    members[-1] |= x == x.max()
-    centres, medians = binned_median(x, y, bins)
-    assert_allclose(centres, (edges[:-1] + edges[1:]) / 2)
-    assert_allclose(medians, [np.median(y[member]) for member in members])
-
-
-def test_bins_without_points_have_no_median():
+    for bins in (1, 4, 12):
+        edges = np.linspace(x.min(), x.max(), bins + 1)
+        members = [(x >= low) & (x < high) for low, high in itertools.pairwise(edges)]
+        members[-1] |= x == x.max()
+        centres, medians = binned_median(x, y, bins)
+        assert_allclose(centres, (edges[:-1] + edges[1:]) / 2)
+        assert_allclose(medians, [np.median(y[member]) for member in members])
     cases = [([0.0, 0.1, 1.0], [1.0, 3.0, 5.0], [[0.125, 0.875], [2.0, 5.0]]), ([], [], [[], []])]
     for x, y, expected in (*cases, ([2.0] * 3, [1.0, 2.0, 9.0], [[2.0], [2.0]])):
         assert [part.tolist() for part in binned_median(np.array(x), np.array(y), 4)] == expected
-
-
-@pytest.fixture
-def arrays():
-    """What plots/data.npz holds, for a run with everything in it."""
-    return {
-        "test_params": numbers(30, 3),
-        "test_errors_5_shot": numbers(30, 11),
-        "test_errors_20_shot": numbers(30, 11),
-        "train_iteration": np.arange(10),
-        "train_query_mse": numbers(10),
-        "validation_iteration": np.arange(2),
-        "validation_mse": numbers(2, 11),
-        "grid": GRID,
-        "grid_truth": numbers(6, 21),
-        "grid_support_x": numbers(6, 5),
-        "grid_support_y": numbers(6, 5),
-        "grid_predictions": numbers(6, 11, 21),
-        "codes": numbers(30, 4),
-    }
 
 
 @pytest.mark.parametrize(
     ("left_out", "more"),
     [("none", {"task_predictions", "latent_space"}), ("codes", {"task_predictions"}), ("grid", {"latent_space"})],
 )
-def test_a_run_has_the_figures_that_its_arrays_allow_and_they_stay_as_they_were(arrays, left_out, more):
-    given = {name: array for name, array in arrays.items() if left_out not in name}
+def test_a_run_has_the_figures_that_its_arrays_allow_and_they_stay_as_they_were(left_out, more):
+    points = {f"grid_support_{axis}": numbers(6, 5) for axis in "xy"}
+    grid = {"grid": GRID, "grid_truth": numbers(6, 21), "grid_predictions": numbers(6, 11, 21)} | points
+    train = {"train_iteration": np.arange(10), "train_query_mse": numbers(10)}
+    validation = {"validation_iteration": np.arange(2), "validation_mse": numbers(2, 11)}
+    test = {"test_params": numbers(30, 3), "codes": numbers(30, 4)} | {
+        f"test_errors_{k}_shot": numbers(30, 11) for k in (5, 20)
+    }
+    given = {name: array for name, array in (grid | train | validation | test).items() if left_out not in name}
     before = {name: array.copy() for name, array in given.items()}
     made = run_figures(given, 5, NAMES, PUBLISHED, "a run")
     assert set(made) == {"training_curves", "performance", "adaptive_learning"} | more
     assert all(np.array_equal(array, before[name]) for name, array in given.items())
-    for figure in made.values() if left_out == "none" else ():
+    for figure in made.values():
         sound(figure)
 
 
@@ -393,43 +356,42 @@ def test_every_seed_has_a_line_of_its_own_and_published_figures_the_panel_of_the
     assert ["Finn et al. 2017" in labels for labels in panels] == [True, False]
 
 
-@pytest.mark.parametrize("draw", [error_against_gradients, lambda found, title: error_against_shots(found, [1, 10], title)])
-@pytest.mark.parametrize("bad", BAD)
-def test_a_comparison_shows_what_is_left_of_methods_that_diverged(draw, bad):
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e77])  # the last is about the square of the largest float32
+def test_a_comparison_shows_what_is_left_of_methods_that_diverged(bad):
     found = results(groups=5)
     for shots in found:
         for label, key, where in [(1, "mse", 5), (2, "ci95", 5), (3, "mse", 0), (4, "ci95", 0)]:
             for name in (key, "seeds"):
                 found[shots][f"method {label}"][name][..., where:] = bad
-    top = sound(draw(found, "a title")).axes[0].get_ylim()[1]
-    assert top < 1e4  # the methods that work are still to be seen
+    for figure in (error_against_gradients(found, "a title"), error_against_shots(found, [1, 10], "a title")):
+        assert sound(figure).axes[0].get_ylim()[1] < 1e4  # the methods that work are still to be seen
 
 
-@pytest.mark.parametrize("outside", [True, False])
-@pytest.mark.parametrize("sampled", [True, False])
-def test_a_prediction_labels_what_it_has_and_shades_what_is_outside(outside, sampled):
-    figure = sound(prediction(outside, sampled))
-    labels = texts(figure)
-    assert {"before adapting", "after 10 gradients", "given points"} <= labels
-    assert ("extrapolation" in labels) == outside
-    assert ("90% interval for a measurement" in labels, "some sampled curves" in labels) == (sampled, sampled)
-    assert len(figure.axes[0].patches) == 2 * outside
-
-
-def test_a_grid_wholly_outside_is_shaded_wholly():
+def test_a_prediction_labels_what_it_has_and_shades_what_is_outside():
+    for outside, sampled in itertools.product((True, False), (True, False)):
+        figure = sound(prediction(outside, sampled))
+        labels = texts(figure)
+        assert {"before adapting", "after 10 gradients", "given points"} <= labels
+        assert ("extrapolation" in labels) == outside
+        assert ("90% interval for a measurement" in labels, "some sampled curves" in labels) == (sampled, sampled)
+        assert len(figure.axes[0].patches) == 2 * outside
     curve = numbers(len(GRID))
-    for x_range in ((10.0, 20.0), (-20.0, -10.0)):
+    for x_range in ((10.0, 20.0), (-20.0, -10.0)):  # with the grid wholly outside
         (shade,) = prediction_curves({"": task(curve, curve)}, 1, x_range, "a title").axes[0].patches
         corners = shade.get_path().vertices if isinstance(shade, Polygon) else shade.get_corners()  # a Rectangle since 3.9
         assert_allclose([corners[:, 0].min(), corners[:, 0].max()], [-5, 5])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_a_prediction_far_off_leaves_the_points_in_the_picture(bad):
+def test_predictions_and_samples_far_off_leave_the_others_in_the_picture(bad):
     curve = np.full(len(GRID), bad)
     figure = prediction_curves({"": task(curve, numbers(len(GRID)))}, 10, (-5.0, 5.0), "a title")
     low, high = sound(figure).axes[0].get_ylim()
     assert -10 < low < numbers(4).min() and numbers(4).max() < high < 10
+    curves = numbers(2, 9, len(GRID))
+    curves[0, 3] = bad
+    figure = sound(sample_bundle(GRID, numbers(2, 5), numbers(2, 5), curves, "a title"))
+    assert figure.axes[0].get_ylim()[1] < 10
 
 
 def test_the_lowest_panel_of_each_column_has_the_axis_name_and_numbers():
@@ -443,14 +405,6 @@ def test_a_bundle_has_a_panel_for_each_task_and_tells_the_families_of_samples_ap
         assert [axis.get_title() for axis in shown(sound(bundle(tasks)))] == [f"task {number}" for number in range(tasks)]
     assert {"samples like a sinusoid", "samples like a line", "true function"} <= texts(bundle(families=True))
     assert texts(bundle(families=False)) == {"sampled networks", "support points"}
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
-def test_samples_that_diverged_leave_the_others_in_the_picture(bad):
-    curves = numbers(2, 9, len(GRID))
-    curves[0, 3] = bad
-    figure = sound(sample_bundle(GRID, numbers(2, 5), numbers(2, 5), curves, "a title"))
-    assert figure.axes[0].get_ylim()[1] < 10
 
 
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
