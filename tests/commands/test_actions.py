@@ -100,22 +100,19 @@ def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(runs, 
     assert [files(runs / name) for name in names] == before
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_actions_that_make_no_sense_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (
         *("--seeds 0-1 --seed 3", "--seeds 0-1 --set RANDOM_SEED=3", "--seeds 0-1 --resume latest", "--seeds="),
         *("--compare", "--compare nowhere", "--compare=", "--compare latest --method leo", "--compare latest --set EPOCHS=1"),
         *("--compare latest --name mine", "--compare latest --resume latest"),
         *("--method leo leo", "--method leo maml --resume latest", "--method leo maml --set NO_SUCH=1"),
         *("--method leo maml --predict latest --points docs/points.csv", "--method maml anil --set LEO_LATENT_DIM=3"),
-    ],
-)
-def test_actions_that_make_no_sense_are_refused(words, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main.main([*words.split(), "--output", str(tmp_path / "out")]) == 2
-    printed = capsys.readouterr().err
-    assert re.fullmatch(r"error: [^\n]+\n", printed) and not list(tmp_path.iterdir())
-    assert "seed" in printed or "--seeds" not in words
+    ):
+        assert main.main([*words.split(), "--output", str(tmp_path / "out")]) == 2
+        printed = capsys.readouterr().err
+        assert re.fullmatch(r"error: [^\n]+\n", printed) and not list(tmp_path.iterdir())
+        assert "seed" in printed or "--seeds" not in words
 
 
 def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(runs, tmp_path, capsys):
@@ -137,14 +134,10 @@ def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(runs, tmp_pat
 def test_a_prediction_is_written_to_output_and_its_run_found_in_either_place(runs, tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr("commands.runs.EXPERIMENTS", runs)
     monkeypatch.setattr("commands.predict.EXPERIMENTS", runs)
-    assert predict("LEO_Sinusoidal_tiny", POINTS, "--output", str(tmp_path / "new")) == 0
+    with closing(ExperimentManager(runs / "LEO_Sinusoidal_tiny", "leo", [])):  # also while another process writes it
+        assert predict("LEO_Sinusoidal_tiny", POINTS, "--output", str(tmp_path / "new")) == 0
     assert (tmp_path / "new" / "predictions.csv").is_file()
     assert not (POINTS.parent / "predictions.csv").exists()
-
-
-def test_a_run_that_another_process_writes_can_be_asked(runs, tmp_path, undrawn):
-    with closing(ExperimentManager(runs / "LEO_Sinusoidal_tiny", "leo", [])) as manager:
-        assert predict(manager.directory, POINTS, "--output", str(tmp_path)) == 0
 
 
 def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs, tmp_path, undrawn):
@@ -167,15 +160,14 @@ def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs, tmp_p
     assert len(written) == 1
 
 
-@pytest.mark.parametrize("rows", ["1700000000,1\n1700000100,2\n", "1,2\n", "3,1\n3,2\n3,4\n", "1e15,-1e15\n", "20,1\n21,2\n"])
-def test_times_since_1970_one_point_and_points_at_one_x_get_a_table(rows, runs, tmp_path, capsys, undrawn):
-    (tmp_path / "points.csv").write_text(f"x,y\n{rows}")
-    assert predict(runs / "MAML_Sinusoidal_tiny-seed3", tmp_path / "points.csv") == 0
-    printed = capsys.readouterr().err
-    assert re.fullmatch(r"(warning: [^\n]+\n)*", printed)
-    assert ("points lie outside" in printed) == (float(rows.split(",")[0]) > 5)
-    inputs = [float(row["x"]) for row in table(tmp_path / "predictions.csv")]
-    assert len(set(inputs)) == 201 and inputs[0] <= float(rows.split(",")[0]) <= inputs[-1]
+def test_times_since_1970_one_point_and_points_at_one_x_get_a_table(runs, tmp_path, capsys, undrawn):
+    for rows in ("1700000000,1\n1700000100,2\n", "1,2\n", "3,1\n3,2\n3,4\n", "1e15,-1e15\n", "20,1\n21,2\n"):
+        (tmp_path / "points.csv").write_text(f"x,y\n{rows}")
+        assert predict(runs / "MAML_Sinusoidal_tiny-seed3", tmp_path / "points.csv") == 0
+        printed, first = capsys.readouterr().err, float(rows.split(",")[0])
+        assert re.fullmatch(r"(warning: [^\n]+\n)*", printed) and ("lie outside" in printed) == (first > 5)
+        inputs = [float(row["x"]) for row in table(tmp_path / "predictions.csv")]
+        assert len(set(inputs)) == 201 and inputs[0] <= first <= inputs[-1]
 
 
 def test_a_prediction_that_makes_no_sense_is_refused(runs, capsys):
@@ -203,55 +195,45 @@ def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(
     assert not (own.parent / "predictions.csv").exists()
 
 
-@pytest.mark.parametrize("other", ["LEO_Sinusoidal_tiny", "another table's"])
-def test_a_best_checkpoint_of_another_run_is_not_judged(other, runs, chosen, own, tmp_path, capsys):
-    source = runs / other if other.startswith("LEO") else next(chosen.glob("R2D2*"))
-    shutil.copy(source / "checkpoints" / "best.pt", own / "checkpoints")
+def test_a_best_checkpoint_of_another_run_is_not_judged(runs, chosen, own, capsys):
     before = json.loads((own / "metrics.json").read_text())["method"]
-    assert main.main(["--evaluate", str(own)]) == 0
-    error = capsys.readouterr().err
-    assert "best.pt: the checkpoint does not fit this run" in error and "evaluating the last one instead" in error
-    assert json.loads((own / "metrics.json").read_text())["method"] == before
+    for other in (runs / "LEO_Sinusoidal_tiny", next(chosen.glob("R2D2*"))):
+        shutil.copy(other / "checkpoints" / "best.pt", own / "checkpoints")
+        assert main.main(["--evaluate", str(own)]) == 0
+        error = capsys.readouterr().err
+        assert "best.pt: the checkpoint does not fit this run" in error and "evaluating the last one instead" in error
+        assert json.loads((own / "metrics.json").read_text())["method"] == before
 
 
-def test_a_run_with_a_damaged_report_can_be_judged_again(own):
+def test_a_damaged_report_and_folders_that_cant_be_made_keep_no_run_from_being_judged(own, capsys):
     for report in ('{"status": "complete", "timing": {"iterations": 1e999}}', "[" * 50_000):
         (own / "full_report.json").write_text(report)
         assert main.main(["--evaluate", str(own)]) == 0
-
-
-@pytest.mark.parametrize(
-    ("file", "keys", "value"),
-    [
-        ("full_report.json", ("tasks",), "nonsense"),
-        ("metrics.json", ("evaluation", "shots", "2", "validation"), -1),
-        ("metrics.json", ("evaluation", "shots", "2", "validation"), "NaN"),
-    ],
-)
-def test_a_comparison_refuses_a_record_that_says_nonsense_before_it_prints(file, keys, value, own, capsys):
-    record = part = json.loads((own / file).read_text())
-    for key in keys[:-1]:
-        part = part[key] if key in part else next(iter(part.values()))
-    part[keys[-1]] = value
-    (own / file).write_text(json.dumps(record))
-    assert main.main(["--compare", str(own), "--output", str(own.parent)]) == 2
-    printed = capsys.readouterr()
-    assert "damaged record" in printed.err and printed.out == ""
-
-
-def test_a_name_that_no_file_can_have_is_no_run(capsys):
-    for action, name in itertools.product(("--resume", "--evaluate", "--compare"), ("x" * 5000, "a\0b")):
-        assert main.main([action, name]) == 2
-        assert "no such run" in capsys.readouterr().err
-
-
-def test_folders_of_logs_and_figures_that_cant_be_made_cost_warnings(own, capsys):
     for folder in ("tensorboard", "plots"):
         shutil.rmtree(own / folder)
         (own / folder).touch()
     assert main.main(["--evaluate", str(own)]) == 0
     printed = capsys.readouterr().err
     assert all(f"{folder} could not be written" in printed for folder in ("tensorboard", "plots"))
+
+
+def test_a_comparison_refuses_a_record_that_says_nonsense_before_it_prints(own, capsys):
+    report, metrics = ((own / f"{name}.json").read_text() for name in ("full_report", "metrics"))
+    wrong = [json.loads(metrics) for _ in range(2)]
+    for record, value in zip(wrong, (-1, "NaN"), strict=True):
+        next(iter(record["evaluation"]["shots"].values()))["validation"] = value
+    for file, record in (*(("metrics.json", record) for record in wrong), ("full_report.json", None)):
+        (own / "metrics.json").write_text(metrics)
+        (own / file).write_text(json.dumps(record or json.loads(report) | {"tasks": "nonsense"}))
+        assert main.main(["--compare", str(own), "--output", str(own.parent)]) == 2
+        printed = capsys.readouterr()
+        assert "damaged record" in printed.err and printed.out == ""
+
+
+def test_a_name_that_no_file_can_have_is_no_run(capsys):
+    for action, name in itertools.product(("--resume", "--evaluate", "--compare"), ("x" * 5000, "a\0b")):
+        assert main.main([action, name]) == 2
+        assert "no such run" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -305,15 +287,15 @@ def test_the_validation_error_that_a_run_records_is_its_best_checkpoints_over_su
         shots = json.loads((run / "metrics.json").read_text())["evaluation"]["shots"]
         assert len(shots) > 1
         for count, result in shots.items():
-            errors = held_out_errors(experiment.learner, experiment.held_out("validation", int(count)), config.EVAL_STEPS)[
-                :, -1
-            ]
+            held_out = experiment.held_out("validation", int(count))
+            errors = held_out_errors(experiment.learner, held_out, config.EVAL_STEPS)[:, -1]
             assert np.isclose(result["validation"], np.exp(np.nanmean(np.log(errors))), rtol=1e-4)
             assert not np.isclose(result["validation"], np.nanmean(errors), rtol=1e-2)
 
 
 def test_a_comparison_whose_tasks_are_gone_is_refused_and_leaves_no_folder(chosen, tmp_path):
-    runs = [shutil.copytree(chosen / f"R2D2_Table_t-seed{seed}", tmp_path / f"R2D2_Table_t-seed{seed}") for seed in (1, 2)]
+    names = [f"R2D2_Table_t-seed{seed}" for seed in (1, 2)]
+    runs = [shutil.copytree(chosen / name, tmp_path / name) for name in names]
     (runs[0] / "table.csv").unlink()
     assert main.main(["--compare", *map(str, runs), "--output", str(tmp_path)]) == 2
     assert sorted(tmp_path.iterdir()) == sorted(runs)

@@ -52,32 +52,22 @@ def test_width_follows_difficulty_and_beats_a_constant_width():
     assert_allclose(arrays["coverage"], arrays["nominal"], atol=0.05)
 
 
-def test_hints_that_say_nothing_cost_nothing():
-    rng = np.random.default_rng(0)
-
-    def noise(count):
-        residuals = rng.normal(size=(count, 10))
-        return rng.uniform(0.1, 1, (count, 10, 3)), residuals, residuals, np.arange(count)
-
-    result, _ = evaluate_intervals(calibrate(*noise(200)), *noise(200))
-    assert_allclose(result["score"], result["constant_score"], rtol=0.03)
-
-
-def test_noise_of_the_measurements_is_part_of_the_width():
+def test_noise_of_the_measurements_is_part_of_the_width_and_hints_that_say_nothing_cost_nothing():
     rng = np.random.default_rng(0)
     features, clean = np.full((100, 20, 1), 0.5), 0.01 * rng.normal(size=(100, 20))
     measured = clean + rng.normal(size=clean.shape)
     entry = calibrate(features, clean, measured, np.arange(100))
     assert_allclose(entry["noise"], 1.0, rtol=0.1)
     assert_allclose(half_widths(entry, features, 0.9), 1.645, rtol=0.1)
-
-
-def test_every_task_weighs_the_same_however_many_points_and_rows_it_has():
-    values = np.array([[1.0, np.nan, np.nan], [1.0, 2.0, 3.0], [4.0, np.nan, np.nan]])
-    assert_allclose(task_weights(values, np.array([0, 1, 1])), [[1, 0, 0], [0.25, 0.25, 0.25], [0.25, 0, 0]])
+    residuals = rng.normal(size=(2, 200, 10))
+    known, new = ((rng.uniform(0.1, 1, (200, 10, 3)), part, part, np.arange(200)) for part in residuals)
+    result, _ = evaluate_intervals(calibrate(*known), *new)
+    assert_allclose(result["score"], result["constant_score"], rtol=0.03)
 
 
 def test_quantiles_are_conformal_where_there_are_enough_tasks_and_lie_on_lines_between_levels():
+    values = np.array([[1.0, np.nan, np.nan], [1.0, 2.0, 3.0], [4.0, np.nan, np.nan]])  # every task weighs the same
+    assert_allclose(task_weights(values, np.array([0, 1, 1])), [[1, 0, 0], [0.25, 0.25, 0.25], [0.25, 0, 0]])
     scores, weights = np.arange(1.0, SURE + 1), np.ones(SURE)
     assert intervals.task_quantiles(scores, weights, np.array([0.5, 0.9]))[1] == np.ceil(0.9 * (SURE + 1))
     assert intervals.task_quantiles(scores, weights, np.array([0.999]))[0] == np.inf
