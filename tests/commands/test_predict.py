@@ -95,22 +95,13 @@ class Case:
         predict.write(files, self.found, self.model, self.file, "a title")
 
 
-def test_the_grid_spans_training_and_points_with_a_margin_where_they_leave_it():
-    for inputs, ends in (
-        ([-1, 2], RANGE),
-        ([-5, 5], RANGE),
-        ([0, 10], (-5, 11.5)),
-        ([-10, 10], (-12, 12)),
-        ([20, 25], (-5, 28)),
-    ):
-        grid = grid_over(np.array(inputs, float), RANGE, np.empty(0))
+def test_the_grid_spans_training_points_and_questions_with_a_margin_but_not_questions_far_away():
+    spans = {(-1, 2): RANGE, (-5, 5): RANGE, (0, 10): (-5, 11.5), (-10, 10): (-12, 12), (20, 25): (-5, 28)}
+    asked = {(): RANGE, (4,): RANGE, (6,): (-5, 7), (-7, 6): (-8.3, 7), (6, 1e6): (-5, 7), (-1e6,): RANGE}
+    cases = [(inputs, (), ends) for inputs, ends in spans.items()] + [((-1, 2), *case) for case in asked.items()]
+    for inputs, questions, ends in cases:
+        grid = grid_over(np.array(inputs, float), RANGE, np.array(questions, float))
         assert len(grid) == 201 and grid.dtype == np.float64
-        assert_allclose([grid[0], grid[-1]], ends)
-
-
-def test_the_grid_reaches_questions_outside_the_range_but_not_those_far_away():
-    for asked, ends in (([], RANGE), ([4], RANGE), ([6], (-5, 7)), ([-7, 6], (-8.3, 7)), ([6, 1e6], (-5, 7)), ([-1e6], RANGE)):
-        grid = grid_over(np.array([-1.0, 2.0]), RANGE, np.array(asked, float))
         assert_allclose([grid[0], grid[-1]], ends)
 
 
@@ -196,6 +187,7 @@ def test_every_method_adapts_to_points(method):
         assert after < before and np.isfinite(first.prediction.outputs).all() and first.rows() == again.rows()
 
 
+@pytest.mark.parametrize("method", ["leo", "r2d2"])
 def test_subjects_in_several_batches_are_predicted_as_one_by_one(method, monkeypatch):
     monkeypatch.setattr(predict, "STATE_BYTES", 1)
     rng, learner = np.random.default_rng(0), METHODS[method].from_config(Config(HIDDEN_DIM=6), stream(0, "weights"))
@@ -208,23 +200,17 @@ def test_subjects_in_several_batches_are_predicted_as_one_by_one(method, monkeyp
         assert_allclose(one.errors, other.errors, rtol=1e-3)
 
 
-def test_points_outside_are_counted():
+def test_points_and_questions_outside_are_warned_about_and_counted():
     assert Case(Lines(4), points_at(-5, 5)).warnings() == []
     (line,) = Case(Lines(), points_at(-6, 0, 5)).warnings()
     assert "1 of 3 points lie outside the range of meta-training" in line
     assert "(got x from -6 to 5; expected -5 to 5)" in line
     (line,) = Case(Lines(), points_at(100, 200)).warnings()
     assert "all 2 points lie outside the range of meta-training" in line
-
-
-def test_different_inputs_that_are_one_number_in_float32_are_warned_about():
-    x = 1.7e9 + np.arange(10.0)[:, None]
+    x = 1.7e9 + np.arange(10.0)[:, None]  # one number in float32
     lines = Case(Lines(), Points(x, np.ones_like(x))).warnings()
     assert "got x from 1700000000 to 1700000009; expected -5 to 5" in lines[0]
     assert "got 10 different x, 1 after rounding" in lines[1]
-
-
-def test_questions_outside_are_warned_about_and_shown():
     case = Case(Lines(4), points_at(-5, 5), queries=np.array([[0.0], [7.0]]))
     (line,) = case.warnings()
     assert line.startswith("1 of 2 questions lie outside the range") and "(got x from 0 to 7; expected -5 to 5)" in line
@@ -243,14 +229,9 @@ def test_an_adaptation_that_diverged_is_warned_about_and_written(file):
     case.write(output_files(file.parent, file, 1))
 
 
-ENTRY = {
-    "quantiles": (LEVELS * 10).tolist(),
-    "floor": [1.0] * 10,
-    "centre": [0.0] * 10,
-    "feature_std": [1.0] * 10,
-    "noise": 0.0,
-}
-CALIBRATED = {"3": {"1": ENTRY | {"coefficients": [0.0] * 21, "seen": [[0.0] * 10, [1e9] * 10]}}}  # a constant width
+ENTRY = {"quantiles": (LEVELS * 10).tolist(), "noise": 0.0, "coefficients": [0.0] * 21, "seen": [[0.0] * 10, [1e9] * 10]}
+ENTRY |= {"floor": [1.0] * 10, "centre": [0.0] * 10, "feature_std": [1.0] * 10}
+CALIBRATED = {"3": {"1": ENTRY}}  # a constant width
 
 
 def test_the_table_has_the_interval_where_there_is_one():
@@ -266,10 +247,8 @@ def test_several_dimensions_are_predicted_at_the_points_in_all_their_digits():
     x, y = [[1700000000.25, 0.1], [1700000001, -1e15 / 3]], [[123456.789012345], [1e-7]]
     rows = Case(Lines(), Points(np.array(x), np.array(y))).rows()
     assert list(rows[0]) == ["x1", "x2", "y", "prediction_before", "prediction_after", "extrapolated"]
-    assert [[row["x1"], row["x2"], row["y"]] for row in rows] == [
-        ["1700000000.25", "0.1", "123456.789012345"],
-        ["1700000001", "-333333333333333", "1e-07"],
-    ]
+    digits = [["1700000000.25", "0.1", "123456.789012345"], ["1700000001", "-333333333333333", "1e-07"]]
+    assert [[row["x1"], row["x2"], row["y"]] for row in rows] == digits
 
 
 def test_table_and_figure_are_written_and_the_points_stay(file):
