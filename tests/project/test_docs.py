@@ -6,7 +6,6 @@ import shlex
 import sys
 import types
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,13 +26,10 @@ def families_of_the_registry(monkeypatch):
 
 
 ROOT = Path(main.__file__).parent
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
-}
+PATHS = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
 TINY = {"EPOCHS": 2, "NUM_TASKS": 30, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 6, "EVAL_TASKS": 6, "EVAL_QUERY_SAMPLES": 5}
-TINY |= {"EVAL_STEPS": 3, "VALIDATION_TASKS": 4}
-TINY |= dict.fromkeys(("LOG_INTERVAL", "VALIDATION_INTERVAL", "CHECKPOINT_INTERVAL"), 5)
+TINY |= {"EVAL_STEPS": 3, "VALIDATION_TASKS": 4, "LOG_INTERVAL": 5, "VALIDATION_INTERVAL": 5, "CHECKPOINT_INTERVAL": 5}
 TINY_FLAGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 
 
@@ -83,41 +79,28 @@ def test_the_table_of_settings_is_what_the_code_declares():
         assert re.findall(rf"^\| `{key}` \| (.*?) \|", PAGES["docs/configuration.md"], re.M) == [shown], key
 
 
-def test_every_flag_method_and_family_is_listed():
-    page = PAGES["docs/command_line.md"]
+def test_every_flag_method_family_file_and_setting_of_a_resumed_run_is_listed():
     flags = [flag for flag in main.build_parser()._option_string_actions if flag.startswith("--")]
-    rows = "\n".join(line for line in page.splitlines() if line.startswith("| `--"))
-    assert [flag for flag in flags if f"`{flag}`" not in rows] == []
-    assert [name for name in (*registry.METHODS, *registry.TASKS) if f"`{name}`" not in rows] == []
-
-
-def test_the_settings_that_may_change_in_a_resumed_run_are_listed():
+    rows = "\n".join(line for line in PAGES["docs/command_line.md"].splitlines() if line.startswith("| `--"))
+    assert [name for name in (*flags, *registry.METHODS, *registry.TASKS) if f"`{name}`" not in rows] == []
     (listed,) = re.findall(r"\* What may change: (.*?)\.\s", PAGES["docs/processes.md"], re.S)
     words = set(re.findall(r"[A-Z_]{4,}", listed)) - {"EVAL"} | {key for key in KEYS if key.startswith("EVAL")}
     assert words == set(keys_for("resume"))
-
-
-def test_the_tour_names_every_python_file():
     paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")] if path.name != "__init__.py"]
     own = [path.as_posix() for path in paths if path.parts[0] not in ("tests", "benchmarks") and path.parts[0][0] != "."]
     assert own and [path for path in own if f"`{path}`" not in PAGES["docs/tour.md"]] == []
 
 
-class Finished(NamedTuple):
-    directory: Path
-    figures: list[str]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, figures):
-    """A tiny run of the method that leaves most behind; its figures are made, and not drawn."""
+    """A tiny run of the method that leaves most behind, and the names of its figures: they are made, and not drawn."""
     output, names = tmp_path_factory.mktemp("docs"), []
     with figures(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExperimentManager, "save_figure", lambda self, name, figure, iteration: names.append(name))
         patch.setattr(ExperimentManager, "log_figure", lambda self, name, figure, iteration: names.append(name))
         flags = [*TINY_FLAGS, "--set", "LEO_LATENT_DIM=3", "--set", "LEO_DECODER_DIM=4"]
         assert main.main(["--method", "leo", "--output", str(output), *flags]) == 0
-    return Finished(next(output.iterdir()), names)
+    return next(output.iterdir()), names
 
 
 def undocumented(names):
@@ -129,33 +112,29 @@ def undocumented(names):
     return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
 
 
-def test_every_array_figure_and_file_is_documented(finished):
-    with np.load(finished.directory / "plots" / "data.npz") as arrays:
+def test_every_array_figure_file_and_tag_is_documented(finished):
+    directory, figures = finished
+    with np.load(directory / "plots" / "data.npz") as arrays:
         assert len(arrays.files) > 10 and undocumented(arrays.files) == []
-    plain = [name for name in finished.figures if "/" not in name]
+    plain = [name for name in figures if "/" not in name]
     assert len(plain) == 7 and undocumented(plain) == []
-    assert undocumented(f"figures/{name}" for name in finished.figures) == []
-    files = [path.relative_to(finished.directory).as_posix() for path in finished.directory.rglob("*") if path.is_file()]
+    assert undocumented(f"figures/{name}" for name in figures) == []
+    files = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
     page = PAGES["docs/run_directory.md"]
     assert [name for name in files if name not in page and not name.startswith("tensorboard/events")] == []
+    tags = tensorboard_events(directory / "tensorboard").Tags()["scalars"]
+    assert len(tags) > 10 and undocumented(tags) == []
 
 
 def test_every_entry_of_the_records_is_documented(finished):
-    metrics, report = (json.loads((finished.directory / name).read_text()) for name in ("metrics.json", "full_report.json"))
-    shots = metrics["evaluation"]["shots"]
+    metrics, report = (json.loads((finished[0] / name).read_text()) for name in ("metrics.json", "full_report.json"))
     entries = [*metrics, *metrics["train"][0], *metrics["validation"][0], *metrics["evaluation"], *metrics["performance"]]
     own = {"kl", "latent_std", "encoder_penalty"}  # under their TensorBoard tags
-    first = next(iter(shots.values()))
+    first = next(iter(metrics["evaluation"]["shots"].values()))
     per_step = [f"{name}[s]" if isinstance(value, list) else name for name, value in first.items() if name != "interval"]
     assert undocumented([name for name in entries if name not in own and name != "mse"] + per_step) == []
-    assert undocumented(first["interval"]) == []
-    assert undocumented(report) == []
-    assert undocumented(read_checkpoint(finished.directory / "checkpoints" / "last.pt")) == []
-
-
-def test_every_tensorboard_tag_is_documented(finished):
-    tags = tensorboard_events(finished.directory / "tensorboard").Tags()["scalars"]
-    assert len(tags) > 10 and undocumented(tags) == []
+    checkpoint = read_checkpoint(finished[0] / "checkpoints" / "last.pt")
+    assert undocumented([*first["interval"], *report, *checkpoint]) == []
 
 
 def example(heading, name, monkeypatch):
