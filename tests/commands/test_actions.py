@@ -65,10 +65,8 @@ def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs):
 
 def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs, tmp_path):
     assert main.main(command(tmp_path, "--seed", "5", "--name", "alone", EVAL_STEPS=3)) == 0
-    ends = [
-        run / "checkpoints" / "best.pt" for run in (runs / "MAML_Sinusoidal_tiny-seed5", tmp_path / "MAML_Sinusoidal_alone")
-    ]
-    alone, swept = (read_checkpoint(path)["meta_parameters"]["theta"] for path in ends)
+    ends = runs / "MAML_Sinusoidal_tiny-seed5", tmp_path / "MAML_Sinusoidal_alone"
+    swept, alone = (read_checkpoint(run / "checkpoints" / "best.pt")["meta_parameters"]["theta"] for run in ends)
     assert alone.equal(swept)
 
 

@@ -102,20 +102,6 @@ def test_a_damaged_file_is_refused_by_name(make, name):
     assert str(directory) in refusal(directory)
 
 
-def test_a_flipped_byte_in_the_arrays_is_noticed_or_harmless(make):
-    path = make("run") / "plots" / "data.npz"
-    whole, before = path.read_bytes(), read_run(path.parents[1])
-    for where in (0.1, 0.3, 0.5, 0.7, 0.9):
-        data = bytearray(whole)
-        data[int(where * len(data))] ^= 0xFF
-        path.write_bytes(data)
-        try:
-            after = read_run(path.parents[1])
-        except RunError:
-            continue
-        assert all(np.array_equal(before.errors[shots], after.errors[shots]) for shots in before.errors)
-
-
 def test_missing_results_unfit_arrays_and_settings_that_can_not_be_used_are_refused_with_the_file(make):
     directory = make("run")
     np.savez(directory / "plots" / "data.npz", test_params=np.ones((2, 3)), **{f"test_errors_{k}_shot": k for k in (5, 10)})
@@ -137,15 +123,12 @@ def test_runs_with_other_test_tasks_are_refused_by_the_setting(make):
         second = make(key, **{key: value})
         line = f"{second} has other test tasks than {first} (got {key}={value}; expected {key}="
         assert refusal(first, second).startswith(line)
-
-
-def test_runs_with_another_number_of_test_tasks_are_refused(make):
     second = make("b")
     config = json.loads((second / "full_report.json").read_text())["config"]
     change(second / "full_report.json", config=config | {"EVAL_TASKS": 3})
     arrays = {f"test_errors_{count}_shot": np.ones((3, 7)) for count in (5, 10)}
     np.savez(second / "plots" / "data.npz", test_params=np.ones((3, 3), np.float32), **arrays)
-    assert f"got EVAL_TASKS=3; expected EVAL_TASKS={TASKS}" in refusal(make("a"), second)
+    assert f"got EVAL_TASKS=3; expected EVAL_TASKS={TASKS}" in refusal(first, second)
 
 
 @pytest.mark.parametrize(
@@ -210,17 +193,16 @@ def test_where_validation_errors_decide_nothing_the_reason_is_given(make):
     assert "EVAL_SHOTS, EVAL_QUERY_SAMPLES or VALIDATION_TASKS differ" in choice(other_tasks) == choice(other_shots)
 
 
-def test_an_older_run_without_a_validation_error_is_named_and_one_that_diverged_is_infinite(make):
-    directory = make("a", "maml")
-    evaluation = json.loads((directory / "metrics.json").read_text())["evaluation"]
+def test_a_validation_error_that_is_null_diverged_and_one_that_is_no_number_is_damaged(make):
+    metrics = make("a") / "metrics.json"
+    evaluation = json.loads(metrics.read_text())["evaluation"]
     first, second = evaluation["shots"].values()
     first["validation"], second["validation"] = None, 0.5
-    change(directory / "metrics.json", evaluation=evaluation)
-    assert list(read_run(directory).validation.values()) == [math.inf, 0.5]
-    assert choice([read_run(directory), read_run(make("b", "leo"))]).endswith("is on record for b (--evaluate adds it)")
+    change(metrics, evaluation=evaluation)
+    assert list(read_run(metrics.parent).validation.values()) == [math.inf, 0.5]
     first["validation"] = "low"
-    change(directory / "metrics.json", evaluation=evaluation)
-    assert "damaged record" in refusal(directory)
+    change(metrics, evaluation=evaluation)
+    assert "damaged record" in refusal(metrics.parent)
 
 
 def test_means_and_intervals_are_taken_over_tasks_and_one_that_diverged_shows_in_the_mean_alone():

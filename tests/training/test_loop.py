@@ -101,8 +101,9 @@ def test_adam_and_clipping_equal_torch_optim():
     torch.testing.assert_close(run(make(iterations=5))["meta_parameters"]["theta"], reference.detach(), rtol=1e-5, atol=1e-7)
 
 
-def test_cosine_schedule_starts_at_the_rate_and_ends_at_zero():
-    trainer = make(iterations=100)
+def test_short_runs_are_not_compiled_and_their_cosine_schedule_ends_at_zero():
+    trainer = make(iterations=100, compile_mode="auto")
+    assert "too few" in trainer.prepare()  # to be compiled
     assert [trainer.learning_rate(step) for step in (0, 50, 100)] == pytest.approx([1e-3, 5e-4, 0], abs=1e-12)
     assert make(schedule="constant").learning_rate(11) == 1e-3
 
@@ -225,10 +226,6 @@ def test_cuda_equals_cpu_for_twenty_steps(method):
     cpu, cuda = run(make(method, iterations=20)), run(make(method, iterations=20, device="cuda"))
     for name, tensor in cpu["meta_parameters"].items():
         torch.testing.assert_close(tensor, cuda["meta_parameters"][name], rtol=1e-4, atol=1e-5)
-
-
-def test_short_runs_are_not_compiled_and_say_so():
-    assert "too few" in make(iterations=10, compile_mode="auto").prepare()
 
 
 def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(monkeypatch):

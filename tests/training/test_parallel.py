@@ -1,7 +1,9 @@
 """Micro-batches: the same numbers whoever computes them, as many as the work is worth, on as many threads as cores."""
 
+import itertools
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -21,15 +23,9 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def in_a_thread(action):
-    thread = threading.Thread(target=action)
-    thread.start()
-    thread.join()
-
-
-@pytest.mark.parametrize(("total", "size"), [(25, 13), (25, 25), (7, 3), (6, 3), (5, 1), (5, 0)])
-def test_micro_batches_weigh_every_task_once_and_have_one_size(total, size):
-    for world in (1, 2, 4):
+def test_micro_batches_weigh_every_task_once_and_have_one_size():
+    cuts = [(25, 13), (25, 25), (7, 3), (6, 3), (5, 1), (5, 0)]
+    for (total, size), world in itertools.product(cuts, (1, 2, 4)):
         weights = torch.zeros(total)
         for rank in range(world):
             cut = MicroBatches(total, size, rank, world)
@@ -73,14 +69,9 @@ def test_a_large_step_of_a_single_task_is_not_looped_over_so_that_a_signal_need_
 
 
 def test_a_thread_that_helps_computes_as_the_callers_does():
-    found = []
-
-    def compute():
-        compute_as_the_caller()
-        found.extend([flushes_denormals(), torch.is_grad_enabled(), torch.get_num_threads()])
-
-    in_a_thread(compute)
-    assert found == [True, False, 1]
+    with ThreadPoolExecutor(1, initializer=compute_as_the_caller) as pool:
+        asked = [pool.submit(state) for state in (flushes_denormals, torch.is_grad_enabled, torch.get_num_threads)]
+    assert [future.result() for future in asked] == [True, False, 1]
 
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch):
@@ -99,28 +90,24 @@ def test_processes_of_one_machine_share_its_cores(monkeypatch):
         assert available_cores() == cores
 
 
-def test_little_work_is_done_on_one_thread_and_the_callers_number_is_put_back(two_threads):
+def test_little_work_is_done_on_one_thread_and_the_callers_number_is_put_back_also_of_two_at_a_time(two_threads):
     with pytest.raises(ZeroDivisionError), threads_for(SMALL_WORK - 1):
         assert torch.get_num_threads() == 1
         raise ZeroDivisionError
     assert torch.get_num_threads() == 2
     with threads_for(SMALL_WORK):
         assert torch.get_num_threads() == 2
-
-
-def test_threads_that_compute_at_the_same_time_put_the_number_of_threads_back(two_threads):
-    inside, first_left, counts = threading.Event(), threading.Event(), []
+    inside, first_left = threading.Event(), threading.Event()
 
     def late():  # begins while the caller is inside, and is there when it leaves
         with threads_for(1):
             inside.set()
             first_left.wait(10)
 
-    with threads_for(1):
-        other = threading.Thread(target=late)
-        other.start()
-        inside.wait(10)
-    first_left.set()
-    other.join()
-    in_a_thread(lambda: counts.append(torch.get_num_threads()))
-    assert (torch.get_num_threads(), counts) == (2, [2])
+    with ThreadPoolExecutor(1) as pool:
+        with threads_for(1):
+            pool.submit(late)
+            inside.wait(10)
+        first_left.set()
+    with ThreadPoolExecutor(1) as pool:
+        assert (torch.get_num_threads(), pool.submit(torch.get_num_threads).result()) == (2, 2)
