@@ -115,6 +115,7 @@ def warnings_about(found: Sequence[Prediction], model: FewShotRegressor, names: 
     if found[0].is_query:
         lines.append(outside_range("questions", np.concatenate([one.x for one in found]), model, names))
     lines.append(unusual_targets(np.concatenate([one.points.y[:, 0] for one in found]), model, names[-1]))
+    lines.append(merged_inputs(found, model, names))
     if diverged := sum(not np.isfinite(one.answer.stages[-1]).all() for one in found):
         last = f"{model.steps} gradients"
         if len(found) > 1:
@@ -146,6 +147,18 @@ def unusual_targets(targets: Array, model: FewShotRegressor, name: str) -> str:
         f"{count} of {len(targets)} points lie {UNUSUAL_TARGET} standard deviations or more from the mean of training: another"
         f" unit? (got {name} from {targets.min():.6g} to {targets.max():.6g}; expected {low:.6g} to {high:.6g})"
     )
+
+
+def merged_inputs(found: Sequence[Prediction], model: FewShotRegressor, names: Sequence[str]) -> str:
+    """A line about different inputs of a subject that are no longer different in float32, if there are any."""
+    members = np.repeat(np.arange(len(found)), [len(one.points.x) for one in found])
+    own = np.concatenate([one.points.x for one in found])
+    seen = model.coding.encode_inputs(own).astype(np.float32)
+    different, left = (len(np.unique(np.column_stack([members, x]), axis=0)) for x in (own, seen))
+    if different == left:
+        return ""
+    got = f"got {different} different {' and '.join(names[:-1])}, {left} after rounding; expected no less"
+    return f"some inputs are one number to the network, which computes with 7 digits ({got})"
 
 
 def summary(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile) -> str:

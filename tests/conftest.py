@@ -1,10 +1,7 @@
 """What every test shares: one thread, restored signal handlers, a small generator of tasks, a voice."""
 
-from __future__ import annotations
-
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,7 +15,7 @@ torch.set_num_threads(1)  # the networks are small: threads would only wait for 
 
 
 @pytest.fixture(autouse=True)
-def original_signal_handlers() -> Iterator[None]:
+def original_signal_handlers():
     """A test that runs the command line in process leaves the signal handlers as they were."""
     numbers = [getattr(signal, name) for name in (*STOPPING, *SAVING) if hasattr(signal, name)]
     before = [signal.getsignal(number) for number in numbers]
@@ -28,7 +25,7 @@ def original_signal_handlers() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def denormal_numbers() -> Iterator[None]:
+def denormal_numbers():
     """A trainer flushes them for its whole process; the next test gets them back."""
     yield
     torch.set_flush_denormal(False)
@@ -39,7 +36,7 @@ DRAWN = [(owner, name, getattr(owner, name)) for owner, name in DRAWING]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def without_figures() -> Iterator[None]:
+def without_figures():
     """No run or comparison draws: that takes ten times as long as all the rest of a tiny one."""
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in DRAWING:
@@ -47,38 +44,45 @@ def without_figures() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def drawing():
+    """Within it runs and comparisons draw."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name, function in DRAWN:
+            patch.setattr(owner, name, function)
+        yield
+
+
 @pytest.fixture(scope="session")
-def figures() -> Callable[[], AbstractContextManager[None]]:
-    """Makes contexts in which runs and comparisons draw."""
-
-    @contextmanager
-    def drawn() -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            for owner, name, function in DRAWN:
-                patch.setattr(owner, name, function)
-            yield
-
-    return drawn
+def figures():
+    return drawing
 
 
 @pytest.fixture
-def with_figures(figures: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+def with_figures():
     """Asked for by a test that looks at figures."""
-    with figures():
+    with drawing():
         yield
 
 
 @pytest.fixture
-def sinusoids() -> SinusoidalTaskGenerator:
+def undrawn(monkeypatch):
+    """Predictions have no figures, which take longer than all the rest."""
+    for name in ("png_bytes", "pdf_bytes"):
+        monkeypatch.setattr(f"visualization.{name}", lambda *_: b"")
+
+
+@pytest.fixture
+def sinusoids():
     """The paper's tasks: amplitude in [0.1, 5], phase in [0, pi], x in [-5, 5], no noise."""
     return SinusoidalTaskGenerator()
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+def say(capsys):
     """Print a line of the record past pytest's capture."""
 
-    def line(text: str) -> None:
+    def line(text):
         with capsys.disabled():
             print(text)
 
@@ -86,12 +90,12 @@ def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
 
 
 @pytest.fixture
-def full_disk() -> Callable[[str], AbstractContextManager[None]]:
+def full_disk():
     """Makes contexts in which a function of `os` fails as on a full disk."""
 
     @contextmanager
-    def full(call: str) -> Iterator[None]:
-        def fail(*_: object, **__: object) -> None:
+    def full(call):
+        def fail(*_, **__):
             raise OSError(28, "No space left on device")
 
         with pytest.MonkeyPatch.context() as patch:

@@ -1,13 +1,12 @@
 """What the command line does with finished runs: seeds one after another, comparisons, predictions for given points."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
+import itertools
 import json
-import os
 import re
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,43 +27,35 @@ POINTS = ROOT / "docs" / "points.csv"
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory):
     """An output folder with a tiny run of each method, MAML with two seeds."""
     output = tmp_path_factory.mktemp("runs")
-    make_runs(output)
+    assert main.main(command(output, "--name", "tiny", "--seeds", "3,5", EVAL_STEPS=3)) == 0
+    assert main.main(command(output, "--method", "leo", "--name", "tiny", EVAL_STEPS=3)) == 0
     return output
 
 
-def make_runs(output: Path) -> None:
-    assert main.main(command(output, "--name", "tiny", "--seeds", "3,5", EVAL_STEPS=3)) == 0
-    assert main.main(command(output, "--method", "leo", "--name", "tiny", EVAL_STEPS=3)) == 0
+def predict(run, points, *more):
+    return main.main(["--predict", str(run), "--points", str(points), *more])
 
 
-def table(path: Path) -> list[dict[str, str]]:
+def table(path):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def files(directory: Path) -> dict[str, bytes]:
+def files(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-# ---- seeds
+def test_seeds_are_read_as_ranges_and_lists_or_refused():
+    good = {"0-4": [0, 1, 2, 3, 4], "7": [7], "0,3,7-9": [0, 3, 7, 8, 9], "3, 1": [3, 1], "4-4": [4]}
+    assert {text: seed_list(text) for text in good} == good
+    for text in ("", "a", "1.5", "-1", "3-1", "1,1", "0-3,2", "0-1000000", "0-", "1,,2", "0:4", "²", "9" * 30):
+        with pytest.raises(RunError, match="--seeds can't be used"):
+            seed_list(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("7", [7]), ("0,3,7-9", [0, 3, 7, 8, 9]), ("3, 1", [3, 1]), ("4-4", [4])]
-)
-def test_seeds_are_read_as_ranges_and_lists(text: str, seeds: list[int]) -> None:
-    assert seed_list(text) == seeds
-
-
-@pytest.mark.parametrize("text", ["", "a", "1.5", "-1", "3-1", "1,1", "0-3,2", "0-1000000", "0-", "1,,2", "0:4", "²", "9" * 30])
-def test_seeds_that_make_no_sense_are_refused(text: str) -> None:
-    with pytest.raises(RunError, match="--seeds can't be used"):
-        seed_list(text)
-
-
-def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs: Path) -> None:
+def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs):
     assert {path.name for path in runs.glob("MAML*")} == {"MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"}
     (found,) = runs.glob("Comparison_*")
     assert set(files(found)) == {
@@ -77,22 +68,20 @@ def test_every_seed_has_a_run_of_its_own_and_the_comparison_groups_them(runs: Pa
     assert {(row["group"], row["seeds"]) for row in rows} == {("MAML", "2"), ("best single function", "1")}
 
 
-def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs: Path, tmp_path: Path) -> None:
+def test_a_seed_of_a_sweep_gives_the_run_that_it_gives_alone(runs, tmp_path):
     assert main.main(command(tmp_path, "--seed", "5", "--name", "alone", EVAL_STEPS=3)) == 0
-    ends = [
-        run / "checkpoints" / "best.pt" for run in (runs / "MAML_Sinusoidal_tiny-seed5", tmp_path / "MAML_Sinusoidal_alone")
-    ]
-    alone, swept = (read_checkpoint(path)["meta_parameters"]["theta"] for path in ends)
+    ends = runs / "MAML_Sinusoidal_tiny-seed5", tmp_path / "MAML_Sinusoidal_alone"
+    swept, alone = (read_checkpoint(run / "checkpoints" / "best.pt")["meta_parameters"]["theta"] for run in ends)
     assert alone.equal(swept)
 
 
-def test_a_sweep_whose_name_is_taken_is_refused_before_it_starts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_whose_name_is_taken_is_refused_before_it_starts(runs, capsys):
     before = sorted(runs.iterdir())
     assert main.main(command(runs, "--name", "tiny", "--seeds", "2-3")) == 2
     assert "tiny-seed3 exists" in capsys.readouterr().err and sorted(runs.iterdir()) == before
 
 
-def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path, monkeypatch):
     signals = Signals()
     signals.stop = 15
     monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
@@ -101,12 +90,7 @@ def test_a_sweep_ends_with_the_first_seed_that_is_stopped(tmp_path: Path, monkey
     assert len(list(tmp_path.iterdir())) == 1
 
 
-# ---- comparisons
-
-
-def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(runs, tmp_path, capsys):
     names = ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3", "MAML_Sinusoidal_tiny-seed5"]
     before = [files(runs / name) for name in names]
     assert main.main(["--compare", *(str(runs / name) for name in names), "--output", str(tmp_path)]) == 0
@@ -119,83 +103,47 @@ def test_runs_are_compared_in_the_order_given_and_nothing_of_them_changes(
     assert [files(runs / name) for name in names] == before
 
 
-def test_runs_judged_on_other_tasks_are_refused_naming_the_keys(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main(command(runs, "--name", "noisy", NOISE_STD=0.3, EVAL_STEPS=3)) == 0
-    before = sorted(runs.iterdir())
-    capsys.readouterr()
-    chosen = ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_noisy"]
-    assert main.main(["--output", str(runs), "--compare", *chosen]) == 2
-    assert "NOISE_STD=0.3" in capsys.readouterr().err and sorted(runs.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_actions_that_make_no_sense_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (
         *("--seeds 0-1 --seed 3", "--seeds 0-1 --set RANDOM_SEED=3", "--seeds 0-1 --resume latest", "--seeds="),
         *("--compare", "--compare nowhere", "--compare=", "--compare latest --method leo", "--compare latest --set EPOCHS=1"),
         *("--compare latest --name mine", "--compare latest --resume latest"),
         *("--method leo leo", "--method leo maml --resume latest", "--method leo maml --set NO_SUCH=1"),
         *("--method leo maml --predict latest --points docs/points.csv", "--method maml anil --set LEO_LATENT_DIM=3"),
-    ],
-)
-def test_actions_that_make_no_sense_are_refused(
-    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main.main([*words.split(), "--output", str(tmp_path / "out")]) == 2
-    printed = capsys.readouterr().err
-    assert re.fullmatch(r"error: [^\n]+\n", printed) and not list(tmp_path.iterdir())
-    assert "seed" in printed or "--seeds" not in words
+    ):
+        assert main.main([*words.split(), "--output", str(tmp_path / "out")]) == 2
+        printed = capsys.readouterr().err
+        assert re.fullmatch(r"error: [^\n]+\n", printed) and not list(tmp_path.iterdir())
+        assert "seed" in printed or "--seeds" not in words
 
 
-# ---- predictions
-
-
-@pytest.mark.parametrize("name", ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3"])
-def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(
-    name: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    points = tmp_path / "mine.csv"
+def test_points_get_a_curve_beside_them_and_the_run_stays_as_it_is(runs, tmp_path, capsys):
+    run, points = runs / "LEO_Sinusoidal_tiny", tmp_path / "mine.csv"
     points.write_bytes(POINTS.read_bytes())
-    before = files(runs / name)
-    assert main.main(["--predict", str(runs / name), "--points", str(points)]) == 0
+    given = [(float(row["x"]), float(row["y"])) for row in table(POINTS)]
+    assert np.allclose([y for _, y in given], [2.5 * np.sin(x - 1) for x, _ in given], atol=1e-5)
+    before = files(run)
+    assert predict(run, points) == 0
     printed = capsys.readouterr()
     assert "mean squared error on the 10 points" in printed.out and "after 3 gradients" in printed.out and printed.err == ""
     assert {path.name for path in tmp_path.iterdir()} == {"mine.csv", "predictions.csv", "predictions.png", "predictions.pdf"}
     rows = table(tmp_path / "predictions.csv")
     assert len(rows) == 201 and all(float(row["lower_5"]) < float(row["upper_95"]) for row in rows)
     assert np.isfinite([float(row["prediction_after"]) for row in rows]).all()
-    assert files(runs / name) == before and points.read_bytes() == POINTS.read_bytes()
+    assert files(run) == before and points.read_bytes() == POINTS.read_bytes()
 
 
-def test_a_prediction_is_written_to_output_and_its_run_found_in_either_place(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prediction_is_written_to_output_and_its_run_found_in_either_place(runs, tmp_path, monkeypatch, undrawn):
     monkeypatch.setattr("commands.runs.EXPERIMENTS", runs)
     monkeypatch.setattr("commands.predict.EXPERIMENTS", runs)
-    assert main.main(["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--output", str(tmp_path / "new")]) == 0
+    with closing(ExperimentManager(runs / "LEO_Sinusoidal_tiny", "leo", [])):  # also while another process writes it
+        assert predict("LEO_Sinusoidal_tiny", POINTS, "--output", str(tmp_path / "new")) == 0
     assert (tmp_path / "new" / "predictions.csv").is_file()
     assert not (POINTS.parent / "predictions.csv").exists()
 
 
-def test_a_run_that_another_process_writes_can_be_asked(runs: Path, tmp_path: Path) -> None:
-    manager = ExperimentManager(runs / "LEO_Sinusoidal_tiny", "leo", [])
-    try:
-        assert main.main(["--predict", str(manager.directory), "--points", str(POINTS), "--output", str(tmp_path)]) == 0
-    finally:
-        manager.close()
-
-
-def test_points_outside_the_trained_range_are_warned_about(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    points = tmp_path / "far.csv"
-    points.write_text("x,y\n20,1\n21,2\n")
-    assert main.main(["--predict", str(runs / "MAML_Sinusoidal_tiny-seed3"), "--points", str(points)]) == 0
-    assert re.fullmatch(r"warning: all 2 points lie outside [^\n]+\n", capsys.readouterr().err)
-
-
-def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs: Path, tmp_path: Path) -> None:
+def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs, tmp_path, undrawn):
     text = POINTS.read_text().splitlines()
     semicolons = "\r\n".join(["sep=;", *(line.replace(",", ";").replace(".", ",") for line in text), ";", ""])
     rows = "".join(f'"{number}"\t{line}\n'.replace(",", "\t") for number, line in enumerate(text[1:], start=1))
@@ -209,138 +157,94 @@ def test_points_in_any_dialect_give_the_same_predictions_to_the_byte(runs: Path,
     written = set()
     for dialect, contents in dialects.items():
         (tmp_path / f"{dialect}.csv").write_bytes(contents)
-        argv = ["--predict", str(runs / "LEO_Sinusoidal_tiny"), "--points", str(tmp_path / f"{dialect}.csv")]
-        assert main.main([*argv, "--output", str(tmp_path / dialect)]) == 0
+        points = tmp_path / f"{dialect}.csv"
+        assert predict(runs / "LEO_Sinusoidal_tiny", points, "--output", str(tmp_path / dialect)) == 0
         written.add((tmp_path / dialect / "predictions.csv").read_bytes())
     assert len(written) == 1
 
 
-@pytest.mark.parametrize("name", ["LEO_Sinusoidal_tiny", "MAML_Sinusoidal_tiny-seed3"])
-@pytest.mark.parametrize("rows", ["1700000000,1\n1700000100,2\n", "1,2\n", "3,1\n3,2\n3,4\n", "1e15,-1e15\n", "900,1\n900,1\n"])
-def test_times_since_1970_one_point_and_points_at_one_x_get_a_table(
-    name: str, rows: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "points.csv").write_text(f"x,y\n{rows}")
-    assert main.main(["--predict", str(runs / name), "--points", str(tmp_path / "points.csv")]) == 0
-    assert re.fullmatch(r"(warning: [^\n]+\n)*", capsys.readouterr().err)
-    inputs = [float(row["x"]) for row in table(tmp_path / "predictions.csv")]
-    assert len(set(inputs)) == 201 and inputs[0] <= float(rows.split(",")[0]) <= inputs[-1]
+def test_times_since_1970_one_point_and_points_at_one_x_get_a_table(runs, tmp_path, capsys, undrawn):
+    for rows in ("1700000000,1\n1700000100,2\n", "1,2\n", "3,1\n3,2\n3,4\n", "1e15,-1e15\n", "20,1\n21,2\n"):
+        (tmp_path / "points.csv").write_text(f"x,y\n{rows}")
+        assert predict(runs / "MAML_Sinusoidal_tiny-seed3", tmp_path / "points.csv") == 0
+        printed, first = capsys.readouterr().err, float(rows.split(",")[0])
+        assert re.fullmatch(r"(warning: [^\n]+\n)*", printed) and ("lie outside" in printed) == (first > 5)
+        inputs = [float(row["x"]) for row in table(tmp_path / "predictions.csv")]
+        assert len(set(inputs)) == 201 and inputs[0] <= first <= inputs[-1]
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--predict", "LEO_Sinusoidal_tiny"],
-        ["--points", str(POINTS)],
-        ["--predict", "nowhere", "--points", str(POINTS)],
-        ["--predict", "LEO_Sinusoidal_tiny", "--points", "missing.csv"],
-        ["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--set", "HIDDEN_DIM=7"],
-        ["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--method", "maml"],
-        ["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--evaluate", "latest"],
-        ["--predict", "LEO_Sinusoidal_tiny", "--points", str(POINTS), "--name", "mine"],
-    ],
-    ids=lambda argv: " ".join(os.path.basename(word) for word in argv),
-)
-def test_a_prediction_that_makes_no_sense_is_refused(argv: list[str], runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = files(runs)
-    assert main.main([*argv, "--output", str(runs)]) == 2
-    assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and files(runs) == before
-
-
-# ---- runs whose files are damaged or another's
+def test_a_prediction_that_makes_no_sense_is_refused(runs, capsys):
+    run, points, before = ["--predict", "LEO_Sinusoidal_tiny"], ["--points", str(POINTS)], files(runs)
+    alone = [run, points, ["--predict", "nowhere", *points], [*run, "--points", "missing.csv"]]
+    more = (["--set", "HIDDEN_DIM=7"], ["--method", "maml"], ["--evaluate", "latest"], ["--name", "mine"])
+    for words in (*alone, *([*run, *points, *flags] for flags in more)):
+        assert main.main([*words, "--output", str(runs)]) == 2, words
+        assert re.fullmatch(r"error: [^\n]+\n", capsys.readouterr().err) and files(runs) == before
 
 
 @pytest.fixture
-def own(runs: Path, tmp_path: Path) -> Path:
+def own(runs, tmp_path):
     """A copy of a run that may be spoiled."""
     return Path(shutil.copytree(runs / "MAML_Sinusoidal_tiny-seed3", tmp_path / "runs" / "own"))
 
 
-def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(
-    runs: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(runs, own, tmp_path, monkeypatch, capsys):
     shutil.copytree(runs / "LEO_Sinusoidal_tiny", tmp_path / "out" / "own")
     monkeypatch.setattr("commands.predict.EXPERIMENTS", own.parent)
     with open(own / "checkpoints" / "best.pt", "ab") as file:
         file.write(b"x")
-    assert main.main(["--predict", "own", "--points", str(POINTS), "--output", str(tmp_path / "out")]) == 2
+    assert predict("own", POINTS, "--output", str(tmp_path / "out")) == 2
     assert "best.pt is damaged" in capsys.readouterr().err
     assert not (tmp_path / "out" / "predictions.csv").exists()
 
 
-@pytest.mark.parametrize("other", ["LEO_Sinusoidal_tiny", "another table's"])
-def test_a_best_checkpoint_of_another_run_is_not_judged(
-    other: str, runs: Path, chosen: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = runs / other if other.startswith("LEO") else next(chosen.glob("R2D2*"))
-    shutil.copy(source / "checkpoints" / "best.pt", own / "checkpoints")
+def test_a_best_checkpoint_of_another_run_is_not_judged(runs, chosen, own, capsys):
     before = json.loads((own / "metrics.json").read_text())["method"]
+    for other in (runs / "LEO_Sinusoidal_tiny", next(chosen.glob("R2D2*"))):
+        shutil.copy(other / "checkpoints" / "best.pt", own / "checkpoints")
+        assert main.main(["--evaluate", str(own)]) == 0
+        error = capsys.readouterr().err
+        assert "best.pt: the checkpoint does not fit this run" in error and "evaluating the last one instead" in error
+        assert json.loads((own / "metrics.json").read_text())["method"] == before
+
+
+def test_a_damaged_report_and_folders_that_cant_be_made_keep_no_run_from_being_judged(own, capsys):
+    for report in ('{"status": "complete", "timing": {"iterations": 1e999}}', "[" * 50_000):
+        (own / "full_report.json").write_text(report)
+        assert main.main(["--evaluate", str(own)]) == 0
+    for folder in ("tensorboard", "plots"):
+        shutil.rmtree(own / folder)
+        (own / folder).touch()
     assert main.main(["--evaluate", str(own)]) == 0
-    error = capsys.readouterr().err
-    assert "best.pt: the checkpoint does not fit this run" in error and "evaluating the last one instead" in error
-    assert json.loads((own / "metrics.json").read_text())["method"] == before
+    printed = capsys.readouterr().err
+    assert all(f"{folder} could not be written" in printed for folder in ("tensorboard", "plots"))
 
 
-@pytest.mark.parametrize("report", ['{"status": "complete", "timing": {"iterations": 1e999}}', "[" * 50_000])
-def test_a_run_with_a_damaged_report_can_be_judged_again(report: str, own: Path) -> None:
-    (own / "full_report.json").write_text(report)
-    assert main.main(["--evaluate", str(own)]) == 0
+def test_a_comparison_refuses_a_record_that_says_nonsense_before_it_prints(own, capsys):
+    report, metrics = ((own / f"{name}.json").read_text() for name in ("full_report", "metrics"))
+    wrong = [json.loads(metrics) for _ in range(2)]
+    for record, value in zip(wrong, (-1, "NaN"), strict=True):
+        next(iter(record["evaluation"]["shots"].values()))["validation"] = value
+    for file, record in (*(("metrics.json", record) for record in wrong), ("full_report.json", None)):
+        (own / "metrics.json").write_text(metrics)
+        (own / file).write_text(json.dumps(record or json.loads(report) | {"tasks": "nonsense"}))
+        assert main.main(["--compare", str(own), "--output", str(own.parent)]) == 2
+        printed = capsys.readouterr()
+        assert "damaged record" in printed.err and printed.out == ""
 
 
-@pytest.mark.parametrize(
-    ("file", "keys", "value"),
-    [
-        ("full_report.json", ("tasks",), "nonsense"),
-        ("metrics.json", ("evaluation", "shots", "2", "validation"), -1),
-        ("metrics.json", ("evaluation", "shots", "2", "validation"), "NaN"),
-    ],
-)
-def test_a_comparison_refuses_a_record_that_says_nonsense_before_it_prints(
-    file: str, keys: tuple[str, ...], value: object, own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record = part = json.loads((own / file).read_text())
-    for key in keys[:-1]:
-        part = part[key] if key in part else next(iter(part.values()))
-    part[keys[-1]] = value
-    (own / file).write_text(json.dumps(record))
-    assert main.main(["--compare", str(own), "--output", str(own.parent)]) == 2
-    printed = capsys.readouterr()
-    assert "damaged record" in printed.err and printed.out == ""
-
-
-@pytest.mark.parametrize("action", ["--resume", "--evaluate", "--compare"])
-@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
-def test_a_name_that_no_file_can_have_is_no_run(action: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main.main([action, name]) == 2
-    assert "no such run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("folder", ["tensorboard", "plots"])
-def test_a_folder_of_logs_or_figures_that_cant_be_made_costs_a_warning(
-    folder: str, own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.rmtree(own / folder)
-    (own / folder).touch()
-    assert main.main(["--evaluate", str(own)]) == 0
-    assert f"{folder} could not be written" in capsys.readouterr().err
+def test_a_name_that_no_file_can_have_is_no_run(capsys):
+    for action, name in itertools.product(("--resume", "--evaluate", "--compare"), ("x" * 5000, "a\0b")):
+        assert main.main([action, name]) == 2
+        assert "no such run" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
-def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chosen(tmp_path_factory):
     """An output folder with tiny runs of two methods and two seeds on a table, one after another."""
     output = tmp_path_factory.mktemp("several")
-    columns = ["--columns", "task=Chick", "x=Time", "y=weight"]
-    about = [
-        "--data",
-        str(ROOT / "examples" / "chicks.csv"),
-        *columns,
-        "--output",
-        str(output),
-        "--name",
-        "t",
-        "--seeds",
-        "1-2",
-    ]
+    about = ["--data", str(ROOT / "examples" / "chicks.csv"), "--columns", "task=Chick", "x=Time", "y=weight"]
+    about += ["--output", str(output), "--name", "t", "--seeds", "1-2"]
     sizes = {"EPOCHS": 3, "HIDDEN_DIM": 4, "EVAL_STEPS": 1, "EVAL_REPEATS": 1, "VALIDATION_INTERVAL": 1, "COMPILE": "never"}
     sizes |= {"LEO_LATENT_DIM": 3, "INNER_STEPS": 1}
     settings = [text for key, value in sizes.items() for text in ("--set", f"{key}={value}")]
@@ -348,7 +252,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen: Path) -> None:
+def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen):
     runs = {f"{method}_Table_t-seed{seed}" for method in ("R2D2", "LEO") for seed in (1, 2)}
     assert {path.name for path in chosen.iterdir()} - runs == {path.name for path in chosen.glob("Comparison_*")}
     assert {json.loads((chosen / run / "config.json").read_text())["SPLIT_SEED"] for run in runs} == {1}
@@ -356,15 +260,12 @@ def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen: Path)
     groups = {(row["group"], row["seeds"]) for row in table(found / "comparison.csv")}
     baselines = {("mean curve, shifted", "1"), ("nearest training subject", "1"), ("linear mixed model", "1")}
     assert groups == {("R2D2", "2"), ("LEO", "2")} | baselines
-
-
-def test_the_digests_in_a_runs_report_are_those_of_its_files_in_the_end(chosen: Path) -> None:
-    for run in chosen.glob("*_Table_*"):
+    for run in map(chosen.joinpath, runs):  # the digests in its report are those of its files in the end
         files = json.loads((run / "full_report.json").read_text())["files"]
         assert files == {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files} and "table.csv" in files
 
 
-def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: Path) -> None:
+def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen):
     lowest = {}
     for run in chosen.glob("*_Table_*"):
         shots = json.loads((run / "metrics.json").read_text())["evaluation"]["shots"]
@@ -380,7 +281,7 @@ def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen: P
     assert 0 < page.index("lowest validation error") < page.index("over seeds") and page.count("lowest validation error") == 1
 
 
-def test_the_validation_error_that_a_run_records_is_its_best_checkpoints_over_subjects_geometrically(chosen: Path) -> None:
+def test_the_validation_error_that_a_run_records_is_its_best_checkpoints_over_subjects_geometrically(chosen):
     for run in chosen.glob("*_Table_*"):
         state = read_checkpoint(run / "checkpoints" / "best.pt")
         config = Config.resolve(state["config"])
@@ -389,15 +290,15 @@ def test_the_validation_error_that_a_run_records_is_its_best_checkpoints_over_su
         shots = json.loads((run / "metrics.json").read_text())["evaluation"]["shots"]
         assert len(shots) > 1
         for count, result in shots.items():
-            errors = held_out_errors(experiment.learner, experiment.held_out("validation", int(count)), config.EVAL_STEPS)[
-                :, -1
-            ]
+            held_out = experiment.held_out("validation", int(count))
+            errors = held_out_errors(experiment.learner, held_out, config.EVAL_STEPS)[:, -1]
             assert np.isclose(result["validation"], np.exp(np.nanmean(np.log(errors))), rtol=1e-4)
             assert not np.isclose(result["validation"], np.nanmean(errors), rtol=1e-2)
 
 
-def test_a_comparison_whose_tasks_are_gone_is_refused_and_leaves_no_folder(chosen: Path, tmp_path: Path) -> None:
-    runs = [shutil.copytree(chosen / f"R2D2_Table_t-seed{seed}", tmp_path / f"R2D2_Table_t-seed{seed}") for seed in (1, 2)]
+def test_a_comparison_whose_tasks_are_gone_is_refused_and_leaves_no_folder(chosen, tmp_path):
+    names = [f"R2D2_Table_t-seed{seed}" for seed in (1, 2)]
+    runs = [shutil.copytree(chosen / name, tmp_path / name) for name in names]
     (runs[0] / "table.csv").unlink()
     assert main.main(["--compare", *map(str, runs), "--output", str(tmp_path)]) == 2
     assert sorted(tmp_path.iterdir()) == sorted(runs)

@@ -1,11 +1,7 @@
 """Somebody's own points: what is predicted, and what is written of it (tests/tables/test_cells.py: how they are read)."""
 
-from __future__ import annotations
-
 import csv
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import psutil
@@ -13,7 +9,6 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-import main
 from commands import predict
 from commands.predict import grid_of, output_files
 from config import Config
@@ -26,22 +21,19 @@ from system.errors import RunError
 from tables.coding import Coding
 from tables.points import PointsFile, read_points
 
-ROOT = Path(main.__file__).parent
 RANGE = (-5.0, 5.0)
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def file(tmp_path):
     return tmp_path / "points.csv"
 
 
-def test_the_example_holds_ten_points_of_a_sinusoid() -> None:
-    points = read_points(ROOT / "docs" / "points.csv", 1).support[0]
-    assert len(points.x) == 10 and (points.x.min(), points.x.max()) == (-4.5, 4.5)
-    assert_allclose(points.y, 2.5 * np.sin(points.x - 1.0), atol=1e-5)
-
-
-# ---- predicting
+@pytest.fixture(autouse=True)
+def laid_out(monkeypatch):
+    """Figures are laid out once, not drawn for each kind of file."""
+    monkeypatch.setattr("visualization.png_bytes", lambda figure: repr(figure.draw_without_rendering()).encode())
+    monkeypatch.setattr("visualization.pdf_bytes", lambda *figures: b"%PDF")
 
 
 class Slope:
@@ -49,13 +41,13 @@ class Slope:
 
     shapes, num_weights = [(1, 1)], 1
 
-    def __init__(self, limit: float):
+    def __init__(self, limit):
         self.limit = limit
 
-    def hidden(self, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def hidden(self, weights, x):
         return 0 * x
 
-    def __call__(self, weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def __call__(self, weights, x):
         mean = x.mean(-1, keepdim=True)
         return weights * torch.where(mean > self.limit, torch.inf, mean)
 
@@ -63,33 +55,33 @@ class Slope:
 class Lines(MetaLearner):
     """A learner whose predictions after s gradients are (s + noise) * mean(x)."""
 
-    def __init__(self, noise_dim: int = 0, limit: float = np.inf):
+    def __init__(self, noise_dim=0, limit=np.inf):
         torch.nn.Module.__init__(self)
-        self.noise_dim, self.network = noise_dim, Slope(limit)  # type: ignore[assignment]
+        self.noise_dim, self.network = noise_dim, Slope(limit)
         self.start = torch.nn.Parameter(torch.zeros(1))
 
     @classmethod
-    def from_config(cls, config: Any, rng: np.random.Generator) -> Lines:
+    def from_config(cls, config, rng):
         return cls()
 
-    def adapt(self, support: Points, noise: torch.Tensor, steps: int | None = None) -> Adaptation:
+    def adapt(self, support, noise, steps=None):
         shift = noise[:1] if self.noise_dim else 0
         return Adaptation([self.start + step + shift for step in range((steps or 0) + 1)], self.start.sum(), {}, noise[:0])
 
 
-def points_at(*inputs: float, y: float = 1.0) -> Points:
+def points_at(*inputs, y=1.0):
     x = np.array(inputs, np.float32)[:, None]
     return Points(x, np.full_like(x, y))
 
 
-def model_of(learner: MetaLearner, dim: int = 1, steps: int = 3, calibration: Any = None) -> FewShotRegressor:
+def model_of(learner, dim=1, steps=3, calibration=None):
     return FewShotRegressor(learner, steps, Coding.identity(dim, RANGE), calibration=calibration)
 
 
 class Case:
     """A file about one task, and what a learner says about it."""
 
-    def __init__(self, learner: MetaLearner, points: Points, steps: int = 3, calibration: Any = None, queries: Any = None):
+    def __init__(self, learner, points, steps=3, calibration=None, queries=None):
         dim = points.x.shape[1]
         self.model = model_of(learner, dim, steps, calibration)
         self.found = predict.predict_subjects(self.model, [points], [] if queries is None else [queries])
@@ -100,90 +92,88 @@ class Case:
             values = np.concatenate([values, np.column_stack([queries, np.full(len(queries), np.nan)])])
         self.file = PointsFile(("", *names, "y"), [""], np.zeros(len(values), int), values, False)
 
-    def rows(self) -> list[dict[str, str]]:
+    def rows(self):
         return list(csv.DictReader(predict.predictions_csv(self.found, self.model, self.file).splitlines()))
 
-    def warnings(self) -> list[str]:
+    def warnings(self):
         return predict.warnings_about(self.found, self.model)
 
-    def write(self, files: list[Path]) -> None:
+    def write(self, files):
         predict.write(files, self.found, self.model, self.file, "a title")
 
 
-@pytest.mark.parametrize(("inputs", "ends"), [([-1, 2], (-5, 5)), ([0, 10], (-5, 10)), ([-1e15, 1.7e9], (-1e15, 1.7e9))])
-def test_the_grid_spans_the_trained_range_and_the_points(inputs: Any, ends: tuple[float, float]) -> None:
-    grid = grid_of(model_of(Lines()), points_at(*inputs))
-    assert grid.shape == (201, 1) and grid.dtype == np.float64 and (np.diff(grid[:, 0]) > 0).all()
-    assert_allclose([grid[0, 0], grid[-1, 0]], ends)
+def test_the_grid_spans_the_trained_range_and_the_points():
+    for inputs, ends in (((-1, 2), (-5, 5)), ((0, 10), (-5, 10)), ((-1e15, 1.7e9), (-1e15, 1.7e9))):
+        grid = grid_of(model_of(Lines()), points_at(*inputs))
+        assert grid.shape == (201, 1) and grid.dtype == np.float64 and (np.diff(grid[:, 0]) > 0).all()
+        assert_allclose([grid[0, 0], grid[-1, 0]], ends)
 
 
-@pytest.mark.parametrize(("inputs", "high"), [([1.7e9], 1e15), ([300, 300, 300], -1e15), ([-1e15, 1e15], 1e15)])
-def test_a_table_and_a_figure_of_points_far_away_need_no_warning(file: Path, inputs: list[float], high: float) -> None:
-    case = Case(Lines(4), Points(np.array(inputs, float)[:, None], np.full((len(inputs), 1), high)))
-    case.write(output_files(file.parent, file, 1))
-    xs = [row["x"] for row in case.rows()]
-    assert len(set(xs)) == len(xs) == 201
-    assert_allclose(np.array(xs, float), case.prediction.x[:, 0], rtol=1e-11, atol=1e-11)
+def test_a_table_and_a_figure_of_points_far_away_need_no_warning(file):
+    for inputs, high in (([1.7e9], 1e15), ([300, 300, 300], -1e15), ([-1e15, 1e15], 1e15)):
+        case = Case(Lines(4), Points(np.array(inputs, float)[:, None], np.full((len(inputs), 1), high)))
+        case.write(output_files(file.parent, file, 1))
+        xs = [row["x"] for row in case.rows()]
+        assert len(set(xs)) == len(xs) == 201
+        assert_allclose(np.array(xs, float), case.prediction.x[:, 0], rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("high", [3.3, 0.1, 1e-3])
-def test_the_ends_of_the_trained_range_are_no_extrapolation(high: float) -> None:
-    model = FewShotRegressor(Lines(), 1, Coding.identity(1, (-high, high)))
-    (prediction,) = predict.predict_subjects(model, [points_at(0, 0)])
-    assert not model.extrapolates(prediction.x).any()
-
-
-def test_what_lies_outside_the_trained_range_is_marked() -> None:
+def test_what_lies_outside_the_trained_range_is_marked_and_its_ends_are_not():
     rows = Case(Lines(), points_at(0, 10)).rows()
+    assert list(rows[0]) == ["x", "prediction_before", "prediction_after", "extrapolated"] and len(rows) == 201
+    assert [float(rows[0][name]) for name in rows[0]] == [-5, 0, -15, 0]
     assert [row["extrapolated"] for row in rows] == [str(int(float(row["x"]) > 5)) for row in rows]
     assert 0 < sum(int(row["extrapolated"]) for row in rows) < 201
+    for high in (3.3, 0.1, 1e-3):
+        model = FewShotRegressor(Lines(), 1, Coding.identity(1, (-high, high)))
+        (prediction,) = predict.predict_subjects(model, [points_at(0, 0)])
+        assert not model.extrapolates(prediction.x).any()
 
 
-def test_errors_are_those_on_the_points_before_and_after_adapting() -> None:
-    prediction = Case(Lines(), points_at(1, 2)).prediction
+def test_errors_are_those_on_the_points_before_and_after_adapting():
+    case = Case(Lines(), points_at(1, 2))
+    prediction = case.prediction
     assert_allclose(prediction.errors(), [1, (4 + 25) / 2])
     assert_allclose(prediction.answer.stages[[0, -1]], [0 * prediction.x[:, 0], 3 * prediction.x[:, 0]], rtol=1e-6)
     assert len(prediction.answer.interval) == 0
+    line = predict.summary(case.found, case.model, case.file)
+    assert line == "mean squared error on the 2 points: 1 before adapting, 14.5 after 3 gradients"
 
 
-@pytest.mark.parametrize("count", [2, 200])
-def test_samples_are_of_the_stream_of_samples(count: int) -> None:
-    case = Case(Lines(4), points_at(*np.linspace(-1, 1, count)))
-    (picture,) = predict.curves(case.found, case.model)
+def test_samples_are_of_the_stream_of_samples():
     noise = stream(0, "samples").standard_normal((8, 4), dtype=np.float32)[:, :1]
-    assert_allclose(picture["samples"], (3 + noise) * picture["grid"], rtol=1e-5, atol=1e-6)
-    assert np.array_equal(case.prediction.answer.stages, Case(Lines(), case.prediction.points).prediction.answer.stages)
+    for count in (2, 200):
+        case = Case(Lines(4), points_at(*np.linspace(-1, 1, count)))
+        (picture,) = predict.curves(case.found, case.model)
+        assert_allclose(picture["samples"], (3 + noise) * picture["grid"], rtol=1e-5, atol=1e-6)
+        assert np.array_equal(case.prediction.answer.stages, Case(Lines(), case.prediction.points).prediction.answer.stages)
 
 
-def test_more_points_than_the_memory_allows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_points_or_tasks_than_the_memory_allows_are_refused(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=400 * 50**2))
     Case(Lines(4), points_at(*range(50)))
     Case(Lines(), points_at(*range(51)))
     with pytest.raises(RunError, match=r"do not fit in memory \(got 51; expected at most 50"):
         Case(Lines(4), points_at(*range(51)))
-
-
-def test_more_tasks_than_the_memory_allows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
     with pytest.raises(RunError, match=r"do not fit in memory \(got 7 tasks; expected at most 6 at once"):
         model_of(Lines()).fit_many([[1.0]] * 7, [[1.0]] * 7)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
-@pytest.mark.parametrize("dim", [1, 2])
-def test_every_method_adapts_to_points(method: str, dim: int) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_adapts_to_points(method):
     tiny = {"HIDDEN_DIM": 6, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 4, "LEO_DECODER_DIM": 4}
-    config = Config.resolve(METHODS[method].defaults, tiny, {"INPUT_DIM": dim})
-    learner = METHODS[method].from_config(config, stream(0, "weights"))
-    rng = np.random.default_rng(0)
-    points = Points(*(rng.uniform(-4, 4, (7, size)).astype(np.float32) for size in (dim, 1)))
-    first, again = Case(learner, points, 8), Case(learner, points, 8)
-    errors = first.prediction.errors()
-    assert errors[1] < errors[0] and np.isfinite(first.prediction.answer.stages).all() and first.rows() == again.rows()
+    for dim in (1, 2):
+        config = Config.resolve(METHODS[method].defaults, tiny, {"INPUT_DIM": dim})
+        learner, rng = METHODS[method].from_config(config, stream(0, "weights")), np.random.default_rng(0)
+        points = Points(*(rng.uniform(-4, 4, (7, size)).astype(np.float32) for size in (dim, 1)))
+        first, again = Case(learner, points, 8), Case(learner, points, 8)
+        before, after = first.prediction.errors()
+        assert after < before and np.isfinite(first.prediction.answer.stages).all() and first.rows() == again.rows()
 
 
 @pytest.mark.parametrize("method", ["leo", "r2d2"])
-def test_subjects_in_several_batches_are_predicted_as_one_by_one(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subjects_in_several_batches_are_predicted_as_one_by_one(method, monkeypatch):
     monkeypatch.setattr(predict, "STATE_BYTES", 1)
     rng, learner = np.random.default_rng(0), METHODS[method].from_config(Config(HIDDEN_DIM=6), stream(0, "weights"))
     support = [Points(rng.uniform(-4, 4, (count, 1)), rng.uniform(-1, 1, (count, 1))) for count in (3, 5, 3, 1)]
@@ -195,26 +185,17 @@ def test_subjects_in_several_batches_are_predicted_as_one_by_one(method: str, mo
         assert_allclose(one.errors(), other.errors(), rtol=1e-3)
 
 
-# ---- warnings
-
-
-def test_points_within_the_trained_range_need_no_warning() -> None:
+def test_points_and_questions_outside_are_warned_about_and_counted():
     assert Case(Lines(4), points_at(-5, 5)).warnings() == []
-
-
-@pytest.mark.parametrize(
-    ("inputs", "says"),
-    [
-        ((-6, 0, 5), ["1 of 3 points lie outside the range of meta-training", "(got x from -6 to 5; expected -5 to 5)"]),
-        ((100, 200), ["all 2 points lie outside the range of meta-training"]),
-    ],
-)
-def test_points_outside_are_counted(inputs: tuple[float, ...], says: list[str]) -> None:
-    (line,) = Case(Lines(), points_at(*inputs)).warnings()
-    assert all(part in line for part in says)
-
-
-def test_questions_outside_are_warned_about_and_not_in_the_picture() -> None:
+    (line,) = Case(Lines(), points_at(-6, 0, 5)).warnings()
+    assert "1 of 3 points lie outside the range of meta-training" in line
+    assert "(got x from -6 to 5; expected -5 to 5)" in line
+    (line,) = Case(Lines(), points_at(100, 200)).warnings()
+    assert "all 2 points lie outside the range of meta-training" in line
+    x = 1.7e9 + np.arange(10.0)[:, None]  # one number in float32
+    lines = Case(Lines(), Points(x, np.ones_like(x))).warnings()
+    assert "got x from 1700000000 to 1700000009; expected -5 to 5" in lines[0]
+    assert "got 10 different x, 1 after rounding" in lines[1]
     case = Case(Lines(4), points_at(-5, 5), queries=np.array([[4.0], [7.0]]))
     (line,) = case.warnings()
     assert line.startswith("1 of 2 questions lie outside the range") and "(got x from 4 to 7; expected -5 to 5)" in line
@@ -222,7 +203,7 @@ def test_questions_outside_are_warned_about_and_not_in_the_picture() -> None:
     assert picture["asked"][0].tolist() == [4.0]
 
 
-def test_an_adaptation_that_diverged_is_warned_about_and_written(file: Path) -> None:
+def test_an_adaptation_that_diverged_is_warned_about_and_written(file):
     case = Case(Lines(4, limit=2.0), points_at(0, 1), calibration=CALIBRATED)
     (line,) = case.warnings()
     assert line.startswith("adapting diverged (got predictions that are not finite after 3 gradients")
@@ -233,33 +214,12 @@ def test_an_adaptation_that_diverged_is_warned_about_and_written(file: Path) -> 
     case.write(output_files(file.parent, file, 1))
 
 
-def test_the_summary_names_the_errors_before_and_after() -> None:
-    case = Case(Lines(), points_at(1, 2))
-    line = predict.summary(case.found, case.model, case.file)
-    assert line == "mean squared error on the 2 points: 1 before adapting, 14.5 after 3 gradients"
+ENTRY = {"quantiles": (LEVELS * 10).tolist(), "noise": 0.0, "coefficients": [0.0] * 21, "seen": [[0.0] * 10, [1e9] * 10]}
+ENTRY |= {"floor": [1.0] * 10, "centre": [0.0] * 10, "feature_std": [1.0] * 10}
+CALIBRATED = {"3": {"1": ENTRY}}  # a constant width
 
 
-# ---- writing
-
-
-def test_the_table_has_a_row_for_each_place_on_the_grid() -> None:
-    rows = Case(Lines(), points_at(0, 10)).rows()
-    assert list(rows[0]) == ["x", "prediction_before", "prediction_after", "extrapolated"] and len(rows) == 201
-    assert [float(rows[0][name]) for name in rows[0]] == [-5, 0, -15, 0]
-    assert rows[-1]["extrapolated"] == "1"
-
-
-ENTRY = {
-    "quantiles": (LEVELS * 10).tolist(),
-    "floor": [1.0] * 10,
-    "centre": [0.0] * 10,
-    "feature_std": [1.0] * 10,
-    "noise": 0.0,
-}
-CALIBRATED = {"3": {"1": ENTRY | {"coefficients": [0.0] * 21, "seen": [[0.0] * 10, [1e9] * 10]}}}  # a constant width
-
-
-def test_the_table_has_the_interval_where_there_is_one() -> None:
+def test_the_table_has_the_interval_where_there_is_one():
     case = Case(Lines(), points_at(0, 1), calibration=CALIBRATED)
     rows = case.rows()
     assert list(rows[0])[3:] == ["lower_5", "upper_95", "extrapolated"]
@@ -268,38 +228,32 @@ def test_the_table_has_the_interval_where_there_is_one() -> None:
         assert_allclose([float(row["lower_5"]), float(row["upper_95"])], [after - half, after + half], rtol=1e-6)
 
 
-def test_several_dimensions_are_predicted_at_the_points_in_all_their_digits() -> None:
+def test_several_dimensions_are_predicted_at_the_points_in_all_their_digits():
     x, y = [[1700000000.25, 0.1], [1700000001, -1e15 / 3]], [[123456.789012345], [1e-7]]
     rows = Case(Lines(), Points(np.array(x), np.array(y))).rows()
     assert list(rows[0]) == ["x1", "x2", "y", "prediction_before", "prediction_after", "extrapolated"]
-    assert [[row["x1"], row["x2"], row["y"]] for row in rows] == [
-        ["1700000000.25", "0.1", "123456.789012345"],
-        ["1700000001", "-333333333333333", "1e-07"],
-    ]
+    digits = [["1700000000.25", "0.1", "123456.789012345"], ["1700000001", "-333333333333333", "1e-07"]]
+    assert [[row["x1"], row["x2"], row["y"]] for row in rows] == digits
 
 
-@pytest.mark.parametrize("noise_dim", [0, 4])
-def test_table_and_figure_are_written_and_the_points_stay(file: Path, noise_dim: int) -> None:
+def test_table_and_figure_are_written_and_the_points_stay(file):
     file.write_text("x,y\n0,1\n7,2\n")
     files = output_files(file.parent / "out", file, 1)
-    Case(Lines(noise_dim), read_points(file, 1).support[0]).write(files)
+    Case(Lines(4), read_points(file, 1).support[0]).write(files)
     assert {path.name for path in files} == {path.name for path in (file.parent / "out").iterdir()}
     assert {path.name for path in files} == {f"predictions.{suffix}" for suffix in ("csv", "png", "pdf")}
     assert file.read_text() == "x,y\n0,1\n7,2\n"
-
-
-def test_several_dimensions_have_a_table_and_no_figure(file: Path) -> None:
     points = Points(np.zeros((2, 2), np.float32), np.zeros((2, 1), np.float32))
-    Case(Lines(), points).write(output_files(file.parent, file, 0))
-    assert [path.name for path in file.parent.iterdir()] == ["predictions.csv"]
+    Case(Lines(), points).write(output_files(file.parent / "plain", file, 0))  # several dimensions have no figure
+    assert [path.name for path in (file.parent / "plain").iterdir()] == ["predictions.csv"]
 
 
-@pytest.mark.parametrize("name", ["predictions.csv", "predictions.png"])
-def test_the_points_are_never_written_over(tmp_path: Path, name: str) -> None:
-    points = tmp_path / name
-    points.write_text("x,y\n0,1\n1,2\n")
-    (tmp_path / "link.csv").symlink_to(points)
-    for same in (points, tmp_path / "link.csv"):
-        with pytest.raises(RunError, match="is the file of points"):
-            output_files(tmp_path, same, 1)
-    assert output_files(tmp_path / "elsewhere", points, 1)
+def test_the_points_are_never_written_over(tmp_path):
+    for name in ("predictions.csv", "predictions.png"):
+        points, link = tmp_path / name, tmp_path / f"link to {name}"
+        points.write_text("x,y\n0,1\n1,2\n")
+        link.symlink_to(points)
+        for same in (points, link):
+            with pytest.raises(RunError, match="is the file of points"):
+                output_files(tmp_path, same, 1)
+        assert output_files(tmp_path / "elsewhere", points, 1)

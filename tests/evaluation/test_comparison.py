@@ -1,13 +1,8 @@
 """Runs side by side: what may be compared, how seeds and tasks are averaged, and what is written of it."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +11,7 @@ from numpy.testing import assert_allclose
 import main
 from commands.compare import draw, read_run, write
 from config import Config
-from evaluation.comparison import SAME_METHOD, Comparison, Entry, Row, choice, compare_entries, entries
+from evaluation.comparison import SAME_METHOD, Entry, Row, choice, compare_entries, entries
 from evaluation.statistics import geometric_mean, mean_and_interval, t_quantile
 from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
@@ -24,23 +19,22 @@ from system.errors import RunError
 from system.files import to_json
 
 TASKS = 12
-Make = Callable[..., Path]
 
 
-def errors_of(seed: int, shots: tuple[int, ...] = (5, 10), steps: int = 6, scale: float = 1.0) -> dict[int, np.ndarray]:
+def errors_of(seed, shots=(5, 10), steps=6, scale=1.0):
     rng = np.random.default_rng(seed)
     return {count: scale * rng.uniform(0.1, 2.0, (TASKS, steps + 1)) for count in shots}
 
 
-def text_of(comparison: Comparison) -> str:
+def text_of(comparison):
     return text_table(comparison_table(comparison))
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
+def make(tmp_path):
     """Make the files of a finished run, as far as a comparison reads them."""
 
-    def run(name: str, method: str = "maml", tasks: str = "sinusoid", params: Any = None, **settings: Any) -> Path:
+    def run(name, method="maml", tasks="sinusoid", params=None, **settings):
         config = Config(**({"EVAL_TASKS": TASKS, "EVAL_SHOTS": (5, 10), "EVAL_STEPS": 6} | settings))
         directory = tmp_path / name
         (directory / "plots").mkdir(parents=True)
@@ -58,7 +52,7 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-def refusal(*directories: Path) -> str:
+def refusal(*directories):
     """The one line with which a comparison of runs is refused."""
     with pytest.raises(RunError) as caught:
         compare_entries(entries([read_run(directory) for directory in directories]))
@@ -66,14 +60,16 @@ def refusal(*directories: Path) -> str:
     return str(caught.value)
 
 
-def labels(*directories: Path) -> list[str]:
+def labels(*directories):
     return [entry.label for entry in entries([read_run(directory) for directory in directories])]
 
 
-# ---- reading runs
+def change(path, **entries):
+    """Replace entries of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
-def test_a_run_of_the_command_line_can_be_compared(tmp_path: Path) -> None:
+def test_a_run_of_the_command_line_can_be_compared(tmp_path):
     settings = {"EPOCHS": 1, "NUM_TASKS": 8, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 4, "COMPILE": "never", "VALIDATION_TASKS": 2}
     settings |= {"EVAL_TASKS": 4, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": "3,4", "SUPPORT_SAMPLES": 4}
     flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -90,86 +86,49 @@ def test_a_run_of_the_command_line_can_be_compared(tmp_path: Path) -> None:
     assert_allclose([row.ci_tasks for row in comparison.rows], [*evaluation["3"]["ci95"], *evaluation["4"]["ci95"]])
 
 
-def test_a_run_without_test_results_is_refused_with_its_status(make: Make) -> None:
-    directory = make("run")
-    (directory / "metrics.json").write_text('{"method": "maml", "evaluation": null}')
-    (directory / "full_report.json").write_text('{"status": "interrupted"}')
-    assert f"{directory} has no test results (got status interrupted" in refusal(directory)
-
-
 @pytest.mark.parametrize("name", ["metrics.json", "full_report.json", "plots/data.npz"])
-@pytest.mark.parametrize("damage", ["missing", "a folder", "empty", "half", "random", "an array", "an object", "deep"])
-def test_a_damaged_file_is_refused_by_name(make: Make, name: str, damage: str) -> None:
-    path = make("run") / name
-    whole = path.read_bytes()
-    path.unlink()
-    if damage == "a folder":
-        path.mkdir()
-    elif damage != "missing":
-        random = np.random.default_rng(0).bytes(500)
-        contents = {"empty": b"", "half": whole[: len(whole) // 2], "random": random}
-        contents |= {"an array": b"[1, 2]", "an object": b'{"evaluation": {"shots": 3}}', "deep": b"[" * 200_000}
-        path.write_bytes(contents[damage])
-    assert str(path.parent if name != "plots/data.npz" else path) in refusal(path.parent.parent if "/" in name else path.parent)
-
-
-@pytest.mark.parametrize("where", [0.1, 0.3, 0.5, 0.7, 0.9])
-def test_a_flipped_byte_in_the_arrays_is_noticed_or_harmless(make: Make, where: float) -> None:
+def test_a_damaged_file_is_refused_by_name(make, name):
     directory = make("run")
-    path = directory / "plots" / "data.npz"
-    data, before = bytearray(path.read_bytes()), read_run(directory)
-    data[int(where * len(data))] ^= 0xFF
-    path.write_bytes(data)
-    try:
-        after = read_run(directory)
-    except RunError:
-        return
-    assert all(np.array_equal(before.errors[shots], after.errors[shots]) for shots in before.errors)
+    path = directory / name
+    whole = path.read_bytes()
+    contents = {"empty": b"", "half": whole[: len(whole) // 2], "random": np.random.default_rng(0).bytes(500)}
+    contents |= {"an array": b"[1, 2]", "an object": b'{"evaluation": {"shots": 3}}', "deep": b"[" * 200_000}
+    for damage, content in contents.items():
+        path.write_bytes(content)
+        assert str(path if name == "plots/data.npz" else directory) in refusal(directory), damage
+    path.unlink()
+    assert str(directory) in refusal(directory)
+    path.mkdir()
+    assert str(directory) in refusal(directory)
 
 
-def test_arrays_that_do_not_fit_the_settings_are_refused(make: Make) -> None:
+def test_missing_results_unfit_arrays_and_settings_that_can_not_be_used_are_refused_with_the_file(make):
     directory = make("run")
     np.savez(directory / "plots" / "data.npz", test_params=np.ones((2, 3)), **{f"test_errors_{k}_shot": k for k in (5, 10)})
     assert "data.npz does not fit its run" in refusal(directory)
+    change(directory / "full_report.json", config={"EPOCHS": -1}, status="interrupted")
+    assert "full_report.json: EPOCHS can't be used" in refusal(directory)
+    change(directory / "metrics.json", evaluation=None)
+    assert f"{directory} has no test results (got status interrupted" in refusal(directory)
 
 
-def test_a_setting_that_can_not_be_used_is_refused_with_the_file(make: Make) -> None:
-    path = make("run") / "full_report.json"
-    path.write_text(json.dumps({"tasks": "sinusoid", "config": {"EPOCHS": -1}}))
-    assert "full_report.json: EPOCHS can't be used" in refusal(path.parent)
+DIFFERENT = {"AMPLITUDE_MIN": 0.2, "AMPLITUDE_MAX": 4.0, "PHASE_MIN": 0.5, "PHASE_MAX": 1.0, "X_MIN": -4.0, "X_MAX": 4.0}
+DIFFERENT |= {"NOISE_STD": 0.3, "INPUT_DIM": 2, "EVAL_QUERY_SAMPLES": 50}
+DIFFERENT |= {key: 0.5 for key in Config().to_dict() if key.startswith(("SLOPE_M", "INTERCEPT_M"))}
 
 
-# ---- the same test tasks
-
-
-DIFFERENT = {
-    "AMPLITUDE_MIN": 0.2,
-    "AMPLITUDE_MAX": 4.0,
-    "PHASE_MIN": 0.5,
-    "PHASE_MAX": 1.0,
-    "X_MIN": -4.0,
-    "X_MAX": 4.0,
-    "NOISE_STD": 0.3,
-    "INPUT_DIM": 2,
-    "EVAL_QUERY_SAMPLES": 50,
-} | {key: 0.5 for key in Config().to_dict() if key.startswith(("SLOPE_M", "INTERCEPT_M"))}
-
-
-@pytest.mark.parametrize("key", DIFFERENT)
-def test_runs_with_other_test_tasks_are_refused_by_the_setting(make: Make, key: str) -> None:
-    first, second = make("a"), make("b", **{key: DIFFERENT[key]})
-    line = refusal(first, second)
-    assert line.startswith(f"{second} has other test tasks than {first} (got {key}={DIFFERENT[key]}; expected {key}=")
-
-
-def test_runs_with_another_number_of_test_tasks_are_refused(make: Make) -> None:
+def test_runs_with_other_test_tasks_are_refused_by_the_setting(make):
+    first = make("first")
+    for key, value in DIFFERENT.items():
+        second = make(key, **{key: value})
+        line = f"{second} has other test tasks than {first} (got {key}={value}; expected {key}="
+        assert refusal(first, second).startswith(line)
     second = make("b")
-    report = json.loads((second / "full_report.json").read_text())
-    report["config"]["EVAL_TASKS"] = 3
-    (second / "full_report.json").write_text(json.dumps(report))
+    config = json.loads((second / "full_report.json").read_text())["config"]
+    change(second / "full_report.json", config=config | {"EVAL_TASKS": 3})
     arrays = {f"test_errors_{count}_shot": np.ones((3, 7)) for count in (5, 10)}
     np.savez(second / "plots" / "data.npz", test_params=np.ones((3, 3), np.float32), **arrays)
-    assert f"got EVAL_TASKS=3; expected EVAL_TASKS={TASKS}" in refusal(make("a"), second)
+    assert f"got EVAL_TASKS=3; expected EVAL_TASKS={TASKS}" in refusal(first, second)
 
 
 @pytest.mark.parametrize(
@@ -179,14 +138,15 @@ def test_runs_with_another_number_of_test_tasks_are_refused(make: Make) -> None:
         ({"tasks": "sine-line"}, "got task family=sine-line; expected task family=sinusoid"),
         ({"method": "leo", "EVAL_SHOTS": (20,)}, "EVAL_SHOTS has no value in common (got MAML: [5, 10]; LEO: [20]"),
         ({"RANDOM_SEED": 1, "params": np.zeros((TASKS, 3), np.float32)}, "got other test_params"),
+        ({"COMPILE": "never"}, "got MAML with RANDOM_SEED=0 twice"),
     ],
-    ids=["two settings", "family", "shots", "functions"],
+    ids=["two settings", "family", "shots", "functions", "seed"],
 )
-def test_what_differs_is_named(make: Make, settings: dict[str, Any], line: str) -> None:
+def test_what_differs_or_repeats_is_named(make, settings, line):
     assert line in refusal(make("a"), make("b", **settings))
 
 
-def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last_error(make: Make) -> None:
+def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last_error(make):
     runs = [read_run(make("a")), read_run(make("b", method="leo", EVAL_SHOTS=(10, 20), EVAL_STEPS=3))]
     comparison = compare_entries(entries(runs))
     assert {row.shots for row in comparison.rows} == {10} and comparison.last == 6
@@ -196,30 +156,23 @@ def test_other_shots_are_compared_where_they_agree_and_fewer_steps_keep_the_last
     assert "Fewer gradients are taken by LEO 3: their last rows are after these." in text_of(comparison)
 
 
-# ---- groups
-
-
-def test_labels_hold_the_settings_that_tell_runs_of_a_method_apart(make: Make) -> None:
-    runs = [make("a"), make("b", method="leo", EPOCHS=3), make("c", RANDOM_SEED=1)]
-    assert labels(*runs) == ["MAML", "LEO", "MAML"]
+def test_labels_hold_the_settings_that_tell_runs_of_a_method_apart_and_groups_keep_their_order(make):
+    runs = [make("b", method="leo", EPOCHS=3), make("a"), make("c", RANDOM_SEED=1)]
+    assert labels(*runs) == ["LEO", "MAML", "MAML"]
+    assert compare_entries(entries([read_run(run) for run in runs])).labels == ["LEO", "MAML"]
     other = make("d", FIRST_ORDER=True, EPOCHS=3)
-    assert labels(runs[0], other, runs[1]) == ["MAML EPOCHS=70 FIRST_ORDER=false", "MAML EPOCHS=3 FIRST_ORDER=true", "LEO"]
+    assert labels(runs[1], other, runs[0]) == ["MAML EPOCHS=70 FIRST_ORDER=false", "MAML EPOCHS=3 FIRST_ORDER=true", "LEO"]
 
 
-@pytest.mark.parametrize("key", sorted(set(SAME_METHOD) - {"RANDOM_SEED"}))
-def test_settings_without_an_effect_on_the_result_do_not_split_a_group(make: Make, key: str) -> None:
-    other = {"DEVICE": "cuda", "COMPILE": "never", "TASK_CHUNK": 5, "EVAL_SHOTS": (10,), "DATA": "a", "COLUMNS": ("y=b",)}.get(
-        key, 7
-    )
-    assert labels(make("a"), make("b", RANDOM_SEED=1, **{key: other})) == ["MAML", "MAML"]
+def test_a_group_is_split_by_what_chooses_the_best_checkpoint_and_not_by_what_has_no_effect_on_the_result(make):
+    other = {"DEVICE": "cuda", "COMPILE": "never", "TASK_CHUNK": 5, "EVAL_SHOTS": (10,), "DATA": "a", "COLUMNS": ("y=b",)}
+    alike, first = set(SAME_METHOD) - {"RANDOM_SEED"}, make("first")
+    for key in (*alike, "VALIDATION_INTERVAL", "VALIDATION_TASKS", "EVAL_STEPS"):
+        second = make(key, RANDOM_SEED=1, **{key: other.get(key, 3)})
+        assert len(set(labels(first, second))) == (1 if key in alike else 2), key
 
 
-@pytest.mark.parametrize("key", ["VALIDATION_INTERVAL", "VALIDATION_TASKS", "EVAL_STEPS"])
-def test_settings_that_choose_the_best_checkpoint_split_a_group(make: Make, key: str) -> None:
-    assert len(set(labels(make("a"), make("b", RANDOM_SEED=1, **{key: 3})))) == 2
-
-
-def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged_does_not_hide_it(make: Make) -> None:
+def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged_does_not_hide_it(make):
     runs = [read_run(make(method, method)) for method in ("maml", "leo", "cavia")]
     errors = {"MAML": {5: 0.1, 10: math.inf}, "LEO": {5: 0.4, 10: 0.1, 20: 9.0}, "CAVIA": {5: 0.3, 10: 0.3}}
     measured = [run._replace(validation=error) for run, error in zip(runs, errors.values(), strict=True)]
@@ -230,7 +183,7 @@ def test_the_method_to_use_has_the_lowest_validation_error_and_one_that_diverged
     assert choice(measured[:1]) == ""
 
 
-def test_where_validation_errors_decide_nothing_the_reason_is_given(make: Make) -> None:
+def test_where_validation_errors_decide_nothing_the_reason_is_given(make):
     runs = [read_run(make(method, method))._replace(validation={5: math.inf}) for method in ("maml", "leo")]
     other_tasks = [runs[0], runs[1]._replace(config=runs[1].config | {"VALIDATION_TASKS": 7})]
     other_shots = [runs[0], runs[1]._replace(validation={10: 0.1})]
@@ -240,40 +193,38 @@ def test_where_validation_errors_decide_nothing_the_reason_is_given(make: Make) 
     assert "EVAL_SHOTS, EVAL_QUERY_SAMPLES or VALIDATION_TASKS differ" in choice(other_tasks) == choice(other_shots)
 
 
-def test_an_older_run_without_a_validation_error_is_named_and_one_that_diverged_is_infinite(make: Make) -> None:
-    directory = make("a", "maml")
-    metrics = json.loads((directory / "metrics.json").read_text())
-    for result, error in zip(metrics["evaluation"]["shots"].values(), (None, 0.5), strict=False):
-        result["validation"] = error
-    (directory / "metrics.json").write_text(json.dumps(metrics))
-    assert list(read_run(directory).validation.values())[:1] == [math.inf]
-    assert choice([read_run(directory), read_run(make("b", "leo"))]).endswith("is on record for b (--evaluate adds it)")
-    next(iter(metrics["evaluation"]["shots"].values()))["validation"] = "low"
-    (directory / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(RunError, match="damaged record"):
-        read_run(directory)
+def test_a_validation_error_that_is_null_diverged_and_one_that_is_no_number_is_damaged(make):
+    metrics = make("a") / "metrics.json"
+    evaluation = json.loads(metrics.read_text())["evaluation"]
+    first, second = evaluation["shots"].values()
+    first["validation"], second["validation"] = None, 0.5
+    change(metrics, evaluation=evaluation)
+    assert list(read_run(metrics.parent).validation.values()) == [math.inf, 0.5]
+    first["validation"] = "low"
+    change(metrics, evaluation=evaluation)
+    assert "damaged record" in refusal(metrics.parent)
 
 
-def test_a_geometric_mean_is_0_with_a_0_and_infinite_where_one_diverged() -> None:
+def test_means_and_intervals_are_taken_over_tasks_and_one_that_diverged_shows_in_the_mean_alone():
+    errors = np.random.default_rng(0).uniform(0.1, 2.0, (50, 3))
+    deviation = np.sqrt(np.square(errors - errors.mean(0)).sum(0) / 49)
+    assert_allclose(mean_and_interval(errors)["ci95"], 1.96 * deviation / np.sqrt(50))
+    result = mean_and_interval(np.array([[1.0, 10.0], [2.0, 20.0], [6.0, 90.0]]))
+    assert_allclose([result["mse"], result["median"]], [[3, 40], [2, 20]])
+    for bad in (np.nan, np.inf):
+        assert not np.isfinite(mean_and_interval(np.array([[1.0], [bad], [2.0]]))["mse"]).any()
+    assert mean_and_interval(np.array([[1.0], [np.inf], [2.0]]))["median"] == [2.0]
     assert geometric_mean([0.1, 10.0, 1.0]) == pytest.approx(1) and geometric_mean(np.array([0.0, 3.0])) == 0
     assert geometric_mean([1.0, math.inf]) == geometric_mean([0.0, math.nan]) == math.inf
 
 
-def test_a_seed_that_is_there_twice_is_refused(make: Make) -> None:
-    first, second = make("a", RANDOM_SEED=3), make("b", RANDOM_SEED=3, COMPILE="never")
-    assert refusal(first, second).startswith(f"{second} repeats {first} (got MAML with RANDOM_SEED=3 twice")
-
-
-def test_the_groups_stand_in_the_order_in_which_they_came(make: Make) -> None:
-    runs = [make("a", method="leo"), make("b"), make("c", method="leo", RANDOM_SEED=1)]
-    assert compare_entries(entries([read_run(run) for run in runs])).labels == ["LEO", "MAML"]
-
-
-# ---- statistics
+def test_students_quantiles_are_those_of_the_tables():
+    quantiles = {1: 12.706, 4: 2.776, 10: 2.228, 11: 2.20099, 15: 2.13145, 30: 2.04227, 120: 1.97993, 10**6: 1.95997}
+    assert_allclose([t_quantile(degrees) for degrees in quantiles], [*quantiles.values()], atol=2e-4)
 
 
 @pytest.fixture
-def found() -> list[Entry]:
+def found():
     """Two methods of three seeds each, and a baseline of one."""
     seeds = [Entry("ONE", errors_of(seed)) for seed in range(3)]
     seeds += [Entry("TWO", errors_of(seed + 3, scale=0.1)) for seed in range(3)]
@@ -281,59 +232,38 @@ def found() -> list[Entry]:
 
 
 @pytest.fixture
-def comparison(found: list[Entry]) -> Comparison:
+def comparison(found):
     return compare_entries(found)
 
 
-def row(comparison: Comparison, group: str, shots: int = 10, gradients: int = 6) -> Row:
+def row(comparison, group, shots=10, gradients=6):
     (chosen,) = [r for r in comparison.rows if (r.group, r.shots, r.gradients) == (group, shots, gradients)]
     return chosen
 
 
-def values(found: list[Entry], label: str) -> np.ndarray:
-    """Errors [R, T] of a group, 10-shot after 6 gradients."""
-    return np.stack([entry.errors[10][:, 6] for entry in found if entry.label == label])
-
-
-def test_a_row_holds_means_intervals_and_paired_differences(found: list[Entry], comparison: Comparison) -> None:
+def test_a_row_holds_means_intervals_and_paired_differences(found, comparison):
     one, two = row(comparison, "ONE"), row(comparison, "TWO")
-    each, seeds = values(found, "ONE").mean(0), values(found, "ONE").mean(1)
+    first, second = (np.stack([e.errors[10][:, 6] for e in found if e.label == label]) for label in ("ONE", "TWO"))  # [R, T]
+    each, seeds = first.mean(0), first.mean(1)
     assert (one.seeds, one.tasks) == (3, TASKS)
-    assert_allclose(one.mean, values(found, "ONE").mean())
+    assert_allclose(one.mean, first.mean())
     assert_allclose(one.ci_tasks, 1.96 * np.sqrt(np.square(each - each.mean()).sum() / 11 / TASKS))
     assert_allclose(one.ci_seeds, 4.303 * np.sqrt(np.square(seeds - seeds.mean()).sum() / 2 / 3))  # Student's
-    paired = values(found, "TWO").mean(0) - each
+    paired = second.mean(0) - each
     assert_allclose([two.difference, two.difference_ci], [paired.mean(), 1.96 * paired.std(ddof=1) / np.sqrt(TASKS)])
+    assert np.isnan([row(comparison, "baseline").ci_seeds, one.difference, one.difference_ci]).all() and one.verdict == ""
 
 
-def test_one_seed_has_no_interval_over_seeds_and_the_first_no_difference(comparison: Comparison) -> None:
-    assert np.isnan(row(comparison, "baseline").ci_seeds)
-    one = row(comparison, "ONE")
-    assert np.isnan(one.difference) and np.isnan(one.difference_ci) and one.verdict == ""
-
-
-def test_a_constant_difference_is_found_however_much_the_tasks_differ() -> None:
+def test_a_difference_is_found_where_its_interval_excludes_zero_however_much_the_tasks_differ():
+    for difference, half, verdict in ((-2, 1, "lower"), (2, 1, "higher"), (0.5, 1, "not"), (-1, 1, "not"), (0, 0, "not")):
+        found = Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).verdict
+        assert found == ("not distinguishable" if verdict == "not" else verdict)
     hard = np.random.default_rng(0).lognormal(0, 3, (50, 1))
     comparison = compare_entries([Entry("a", {5: hard}), Entry("b", {5: hard - 1e-3})])
-    assert row(comparison, "b", 5, 0).verdict == "lower"
-    assert row(comparison, "b", 5, 0).ci_tasks > 1
+    assert row(comparison, "b", 5, 0).verdict == "lower" and row(comparison, "b", 5, 0).ci_tasks > 1
 
 
-@pytest.mark.parametrize(
-    ("difference", "half", "verdict"),
-    [
-        (-2, 1, "lower"),
-        (2, 1, "higher"),
-        (0.5, 1, "not distinguishable"),
-        (-1, 1, "not distinguishable"),
-        (0, 0, "not distinguishable"),
-    ],
-)
-def test_the_words_say_whether_the_interval_excludes_zero(difference: float, half: float, verdict: str) -> None:
-    assert Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).verdict == verdict
-
-
-def test_gradients_that_change_nothing_have_no_rows_of_their_own() -> None:
+def test_gradients_that_change_nothing_have_no_rows_of_their_own():
     solved = {5: np.repeat(errors_of(0)[5][:, :2], [1, 10], axis=1)}
     baseline = {5: np.repeat(solved[5][:, :1], 11, axis=1)}
     found = [Entry("a", solved), Entry("b", baseline), Entry("c", {5: np.linspace(solved[5][:, 0], 1, 11, axis=1)})]
@@ -341,18 +271,18 @@ def test_gradients_that_change_nothing_have_no_rows_of_their_own() -> None:
     assert rows == [["0", "a"], ["0", "c"], ["1", "c"], ["5", "c"], ["10", "a"], ["10", "b"], ["10", "c"]]
 
 
-def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_its_number_of_them() -> None:
+def test_intervals_over_the_few_subjects_of_a_table_are_students_and_each_k_has_its_number_of_them():
     found = [Entry(name, {5: errors_of(seed)[5], 10: errors_of(seed)[10][:5]}) for seed, name in enumerate("ab")]
     subjects = compare_entries(found, subjects=True)
     for shots, count, quantile in ((5, TASKS, t_quantile(TASKS - 1)), (10, 5, 2.776)):
-        (one,) = [one for one in subjects.rows if (one.group, one.shots, one.gradients) == ("a", shots, 1)]
-        assert_allclose(one.ci_tasks, quantile * found[0].errors[shots][:, 1].std(ddof=1) / np.sqrt(count))
+        expected = quantile * found[0].errors[shots][:, 1].std(ddof=1) / np.sqrt(count)
+        assert_allclose(row(subjects, "a", shots, 1).ci_tasks, expected)
     assert f"over {TASKS} or 5 test tasks" in text_of(subjects)
     assert f"over {TASKS} test tasks" in text_of(compare_entries([Entry(name, errors_of(0)) for name in "ab"]))
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1e308])
-def test_a_diverged_task_shows_and_spoils_nothing_else(found: list[Entry], bad: float, tmp_path: Path) -> None:
+def test_a_diverged_task_shows_and_spoils_nothing_else(found, bad):
     found[4].errors[10][2, 4:] = bad
     found[5].errors[10][:, 4:] = bad
     comparison = compare_entries(found)
@@ -361,18 +291,7 @@ def test_a_diverged_task_shows_and_spoils_nothing_else(found: list[Entry], bad: 
     assert csv_table(comparison) and draw(comparison, "a title")
 
 
-@pytest.mark.parametrize(
-    ("degrees", "quantile"),
-    [(1, 12.706), (4, 2.776), (10, 2.228), (11, 2.20099), (15, 2.13145), (30, 2.04227), (120, 1.97993), (10**6, 1.95997)],
-)
-def test_students_quantiles_are_those_of_the_tables(degrees: int, quantile: float) -> None:
-    assert_allclose(t_quantile(degrees), quantile, atol=2e-4)
-
-
-# ---- tables and files
-
-
-def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison: Comparison) -> None:
+def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison):
     rows = list(csv.DictReader(csv_table(comparison).splitlines()))
     assert len(rows) == 3 * 2 * 7
     chosen = rows[-2]
@@ -382,16 +301,13 @@ def test_the_csv_has_a_row_for_every_group_shots_and_gradients(comparison: Compa
     assert rows[-1]["ci_seeds"] == "" and rows[-3]["difference"] == ""
 
 
-def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns(comparison: Comparison) -> None:
+def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns_and_markdown_a_cell_for_each(found, comparison):
     lines = text_of(comparison).splitlines()
     rows = [line.split() for line in lines if line.startswith("10 ")]
     assert [(row[1], row[2]) for row in rows] == [(n, g) for n in "0156" for g in ("ONE", "TWO", "baseline")]
     assert rows[-2][-1] == "lower"
     start = lines[0].index("seeds")
     assert {line[start] for line in lines if line.startswith(("5 ", "10 "))} == {"1", "3"}
-
-
-def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> None:
     table = markdown_table(comparison_table(compare_entries([*found, Entry("a|b", errors_of(4))])), "A title")
     assert table.startswith("# A title\n\n| K |")
     rows = [line.replace("\\|", "") for line in table.splitlines() if line.startswith("|")]
@@ -399,7 +315,10 @@ def test_the_markdown_table_has_a_cell_for_every_column(found: list[Entry]) -> N
 
 
 @pytest.mark.usefixtures("with_figures")
-def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison, tmp_path: Path) -> None:
+def test_the_files_are_written_whole_and_equal_each_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("visualization.png_bytes", lambda figure: b"png")
+    monkeypatch.setattr("visualization.pdf_bytes", lambda *figures: b"pdf")
+    comparison = compare_entries([Entry(name, errors_of(seed, (5,), 1)) for seed, name in enumerate("ab")])
     files = write(tmp_path / "new" / "folder", comparison, "A title")
     names = {"comparison.md", "comparison.csv", "comparison_gradients.png", "comparison.pdf"}
     assert {file.name for file in files} == names | {"comparison_shots.png", "report.html"}
@@ -409,8 +328,8 @@ def test_the_files_are_written_whole_and_equal_each_time(comparison: Comparison,
     assert all(file.read_bytes() == data for file, data in before.items())
 
 
-@pytest.mark.parametrize("steps", [0, 1])
-def test_few_gradients_can_be_compared(steps: int, tmp_path: Path) -> None:
-    comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
-    assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
-    assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2
+def test_few_gradients_can_be_compared():
+    for steps in (0, 1):
+        comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
+        assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
+        assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2

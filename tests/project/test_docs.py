@@ -1,15 +1,11 @@
 """README.md and docs/ against the code: what they list is complete, what they name exists, their examples run."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
 import sys
 import types
-import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -20,52 +16,30 @@ from config import KEYS, Config, keys_for, parse_assignment
 from docs import make_configuration
 from results_manager import ExperimentManager
 from system.checkpoints import read_checkpoint
+from tests.tools.runs import tensorboard_events
 
 
 @pytest.fixture(autouse=True)
-def families_of_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def families_of_the_registry(monkeypatch):
     """Tests of the benchmarks, collected by the same pytest, add a family of their own."""
     monkeypatch.delitem(registry.TASKS, "oracle", raising=False)
 
 
 ROOT = Path(main.__file__).parent
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
-}
-TINY: dict[str, Any] = {
-    "EPOCHS": 2,
-    "NUM_TASKS": 30,
-    "META_BATCH_SIZE": 4,
-    "HIDDEN_DIM": 6,
-    "EVAL_TASKS": 6,
-    "EVAL_QUERY_SAMPLES": 5,
-    "EVAL_STEPS": 3,
-    "VALIDATION_TASKS": 4,
-    "LOG_INTERVAL": 5,
-    "VALIDATION_INTERVAL": 5,
-    "CHECKPOINT_INTERVAL": 5,
-}
+PATHS = [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
+TINY = {"EPOCHS": 2, "NUM_TASKS": 30, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 6, "EVAL_TASKS": 6, "EVAL_QUERY_SAMPLES": 5}
+TINY |= {"EVAL_STEPS": 3, "VALIDATION_TASKS": 4, "LOG_INTERVAL": 5, "VALIDATION_INTERVAL": 5, "CHECKPOINT_INTERVAL": 5}
 TINY_FLAGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 
 
-def python_files() -> list[Path]:
-    """The project's Python files outside of tests/ and benchmarks/, relative to the root; packages' own files left out."""
-    paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]]
-    left_out = ("tests", "benchmarks")
-    return [path for path in paths if path.parts[0] not in left_out and path.name != "__init__.py" and path.parts[0][0] != "."]
-
-
-# ---- links, names and commands
-
-
-def slugs(text: str) -> set[str]:
+def slugs(text):
     """The anchors that GitHub gives to the headings of a page."""
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_relative_link_resolves(page: str) -> None:
+def test_every_relative_link_resolves(page):
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]) if "://" not in link]
     broken = []
     for link in links:
@@ -76,29 +50,19 @@ def test_every_relative_link_resolves(page: str) -> None:
     assert broken == []
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
-    assert [page for page in PAGES if page != "README.md" and f"]({page})" not in PAGES["README.md"]] == []
-
-
-def test_the_readme_has_at_most_160_lines() -> None:
-    assert len(PAGES["README.md"].splitlines()) <= 160
-
-
-def test_the_readme_has_one_command_that_installs_and_tests() -> None:
-    (found,) = re.findall(r"^    python3 -m venv .*pytest$", PAGES["README.md"], re.M)
+def test_the_readme_reaches_every_page_in_at_most_160_lines_and_has_one_command_that_installs_and_tests():
+    readme = PAGES["README.md"]
+    assert [page for page in PAGES if page != "README.md" and f"]({page})" not in readme] == []
+    assert len(readme.splitlines()) <= 160
+    (found,) = re.findall(r"^    python3 -m venv .*pytest$", readme, re.M)
     assert "-r requirements-test.txt" in found
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_script_and_test_that_a_page_names_exists(page: str) -> None:
-    names = re.findall(r"^    python ((?:\w+/)*\w+\.py)", PAGES[page], re.M) + re.findall(
-        r"`(?:pytest )?(tests/(?:\w+/)*\w+\.py)`", PAGES[page]
-    )
+def test_what_a_page_names_exists_and_its_command_lines_are_taken(page):
+    names = re.findall(r"^    python ((?:\w+/)*\w+\.py)", PAGES[page], re.M)
+    names += re.findall(r"`(?:pytest )?(tests/(?:\w+/)*\w+\.py)`", PAGES[page])
     assert [name for name in names if not (ROOT / name).exists()] == []
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_every_command_line_is_one_that_the_program_takes(page: str) -> None:
     for line in re.findall(r"^    .*main\.py(?: .*)?$", PAGES[page], re.M):
         if line.endswith("..."):
             continue  # of which a part is left out
@@ -107,65 +71,39 @@ def test_every_command_line_is_one_that_the_program_takes(page: str) -> None:
         Config.resolve(dict(parse_assignment(text) for text in args.set))
 
 
-# ---- tables
-
-
-def test_the_table_of_settings_is_what_the_code_declares() -> None:
+def test_the_table_of_settings_is_what_the_code_declares():
     """`python docs/make_configuration.py` makes it current."""
     assert PAGES["docs/configuration.md"] == make_configuration.document()
-
-
-def test_the_table_of_settings_has_every_key_once_with_its_default() -> None:
     for key, field in KEYS.items():
-        value = field.default
-        shown = json.dumps(value) if not isinstance(value, float) else f"{value:.4g}"
-        rows = re.findall(rf"^\| `{key}` \| (.*?) \|", PAGES["docs/configuration.md"], re.M)
-        assert rows == [shown], key
+        shown = json.dumps(field.default) if not isinstance(field.default, float) else f"{field.default:.4g}"
+        assert re.findall(rf"^\| `{key}` \| (.*?) \|", PAGES["docs/configuration.md"], re.M) == [shown], key
 
 
-def test_every_flag_method_and_family_is_listed() -> None:
-    page = PAGES["docs/command_line.md"]
+def test_every_flag_method_family_file_and_setting_of_a_resumed_run_is_listed():
     flags = [flag for flag in main.build_parser()._option_string_actions if flag.startswith("--")]
-    rows = "\n".join(line for line in page.splitlines() if line.startswith("| `--"))
-    assert [flag for flag in flags if f"`{flag}`" not in rows] == []
-    assert [name for name in (*registry.METHODS, *registry.TASKS) if f"`{name}`" not in rows] == []
-
-
-def test_the_settings_that_may_change_in_a_resumed_run_are_listed() -> None:
+    rows = "\n".join(line for line in PAGES["docs/command_line.md"].splitlines() if line.startswith("| `--"))
+    assert [name for name in (*flags, *registry.METHODS, *registry.TASKS) if f"`{name}`" not in rows] == []
     (listed,) = re.findall(r"\* What may change: (.*?)\.\s", PAGES["docs/processes.md"], re.S)
     words = set(re.findall(r"[A-Z_]{4,}", listed)) - {"EVAL"} | {key for key in KEYS if key.startswith("EVAL")}
     assert words == set(keys_for("resume"))
-
-
-# ---- the tour
-
-
-def test_the_tour_names_every_python_file() -> None:
-    tour = PAGES["docs/tour.md"]
-    assert [path.as_posix() for path in python_files() if f"`{path.as_posix()}`" not in tour] == []
-
-
-# ---- the run directory
-
-
-class Finished(NamedTuple):
-    directory: Path
-    figures: list[str]
+    paths = [path.relative_to(ROOT) for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")] if path.name != "__init__.py"]
+    own = [path.as_posix() for path in paths if path.parts[0] not in ("tests", "benchmarks") and path.parts[0][0] != "."]
+    assert own and [path for path in own if f"`{path}`" not in PAGES["docs/tour.md"]] == []
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, figures: Any) -> Finished:
-    """A tiny run of the method that leaves most behind; its figures are made, and not drawn."""
+def finished(tmp_path_factory, figures):
+    """A tiny run of the method that leaves most behind, and the names of its figures: they are made, and not drawn."""
     output, names = tmp_path_factory.mktemp("docs"), []
     with figures(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(ExperimentManager, "save_figures", lambda self, pictures, pdf, iteration: names.extend(pictures))
         patch.setattr(ExperimentManager, "log_picture", lambda self, name, png, iteration: names.append(name))
         flags = [*TINY_FLAGS, "--set", "LEO_LATENT_DIM=3", "--set", "LEO_DECODER_DIM=4"]
         assert main.main(["--method", "leo", "--output", str(output), *flags]) == 0
-    return Finished(next(output.iterdir()), names)
+    return next(output.iterdir()), names
 
 
-def undocumented(names: Any) -> list[str]:
+def undocumented(names):
     """Those of `names` that docs/run_directory.md does not have in backticks, where K, SS and NAME stand for any."""
     patterns = []
     for word in re.findall(r"`([^`\n]+)`", PAGES["docs/run_directory.md"]):
@@ -174,53 +112,32 @@ def undocumented(names: Any) -> list[str]:
     return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
 
 
-def test_every_array_behind_the_figures_is_documented(finished: Finished) -> None:
-    with np.load(finished.directory / "plots" / "data.npz") as arrays:
+def test_every_array_figure_file_and_tag_is_documented(finished):
+    directory, figures = finished
+    with np.load(directory / "plots" / "data.npz") as arrays:
         assert len(arrays.files) > 10 and undocumented(arrays.files) == []
-
-
-def test_every_figure_is_documented(finished: Finished) -> None:
-    plain = [name for name in finished.figures if "/" not in name]
+    plain = [name for name in figures if "/" not in name]
     assert len(plain) == 7 and undocumented(plain) == []
-    assert undocumented(f"figures/{name}" for name in finished.figures) == []
-
-
-def test_every_file_is_documented(finished: Finished) -> None:
-    names = [path.relative_to(finished.directory).as_posix() for path in finished.directory.rglob("*") if path.is_file()]
+    assert undocumented(f"figures/{name}" for name in figures) == []
+    files = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
     page = PAGES["docs/run_directory.md"]
-    assert [name for name in names if name not in page and not name.startswith("tensorboard/events")] == []
-
-
-def test_every_entry_of_the_records_is_documented(finished: Finished) -> None:
-    metrics, report = (json.loads((finished.directory / name).read_text()) for name in ("metrics.json", "full_report.json"))
-    shots = metrics["evaluation"]["shots"]
-    entries = [*metrics, *metrics["train"][0], *metrics["validation"][0], *metrics["evaluation"], *metrics["performance"]]
-    own = {"kl", "latent_std", "encoder_penalty"}  # under their TensorBoard tags
-    first = next(iter(shots.values()))
-    per_step = [f"{name}[s]" if isinstance(value, list) else name for name, value in first.items() if name != "interval"]
-    assert undocumented([name for name in entries if name not in own and name != "mse"] + per_step) == []
-    assert undocumented(first["interval"]) == []
-    assert undocumented(report) == []
-
-
-def test_every_entry_of_a_checkpoint_is_documented(finished: Finished) -> None:
-    assert undocumented(read_checkpoint(finished.directory / "checkpoints" / "last.pt")) == []
-
-
-def test_every_tensorboard_tag_is_documented(finished: Finished) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(finished.directory / "tensorboard"))
-    events.Reload()
-    tags = events.Tags()["scalars"]
+    assert [name for name in files if name not in page and not name.startswith("tensorboard/events")] == []
+    tags = tensorboard_events(directory / "tensorboard").Tags()["scalars"]
     assert len(tags) > 10 and undocumented(tags) == []
 
 
-# ---- the examples
+def test_every_entry_of_the_records_is_documented(finished):
+    metrics, report = (json.loads((finished[0] / name).read_text()) for name in ("metrics.json", "full_report.json"))
+    entries = [*metrics, *metrics["train"][0], *metrics["validation"][0], *metrics["evaluation"], *metrics["performance"]]
+    own = {"kl", "latent_std", "encoder_penalty"}  # under their TensorBoard tags
+    first = next(iter(metrics["evaluation"]["shots"].values()))
+    per_step = [f"{name}[s]" if isinstance(value, list) else name for name, value in first.items() if name != "interval"]
+    assert undocumented([name for name in entries if name not in own and name != "mse"] + per_step) == []
+    checkpoint = read_checkpoint(finished[0] / "checkpoints" / "last.pt")
+    assert undocumented([*first["interval"], *report, *checkpoint]) == []
 
 
-def example(heading: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def example(heading, name, monkeypatch):
     """The first Python block under a heading of the README, as a module."""
     section = PAGES["README.md"].split(f"\n## {heading}\n")[1]
     (code, *_) = re.findall(r"```python\n(.*?)```", section, re.S)
@@ -230,13 +147,13 @@ def example(heading: str, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def train(output: Path, *flags: str) -> Path:
+def train(output, *flags):
     assert main.main(["--output", str(output), *TINY_FLAGS, *flags]) == 0
     (directory,) = output.iterdir()
     return directory
 
 
-def test_the_readmes_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_method_trains(tmp_path, monkeypatch):
     module = example("Add a method", "layerwise", monkeypatch)
     monkeypatch.setitem(registry.METHODS, "layerwise", module.LayerwiseMAML)
     directory = train(tmp_path, "--method", "layerwise")
@@ -245,7 +162,7 @@ def test_the_readmes_method_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert log_lr.shape == (3,) and log_lr.std() > 0  # the step sizes have been learned, each on its own
 
 
-def test_the_readmes_task_family_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_task_family_trains(tmp_path, monkeypatch):
     module = example("Add a task family", "steps", monkeypatch)
     (entry,) = re.findall(r'`"steps": (lambda config: .*)`', PAGES["README.md"])
     monkeypatch.setitem(registry.TASKS, "steps", eval(entry, module.__dict__))

@@ -1,10 +1,7 @@
 """The notebook runs from its first cell to its last, in tiny, and a second time where it was stopped."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,17 +12,15 @@ TINY = {"EPOCHS": 1, "HIDDEN_DIM": 6, "COMPILE": "never"}
 FORMULA = {"NUM_TASKS": 8, "META_BATCH_SIZE": 4, "EVAL_TASKS": 20, "VALIDATION_TASKS": 4}
 
 
-def test_the_notebook_stores_no_output() -> None:
+def test_the_notebook_stores_no_output():
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code")
 
 
-def test_every_cell_runs_and_runs_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_cell_runs_and_runs_again(tmp_path, monkeypatch, capsys):
     run = main.main
 
-    def tiny(words: list[str]) -> int:
+    def tiny(words):
         changes = {} if "--resume" in words else TINY | ({} if "--data" in words else FORMULA)
         return run([*words, *(word for key, value in changes.items() for word in ("--set", f"{key}={value}"))])
 
@@ -39,7 +34,7 @@ def test_every_cell_runs_and_runs_again(
     monkeypatch.chdir(work / "deep")
     cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     for _ in range(2):
-        names: dict[str, Any] = {}
+        names = {}
         for cell in cells:
             exec("".join(cell["source"]), names)
         assert "day 21:" in capsys.readouterr().out

@@ -1,12 +1,9 @@
 """Files that are whole or absent, and JSON that is strict."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,16 +11,16 @@ import pytest
 from system.files import json_bytes, to_json, write_atomically
 
 
-def test_a_file_is_synced_then_renamed_then_its_directory_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
+def test_a_file_is_synced_then_renamed_then_its_directory_synced(tmp_path, monkeypatch):
+    happened = []
     fsync, replace = os.fsync, os.replace
 
-    def recording_fsync(descriptor: int) -> None:
+    def recording_fsync(descriptor):
         path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         happened.append("sync directory" if path == tmp_path else f"sync file of {path.stat().st_size} bytes")
         fsync(descriptor)
 
-    def recording_replace(source: Path, target: Path) -> None:
+    def recording_replace(source, target):
         happened.append(f"rename {Path(source).parent.name} to {Path(target).name}")
         replace(source, target)
 
@@ -33,27 +30,19 @@ def test_a_file_is_synced_then_renamed_then_its_directory_synced(tmp_path: Path,
     assert happened == ["sync file of 5 bytes", f"rename {tmp_path.name} to file", "sync directory"]
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-@pytest.mark.parametrize("before", [[], [("file", b"old")]], ids=["new", "existing"])
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
-    tmp_path: Path, full_disk: Any, before: list[tuple[str, bytes]], step: str
-) -> None:
-    for name, content in before:
-        (tmp_path / name).write_bytes(content)
-    with full_disk(step), pytest.raises(OSError, match="No space left"):
-        write_atomically(tmp_path / "file", b"new")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
-
-
-def test_a_write_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_a_write_replaces_the_old_file_or_leaves_what_was_there_and_nothing_else(tmp_path, full_disk):
     for content in (b"old", b"new"):
+        for step in ("fsync", "replace"):
+            before = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
+            with full_disk(step), pytest.raises(OSError, match="No space left"):
+                write_atomically(tmp_path / "file", content)
+            assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
         write_atomically(tmp_path / "file", content)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"new")]
+        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", content)]
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
+def test_values_are_written_as_strict_json():
+    cases = [
         ([math.nan, math.inf, -math.inf, np.float32("nan"), np.float64("inf")], [None] * 5),
         (np.arange(3), [0, 1, 2]),
         (np.array([[1.5, np.nan]]), [[1.5, None]]),
@@ -62,9 +51,7 @@ def test_a_write_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -
         ({5: (1,)}, {"5": [1]}),
         ({"a": {"b": np.array([math.inf])}}, {"a": {"b": [None]}}),
         ([True, None, "NaN", 2**64 - 1], [True, None, "NaN", 2**64 - 1]),
-    ],
-    ids=repr,
-)
-def test_values_are_written_as_strict_json(value: Any, expected: Any) -> None:
-    written = json.loads(json_bytes(value), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-    assert repr(written) == repr(expected) == repr(to_json(value))
+    ]
+    for value, expected in cases:
+        written = json.loads(json_bytes(value), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+        assert repr(written) == repr(expected) == repr(to_json(value))

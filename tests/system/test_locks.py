@@ -1,13 +1,10 @@
 """One writer a run, where the file system has locks."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,7 +23,7 @@ sys.stdin.read()
 """
 
 
-def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path):
     argv = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
@@ -38,10 +35,8 @@ def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("fault", ["ENOLCK", "ENOSYS", "EOPNOTSUPP", "no fcntl"])
-def test_without_locks_one_warning_says_that_writers_are_not_kept_apart(
-    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refused(*_: Any) -> None:
+def test_without_locks_one_warning_says_that_writers_are_not_kept_apart(fault, tmp_path, monkeypatch, capsys):
+    def refused(*_):
         raise OSError(getattr(errno, fault), "no locks here")
 
     if fault == "no fcntl":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import main
@@ -45,3 +46,12 @@ def command(output, *arguments, without=(), **settings):
 def only_run(output):
     (directory,) = output.iterdir()
     return directory
+
+
+def tensorboard_events(directory):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # tensorboard's own, on import
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(directory))
+    events.Reload()
+    return events

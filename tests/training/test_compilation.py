@@ -28,32 +28,6 @@ def own_place(tmp_path, monkeypatch):
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
 
 
-def write(name, text):
-    (Path(os.environ[FOLDER]) / name).write_text(text)
-
-
-# ---- which folder
-
-
-def test_a_usable_folder_is_taken_and_nothing_is_remarked(tmp_path):
-    before = dict(os.environ)
-    assert with_cache(lambda: write("made", "whole"))[1] == ""
-    assert (tmp_path / "cache" / "made").read_text() == "whole" and dict(os.environ) == before
-
-
-def under_a_file(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv(FOLDER, str(tmp_path / "file" / "cache"))
-
-
-def forbidden(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "makedirs", refused(errno.EACCES))
-
-
-def full(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "TemporaryFile", refused(errno.ENOSPC))
-
-
 def refused(number):
     def action(*_, **__):
         raise OSError(number, os.strerror(number), "the folder")
@@ -61,23 +35,30 @@ def refused(number):
     return action
 
 
-@pytest.mark.parametrize("fault", [under_a_file, forbidden, full])
-def test_without_a_usable_folder_a_private_one_is_taken_and_removed(fault, tmp_path, monkeypatch):
-    places = []
-    fault(tmp_path, monkeypatch)
+def test_a_usable_folder_is_taken_and_nothing_is_remarked(tmp_path):
     before = dict(os.environ)
-    _, reason = with_cache(lambda: places.append((os.environ[FOLDER], os.environ["TRITON_CACHE_DIR"])))
+    assert with_cache(lambda: (tmp_path / "cache" / "made").write_text("whole"))[1] == ""
+    assert (tmp_path / "cache" / "made").read_text() == "whole" and dict(os.environ) == before
+
+
+@pytest.mark.parametrize("fault", ["under a file", "forbidden", "full"])
+def test_without_a_usable_folder_a_private_one_is_taken_and_removed(fault, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    if fault == "under a file":
+        monkeypatch.setenv(FOLDER, str(tmp_path / "file" / "cache"))
+    elif fault == "forbidden":
+        monkeypatch.setattr(os, "makedirs", refused(errno.EACCES))
+    else:
+        monkeypatch.setattr(tempfile, "TemporaryFile", refused(errno.ENOSPC))
+    before = dict(os.environ)
+    (folder, triton), reason = with_cache(lambda: (os.environ[FOLDER], os.environ["TRITON_CACHE_DIR"]))
     assert "Not a directory" in reason or "the folder" in reason
-    ((folder, triton),) = places
     assert Path(folder).parent == tmp_path / "tmp" and triton.startswith(folder)
     assert not any((tmp_path / "tmp").iterdir()) and dict(os.environ) == before
-
-
-def test_where_nothing_can_be_written_the_reason_is_raised(tmp_path, monkeypatch):
-    under_a_file(tmp_path, monkeypatch)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
-    with pytest.raises(NotADirectoryError):
-        with_cache(lambda: None)
+    if fault == "under a file":  # where nothing can be written the reason is raised
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+        with pytest.raises(NotADirectoryError):
+            with_cache(lambda: None)
 
 
 def test_what_fails_twice_is_raised_and_leaves_nothing_behind(tmp_path):
@@ -103,38 +84,28 @@ def test_an_account_without_a_name_has_a_folder(monkeypatch):
     assert usual_folder() == os.path.join(tempfile.gettempdir(), f"torchinductor_uid_{os.getuid()}")
 
 
-def test_the_first_derivative_needs_no_folder(tmp_path, monkeypatch):
+def test_the_first_derivative_needs_no_folder(monkeypatch):
     monkeypatch.setattr(os, "makedirs", refused(errno.EROFS))
     before = dict(os.environ)
     load_derivatives.__wrapped__()
     assert dict(os.environ) == before
 
 
-# ---- what a person sees
-
-
-def test_the_step_says_that_it_was_compiled_anew_and_why(monkeypatch):
-    trainer = make(compile_mode="always")
-    monkeypatch.setattr("training.loop.with_cache", lambda _: (trainer.step, "file too short"))
-    assert "anew since its cache folder could not be used: file too short" in trainer.prepare()
-    assert trainer.compiled and trainer.compile_trouble
-
-
-@pytest.mark.parametrize("trouble", [False, True])
-def test_trouble_is_one_warning_and_everything_else_one_line_of_output(trouble, capsys):
+@pytest.mark.parametrize("trouble", ["", "file too short"])
+def test_trouble_is_one_warning_and_everything_else_one_line_of_output(trouble, capsys, monkeypatch):
     class Told:
         warn = staticmethod(lambda message: print(f"warning: {message}", file=sys.stderr))
         log = staticmethod(lambda message: None)
 
-    class Prepared:
-        compiled, compile_trouble = False, trouble
-        prepare = staticmethod(lambda: "the meta-step")
-
     experiment = object.__new__(Experiment)
-    experiment.manager, experiment.trainer = Told(), Prepared()
+    experiment.manager, experiment.trainer = Told(), make(compile_mode="always")
+    monkeypatch.setattr("training.loop.with_cache", lambda _: (experiment.trainer.step, trouble))
     experiment.prepare()
     out, err = capsys.readouterr()
-    assert (out, err) == (("", "warning: the meta-step\n") if trouble else ("the meta-step\n", ""))
+    told = "compiled meta-step: worth it for 12 iterations"
+    if trouble:
+        assert re.match(rf"warning: {told}, anew since its cache folder could not be used: {trouble}, .*\n$", err)
+    assert (err == "", told in out) == (not trouble, not trouble)
 
 
 def test_the_reason_is_what_went_wrong_and_not_what_torch_wraps_around_it():
@@ -159,28 +130,19 @@ def test_torch_is_quiet_while_it_compiles_and_others_are_not(monkeypatch):
         monkeypatch.setattr(logger, "propagate", False)
     monkeypatch.delenv("TORCH_LOGS", raising=False)
     with_cache(action)
-    assert heard == ["another program"]
     inside.warning("later")
-    assert heard[1:] == ["later"] and not inside.handlers[0].filters
+    assert heard == ["another program", "later"] and not inside.handlers[0].filters
 
 
-# ---- paths that torch does not quote
-
-
-@pytest.mark.parametrize("name", ["my project", "it's", 'the "new" one'])
-def test_an_environment_with_a_blank_or_quote_runs_eager_and_is_named(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "prefix", str(tmp_path / name))
-    trainer = make(compile_mode="always")
-    assert re.match(r"eager meta-step: compiling failed: torch can't compile with this path .got .*" + name, trainer.prepare())
-    assert trainer.compile_trouble and not trainer.compiled
-
-
-def test_an_umlaut_or_a_dollar_in_the_environments_path_is_no_trouble(monkeypatch):
+def test_an_environment_with_a_blank_or_quote_runs_eager_and_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "prefix", "/über/$x")
-    check_paths()
-
-
-# ---- whole compilers: minutes
+    check_paths()  # these are no trouble
+    for name in ("my project", "it's", 'the "new" one'):
+        monkeypatch.setattr(sys, "prefix", str(tmp_path / name))
+        trainer = make(compile_mode="always")
+        told = trainer.prepare()
+        assert told.startswith("eager meta-step: compiling failed: torch can't compile with this path (got ") and name in told
+        assert trainer.compile_trouble and not trainer.compiled
 
 
 class Curve:

@@ -6,9 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._guards import TracingContext
 
 import registry
-from dataset import SinusoidalTaskGenerator, Task, TaskDataset
+from dataset import SinusoidalTaskGenerator, TaskDataset
 from evaluation.errors import errors
 from learner import Points
 from tests.tools.training import assert_same_bits, make, run
@@ -16,17 +19,20 @@ from training.compilation import LOOPS_FROM
 from training.loop import Diverged
 
 METHODS = sorted(registry.METHODS)
+FEW = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 1}  # of each kind of gradient one is enough, and quickly compiled
 needs_loops = pytest.mark.skipif(torch.__version__ < LOOPS_FROM, reason="needs a newer torch")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_training_twice_gives_the_same_bits(method):
-    assert_same_bits(run(make(method)), run(make(method)))
+def assert_close_steps(one, other):
+    """Two trainers take the same steps to rounding."""
+    for (_, left), (_, right) in zip(one.train(), other.train(), strict=True):
+        torch.testing.assert_close(left, right, rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(one.meta.flat, other.meta.flat, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_lowers_the_error_on_held_out_tasks(method):
-    trainer = make(method, iterations=100, tasks=6)
+    trainer = make(method, iterations=60, tasks=6, settings=FEW)
     tasks = SinusoidalTaskGenerator().held_out("validation", 100, 6, 20)[1]
     before = errors(trainer.learner, tasks, 3).mean(0)
     run(trainer)
@@ -35,10 +41,10 @@ def test_training_lowers_the_error_on_held_out_tasks(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_resuming_at_every_step_gives_the_same_bits(method):
-    whole = make(method)
+    whole = make(method, iterations=8)
     states = [whole.state()] + [whole.state() for _ in whole.train()]
     for before, after in itertools.pairwise(states):  # what leads from each state to the next one leads to the end
-        resumed = make(method)
+        resumed = make(method, iterations=8)
         resumed.load(before)
         next(resumed.train())
         assert_same_bits(resumed.state(), after)
@@ -65,78 +71,13 @@ def test_within_averaged_learner_and_state_have_the_average_and_training_goes_on
     assert_same_bits(run(interrupted), run(make()))
 
 
-FEW = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 1}  # of each kind of gradient one is enough, and quickly compiled
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_compiled_step_equals_eager_step_to_rounding(method):
-    eager, compiled = (make(method, iterations=3, settings=FEW, compile_mode=mode) for mode in ("never", "always"))
-    assert compiled.prepare().startswith("compiled")
-    start = compiled.state()
-    for (_, one), (_, other) in zip(eager.train(), compiled.train(), strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
-    torch.testing.assert_close(eager.meta.flat, compiled.meta.flat, rtol=1e-4, atol=1e-5)
-    end = compiled.state()
-    compiled.load(start)  # and the same steps once more, several in one call where they are looped over
-    yielded = [iteration for iteration, _ in compiled.train((2, 5))]
-    assert compiled.step.loops == (torch.__version__ >= LOOPS_FROM and method != "r2d2")  # its derivative may raise an error
-    assert yielded == ([2, 3] if compiled.step.loops else [1, 2, 3])
-    assert_same_bits(compiled.state(), end)
-
-
-def looping(**options):
-    """A prepared trainer whose compiled step loops over a block."""
-    trainer = make(settings=FEW, compile_mode="always", **options)
-    assert trainer.prepare().startswith("compiled") and trainer.step.loops
-    return trainer
-
-
-@needs_loops
-@pytest.mark.parametrize(("bad", "value"), [(0, math.inf), (7, math.nan)])
-def test_a_bad_number_amid_steps_that_are_looped_over_never_reaches_the_weights(bad, value):
-    trainer, clean = looping(dataset=Poisoned(bad, value, "query")), looping()
-    with pytest.raises(Diverged) as caught:
-        list(trainer.train((5,)))
-    assert (caught.value.iteration, caught.value.quantity) == (bad + 1, "meta_loss")
-    if bad:
-        run(clean, bad)
-    assert torch.equal(trainer.meta.flat, clean.meta.flat)
-
-
-@needs_loops
-def test_loops_that_differ_in_a_number_have_entries_of_their_own_in_the_cache():
-    for lr in (0.01, 0.05):
-        settings = FEW | {"INNER_LEARNING_RATE": lr}
-        eager, compiled = (make(iterations=2, settings=settings, compile_mode=mode) for mode in ("never", "always"))
-        compiled.prepare()
-        run(eager), run(compiled)
-        torch.testing.assert_close(eager.meta.metrics, compiled.meta.metrics, rtol=2e-4, atol=1e-5)
-
-
-@needs_loops
-def test_a_loop_that_the_compiler_refuses_costs_the_loop_only(monkeypatch):
-    def refused(*_):
-        raise NotImplementedError
-
-    single, looped = make(settings=FEW, compile_mode="always"), looping()
-    monkeypatch.setattr("training.step.repeat", refused)
-    assert single.prepare().startswith("compiled") and not single.step.loops
-    assert_same_bits(run(single), run(looped))
-
-
-def test_preparing_changes_no_state():
-    trainer = make(compile_mode="always")
-    before = trainer.state()
-    trainer.prepare()
-    assert_same_bits(trainer.state(), before)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("chunk", [1, 2, 4])
-def test_chunks_of_tasks_give_the_whole_batch_gradient(method, chunk):
-    whole, chunked = make(method, iterations=1), make(method, iterations=1, settings={"TASK_CHUNK": chunk})
-    (_, one), (_, other) = next(whole.train()), next(chunked.train())
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+def test_chunks_of_tasks_give_the_whole_batch_gradient(method):
+    (_, whole), *parts = (
+        next(make(method, iterations=1, settings=FEW | {"TASK_CHUNK": chunk}).train()) for chunk in (0, 1, 2, 4)
+    )
+    for _, part in parts:
+        torch.testing.assert_close(whole, part, rtol=1e-4, atol=1e-6)
 
 
 def test_a_meta_batch_beyond_the_cache_is_cut_to_micro_batches_that_fit(monkeypatch):
@@ -145,8 +86,7 @@ def test_a_meta_batch_beyond_the_cache_is_cut_to_micro_batches_that_fit(monkeypa
     monkeypatch.setattr("training.parallel.CACHE_WORK", 2 * whole.task_work)
     cut = make(iterations=1)
     assert (whole.step.micro_batches.size, cut.step.micro_batches.size) == (0, 2)
-    (_, one), (_, other) = next(whole.train()), next(cut.train())
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert_close_steps(whole, cut)
 
 
 def test_adam_and_clipping_equal_torch_optim():
@@ -163,12 +103,37 @@ def test_adam_and_clipping_equal_torch_optim():
     torch.testing.assert_close(run(make(iterations=5))["meta_parameters"]["theta"], reference.detach(), rtol=1e-5, atol=1e-7)
 
 
-def test_cosine_schedule_starts_at_the_rate_and_ends_at_zero():
-    trainer = make(iterations=100)
-    assert trainer.learning_rate(0) == 1e-3
-    assert trainer.learning_rate(50) == pytest.approx(5e-4)
-    assert trainer.learning_rate(100) == pytest.approx(0, abs=1e-12)
+def test_short_runs_are_not_compiled_and_their_cosine_schedule_ends_at_zero():
+    trainer = make(iterations=100, compile_mode="auto")
+    assert "too few" in trainer.prepare()  # to be compiled
+    assert [trainer.learning_rate(step) for step in (0, 50, 100)] == pytest.approx([1e-3, 5e-4, 0], abs=1e-12)
     assert make(settings={"META_SCHEDULE": "constant"}).learning_rate(11) == 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluation_of_a_task_is_the_query_error_of_its_adapted_networks_whatever_its_company(method):
+    trainer = make(method)
+    tasks = SinusoidalTaskGenerator().held_out("test", 2, 5, 9)[1]
+    support = Points(*(torch.from_numpy(values[1]) for values in tasks.support))
+    with torch.no_grad():
+        path = trainer.learner.adapt(support, torch.zeros(trainer.learner.noise_dim), 4).path
+        outputs = [trainer.learner.network(weights, torch.from_numpy(tasks.query.x[1])).numpy() for weights in path]
+    expected = [((output - tasks.query.y[1]) ** 2).mean() for output in outputs]
+    np.testing.assert_allclose(errors(trainer.learner, tasks, 4)[1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "says"),
+    [
+        ("meta_parameters", "theta", torch.zeros(3), "meta-parameter theta does not fit"),
+        ("adam", "exp_avg", torch.tensor(math.nan), "finite"),
+    ],
+)
+def test_a_state_of_another_shape_or_with_nan_is_refused(part, name, value, says):
+    state = make().state()
+    state[part][name] = value if len(value.shape) else torch.full_like(state[part][name], value.item())
+    with pytest.raises(ValueError, match=says):
+        make().load(state)
 
 
 class Poisoned(TaskDataset):
@@ -185,81 +150,76 @@ class Poisoned(TaskDataset):
         return task
 
 
-@pytest.mark.parametrize(
-    ("step", "value", "part"),
-    list(itertools.product([0, 3, 7, 11], [math.nan, math.inf], ["support", "query"])),
-)
-def test_a_number_that_is_not_finite_never_reaches_the_weights(step, value, part):
-    trainer = make(dataset=Poisoned(step, value, part))
-    with pytest.raises(Diverged) as caught:
-        run(trainer)
-    assert caught.value.iteration == step + 1
-    assert caught.value.quantity in ("meta_loss", "query_mse", "grad_norm")
+@pytest.mark.parametrize("step", [0, 3, 7, 11])
+def test_a_number_that_is_not_finite_never_reaches_the_weights(step):
     clean = make()
     if step:
         run(clean, step)
-    assert torch.equal(trainer.meta.flat, clean.meta.flat)
-    assert torch.equal(trainer.meta.averages["average"], clean.meta.averages["average"])
+    for value, part in itertools.product([math.nan, math.inf], ["support", "query"]):
+        trainer = make(dataset=Poisoned(step, value, part))
+        with pytest.raises(Diverged) as caught:
+            run(trainer)
+        assert caught.value.iteration == step + 1
+        assert caught.value.quantity in ("meta_loss", "query_mse", "grad_norm")
+        assert torch.equal(trainer.meta.flat, clean.meta.flat)
+        assert torch.equal(trainer.meta.averages["average"], clean.meta.averages["average"])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_evaluation_of_a_task_does_not_depend_on_its_company(method):
-    trainer = make(method)
-    tasks = SinusoidalTaskGenerator().held_out("test", 7, 5, 9)[1]
-    single = Task(*(Points(points.x[2:3], points.y[2:3]) for points in tasks))
-    np.testing.assert_allclose(errors(trainer.learner, single, 3)[0], errors(trainer.learner, tasks, 3)[2], rtol=1e-4)
+# the second one differs from the first in a number: it has an entry of its own in the compiler's cache
+@pytest.mark.parametrize(("method", "lr"), [("maml", 0.01), ("maml", 0.05), ("leo", 0.01), ("r2d2", 0.01)])
+def test_a_compiled_step_equals_the_eager_one_to_rounding(method, lr):
+    settings = FEW | {"INNER_LEARNING_RATE": lr}
+    eager, compiled = (make(method, iterations=3, settings=settings, compile_mode=mode) for mode in ("never", "always"))
+    start = compiled.state()
+    assert compiled.prepare().startswith("compiled")
+    assert_same_bits(compiled.state(), start)
+    assert_close_steps(eager, compiled)
+    end = compiled.state()
+    compiled.load(start)  # and the same steps once more, several in one call where they are looped over
+    yielded = [iteration for iteration, _ in compiled.train((2, 5))]
+    assert compiled.step.loops == (torch.__version__ >= LOOPS_FROM and method != "r2d2")  # its derivative may raise an error
+    assert yielded == ([2, 3] if compiled.step.loops else [1, 2, 3])
+    assert_same_bits(compiled.state(), end)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_evaluation_is_the_query_error_of_the_adapted_networks(method):
-    trainer = make(method)
-    tasks = SinusoidalTaskGenerator().held_out("test", 2, 5, 9)[1]
-    support = Points(*(torch.from_numpy(values[1]) for values in tasks.support))
-    with torch.no_grad():
-        path = trainer.learner.adapt(support, torch.zeros(trainer.learner.noise_dim), 4).path
-        expected = [
-            ((trainer.learner.network(w, torch.from_numpy(tasks.query.x[1])).numpy() - tasks.query.y[1]) ** 2).mean()
-            for w in path
-        ]
-    np.testing.assert_allclose(errors(trainer.learner, tasks, 4)[1], expected, rtol=1e-4)
+def test_all_that_a_compiled_step_changes_stays_in_place_so_that_a_cuda_graph_can_be_recorded(monkeypatch):
+    found, trainer = [], make(settings=FEW, compile_mode="always")
+
+    def see(graph, _):
+        found.append(TracingContext.get().fw_metadata)
+        return make_boxed_func(graph)
+
+    def backend(_):
+        return lambda module, examples: aot_module_simplified(module, examples, fw_compiler=see)
+
+    monkeypatch.setattr("training.compilation.Compiled._backend", backend)
+    monkeypatch.setattr("training.step.can_loop", lambda: False)  # as on a GPU: a step at a time
+    assert trainer.prepare().startswith("compiled")
+    names = {id(value): name for name, value in (vars(trainer.meta) | trainer.meta.averages).items()}
+    inputs, tokens = [names.get(id(value)) for value in trainer.step.graph.inputs], len(found[0].tokens)
+    changed = {inputs[number] for number in found[0].mutated_inp_runtime_indices}
+    assert changed == {"flat", "average", "exp_avg", "exp_avg_sq", "adam_step", "finite", "metrics"}
+    assert {inputs[number - tokens] for number in found[0].static_input_indices} >= changed | {"lr"}
 
 
-def test_a_state_of_another_shape_is_refused_by_name():
-    with pytest.raises(ValueError, match="meta-parameter theta does not fit"):
-        state = make().state()
-        state["meta_parameters"]["theta"] = torch.zeros(3)
-        make().load(state)
+@needs_loops
+def test_loops_keep_bad_numbers_off_the_weights_and_one_that_the_compiler_refuses_costs_the_loop_only(monkeypatch):
+    def refused(*_):
+        raise NotImplementedError
 
-
-def test_a_state_with_nan_is_refused():
-    state = make().state()
-    state["adam"]["exp_avg"][0] = math.nan
-    with pytest.raises(ValueError, match="finite"):
-        make().load(state)
-
-
-def test_short_runs_are_not_compiled_and_say_so():
-    assert "too few" in make(iterations=10, compile_mode="auto").prepare()
-
-
-@pytest.mark.parametrize("chunk", [0, 2])
-def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(chunk, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    eager, traced = (make(iterations=3, settings={"TASK_CHUNK": chunk}, compile_mode=mode) for mode in ("never", "always"))
-    assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
-    for (_, one), (_, other) in zip(eager.train(), traced.train(), strict=True):
-        torch.testing.assert_close(one, other, rtol=2e-4, atol=1e-5)
-    torch.testing.assert_close(eager.meta.flat, traced.meta.flat, rtol=1e-4, atol=1e-5)
-
-
-def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
-    def broken(*_):
-        raise RuntimeError("the compiler is broken\nbeyond repair")
-
-    trainer = make(compile_mode="always")
-    monkeypatch.setattr("training.step.Compiled", broken)
-    assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken beyond repair"
-    assert_same_bits(run(trainer), run(make()))
+    looped, single = (make(settings=FEW, compile_mode="always") for _ in range(2))
+    assert looped.prepare().startswith("compiled") and looped.step.loops
+    monkeypatch.setattr("training.step.repeat", refused)
+    assert single.prepare().startswith("compiled") and not single.step.loops
+    states = [single.state()] + [single.state() for _ in single.train()]
+    for bad, value in ((0, math.inf), (7, math.nan)):
+        looped.load(states[0])
+        looped.meta.finite.fill_(True)
+        looped.dataset = Poisoned(bad, value, "query")
+        with pytest.raises(Diverged) as caught:
+            list(looped.train((5,)))
+        assert (caught.value.iteration, caught.value.quantity) == (bad + 1, "meta_loss")
+        assert torch.equal(looped.meta.flat, torch.cat([part.flatten() for part in states[bad]["meta_parameters"].values()]))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -270,33 +230,18 @@ def test_cuda_equals_cpu_for_twenty_steps(method):
         torch.testing.assert_close(tensor, cuda["meta_parameters"][name], rtol=1e-4, atol=1e-5)
 
 
-def placed_and_changed(trainer):
-    """Compiles; the names of the step's tensors that the compiler knows to stay in place, and of those that are changed."""
-    from functorch.compile import make_boxed_func
-    from torch._functorch.aot_autograd import aot_module_simplified
-    from torch._guards import TracingContext
-
-    found = []
-
-    def see(graph, _):
-        found.append(TracingContext.get().fw_metadata)
-        return make_boxed_func(graph)
-
-    def backend(_):
-        return lambda module, examples: aot_module_simplified(module, examples, fw_compiler=see)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.compilation.Compiled._backend", backend)
-        patch.setattr("training.step.can_loop", lambda: False)  # as on a GPU: a step at a time
-        assert trainer.prepare().startswith("compiled")
-    names = {id(value): name for name, value in (vars(trainer.meta) | trainer.meta.averages).items()}
-    inputs, tokens = [names.get(id(value)) for value in trainer.step.graph.inputs], len(found[0].tokens)
-    in_place = {inputs[number - tokens] for number in found[0].static_input_indices}
-    return in_place, {inputs[number] for number in found[0].mutated_inp_runtime_indices}
+def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    eager, traced = (make(iterations=3, chunk=2, settings=FEW, compile_mode=mode) for mode in ("never", "always"))
+    assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
+    assert_close_steps(eager, traced)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_all_that_a_compiled_step_changes_stays_in_place_so_that_a_cuda_graph_can_be_recorded(method):
-    in_place, changed = placed_and_changed(make(method, settings=FEW, compile_mode="always"))
-    assert changed == {"flat", "average", "exp_avg", "exp_avg_sq", "adam_step", "finite", "metrics"}
-    assert in_place >= changed | {"lr"}
+def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("the compiler is broken\nbeyond repair")
+
+    trainer = make(compile_mode="always")
+    monkeypatch.setattr("training.step.Compiled", broken)
+    assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken beyond repair"
+    assert_same_bits(run(trainer), run(make()))
