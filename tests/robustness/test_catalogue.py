@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_from_the_start_is_said_in_one_line(tmp_path: Path) 
 
 def test_a_bare_environment_and_a_reader_who_leaves_early_are_enough(tmp_path: Path) -> None:
     """No HOME, no display, no locale but C, in a process that has imported nothing yet."""
-    words = command(tmp_path / "output", NUM_TASKS=4, EPOCHS=1, VALIDATION_INTERVAL=100)
+    words = command(tmp_path / "output", NUM_TASKS=4, EPOCHS=1, VALIDATION_INTERVAL=100, INPUT_DIM=2)  # few figures
     line = f"set -o pipefail; {shlex.join([sys.executable, str(ROOT / 'main.py'), *words])} | head -n 1"
     bare = {"PATH": os.defpath, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(["bash", "-c", line], env=bare, capture_output=True, text=True, timeout=120)

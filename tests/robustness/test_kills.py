@@ -13,26 +13,13 @@ import pytest
 
 from results_manager import read_newest
 from system.checkpoints import read_checkpoint
-from system.errors import RunError
-from tests.tools.chaos import (
-    CHAOS_METHODS,
-    Say,
-    command,
-    compiling,
-    finished,
-    only_run,
-    report_of,
-    result_of,
-    run,
-    same,
-    side_by_side,
-    start,
-)
+from tests.tools import chaos
+from tests.tools.chaos import CHAOS_METHODS, Say, command, compiling, finished, only_run, report_of, result_of, run, same
 
 pytestmark = pytest.mark.chaos
 
-KILLS = 50
-MOST_CALLS = 36  # more than a save makes
+KILLS = 20  # of each method, and of a disk without locks and links
+MOST_CALLS = 20  # more than a save makes
 TRUNCATIONS, FLIPS = 20, 50
 
 
@@ -59,7 +46,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(
             output, here, runs = tmp_path / f"{lane}-{runs}", 0, runs + 1
             argv = command(output, "--method", method, **settings)
             while True:
-                child = start(argv, "plain", disk)
+                child = chaos.start(argv, "plain", disk)
                 end = time.monotonic() + rng.uniform(0, 0.7 * seconds)
                 enough = kills + here >= KILLS // 2
                 while child.poll() is None and (enough or time.monotonic() < end):
@@ -80,25 +67,20 @@ def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(
             recovered += here * same(result_of(only_run(output)), whole)
         return kills, recovered, too_early
 
-    kills, recovered, too_early = map(sum, zip(*side_by_side(many, [0, 1]), strict=True))
-    say(
-        f"kill -9: {kills} tried, {recovered} recovered to the same bits "
-        f"({method}, {disk} disk; {too_early} more before the first save)"
-    )
+    kills, recovered, too_early = map(sum, zip(*chaos.side_by_side(many, [0, 1]), strict=True))
+    early = f"{too_early} more before the first save"
+    say(f"kill -9: {kills} tried, {recovered} recovered to the same bits ({method}, {disk} disk; {early})")
     assert recovered == kills == KILLS
 
 
-@pytest.mark.parametrize(
-    ("damaged", "disk"), [(False, "plain"), (True, "plain"), (False, "bare")], ids=["sound", "damaged", "bare"]
-)
-def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(
+@pytest.mark.parametrize(("damaged", "disk"), [(True, "plain"), (False, "bare")], ids=["damaged", "bare"])
+def test_a_save_killed_before_and_in_every_system_call_loses_nothing(
     damaged: bool, disk: str, tmp_path: Path, say: Say
 ) -> None:
-    """Once in an ordinary save, and once in the first save after a damaged last.pt, when only previous.pt is left."""
-    whole = command(tmp_path / "whole")
-    finished(whole, "plain")
+    """In the first save after a damaged last.pt, when only previous.pt is left, and in an ordinary one on a bare disk."""
+    finished(command(tmp_path / "whole"), "plain")
     wanted = result_of(only_run(tmp_path / "whole"))
-    assert run(command(tmp_path / "begun"), "save:2:0.before").poll() == -signal.SIGKILL
+    assert run(command(tmp_path / "begun"), "save:2:0").poll() == -signal.SIGKILL
     begun = only_run(tmp_path / "begun")
     if damaged:
         os.truncate(begun / "checkpoints" / "last.pt", 1000)
@@ -110,64 +92,48 @@ def test_a_save_killed_before_in_and_after_every_system_call_loses_nothing(
         if child.poll() == 77:
             return "over"
         assert child.poll() == -signal.SIGKILL, child.err
-        try:
-            read_newest(copy)
-        except RunError:
-            return f"{place} unreadable"
+        read_newest(copy)
         finished(["--resume", str(copy)], "plain", disk)
         return "" if same(result_of(copy), wanted) else f"{place} different"
 
-    places = [f"{call}.{moment}" for call in range(MOST_CALLS) for moment in ("before", "half", "after")]
-    ends = side_by_side(killed, places)
+    ends = chaos.side_by_side(killed, [f"{call}:{moment}" for call in range(MOST_CALLS) for moment in ("before", "half")])
     tried = len(ends) - ends.count("over")
     after = " after a damaged one" if damaged else f" on a {disk} disk"
-    say(f"kill -9 around each system call of a save{after}: {tried} tried, {ends.count('')} recovered to the same bits")
-    assert set(ends) == {"", "over"} and tried > 25 and ends[-1] == "over"
+    say(f"kill -9 before and in each system call of a save{after}: {tried} tried, {ends.count('')} recovered to the same bits")
+    assert set(ends) == {"", "over"} and tried > 8 and ends[-2:] == ["over"] * 2
 
 
 def test_every_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, say: Say) -> None:
     finished(command(tmp_path / "whole"), "plain")
-    whole = result_of(only_run(tmp_path / "whole"))
-    assert run(command(tmp_path / "begun"), "save:5:0.before").poll() == -signal.SIGKILL
+    assert run(command(tmp_path / "begun"), "save:5:0").poll() == -signal.SIGKILL
     begun = only_run(tmp_path / "begun")
-    last = begun / "checkpoints" / "last.pt"
-    data, rng = last.read_bytes(), np.random.default_rng(2)
-    before = read_checkpoint(begun / "checkpoints" / "previous.pt")["iteration"]
+    last, previous = (begun / "checkpoints" / f"{name}.pt" for name in ("last", "previous"))
+    data, rng, before = last.read_bytes(), np.random.default_rng(2), read_checkpoint(previous)["iteration"]
     assert before < read_checkpoint(last)["iteration"]
     damaged = [data[:length] for length in rng.choice(len(data), TRUNCATIONS, replace=False)]
     for place in rng.choice(8 * len(data), FLIPS, replace=False):
         flipped = bytearray(data)
         flipped[place // 8] ^= 1 << (place % 8)
         damaged.append(bytes(flipped))
-    found = resumed = 0
-    for number, content in enumerate(damaged):
+    found = 0
+    for content in damaged:
         last.write_bytes(content)
         state, warning = read_newest(begun)
         found += state["iteration"] == before and "last.pt is damaged" in warning and "previous.pt" in warning
-        if number % 18 == 0:
-            place = copied(begun, tmp_path / str(number))
-            explicit = run(["--resume", str(place / "checkpoints" / "last.pt")], "plain")
-            assert explicit.poll() == 2 and explicit.err.startswith("error: ") and explicit.err.count("\n") == 1
-            assert (place / "checkpoints" / "last.pt").read_bytes() == content
-            child = finished(["--resume", str(place)], "plain")
-            assert child.err.startswith("warning: ") and child.err.count("\n") == 1
-            assert [line for line in report_of(place)["warnings"] if "last.pt is damaged" in line]
-            resumed += same(result_of(place), whole)
-    say(f"damaged checkpoints: {len(damaged)} tried, {found} found; {resumed} of 4 resumed to the same bits")
-    assert (found, resumed) == (TRUNCATIONS + FLIPS, 4)
+    say(f"damaged checkpoints: {len(damaged)} tried, {found} found")
+    assert found == TRUNCATIONS + FLIPS
+    explicit = run(["--resume", str(last)], "plain")
+    assert explicit.poll() == 2 and explicit.error and explicit.err.count("\n") == 1 and last.read_bytes() == damaged[-1]
+    os.truncate(copied(begun, tmp_path / "both") / "checkpoints" / "previous.pt", 500)
+    both = run(["--resume", str(tmp_path / "both")])
+    assert both.poll() == 2 and both.error and both.err.count("\n") == 1
+    child = finished(["--resume", str(begun)], "plain")
+    assert child.err.startswith("warning: ") and child.err.count("\n") == 1
+    assert [line for line in report_of(begun)["warnings"] if "last.pt is damaged" in line]
+    assert same(result_of(begun), result_of(only_run(tmp_path / "whole")))
 
 
-def test_a_run_whose_checkpoints_are_both_damaged_is_refused_and_left_alone(tmp_path: Path) -> None:
-    assert run(command(tmp_path), "save:5:0.before").poll() == -signal.SIGKILL
-    folder = only_run(tmp_path) / "checkpoints"
-    for name in ("last.pt", "previous.pt"):
-        os.truncate(folder / name, 500)
-    child = run(["--output", str(tmp_path), "--resume", "latest"])
-    assert child.poll() == 2 and child.err.startswith("error: ") and child.err.count("\n") == 1
-    assert {path.stat().st_size for path in folder.glob("[lp]*.pt")} == {500}
-
-
-@pytest.mark.parametrize(("method", "how"), [*((method, "eager") for method in CHAOS_METHODS), ("maml", "compiled")])
+@pytest.mark.parametrize(("method", "how"), [("leo", "eager"), ("maml", "compiled")])
 def test_a_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(
     method: str, how: str, tmp_path: Path, say: Say
 ) -> None:
@@ -183,6 +149,6 @@ def test_a_run_resumes_from_every_one_of_its_checkpoints_to_the_same_bits(
         finished(["--resume", str(place)], "plain")
         return same(result_of(place), whole)
 
-    equal = sum(side_by_side(goes_on, checkpoints))
+    equal = sum(chaos.side_by_side(goes_on, checkpoints))
     say(f"resume from every checkpoint: {len(checkpoints)} tried, {equal} ended with the same bits ({method}, {how})")
     assert equal == len(checkpoints) > 3

@@ -25,7 +25,7 @@ os.open = no_folders
 
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests"]
 from pathlib import Path
-from tests.tools.chaos import command
+from tests.tools.runs import command
 from commands import evaluate
 from main import main
 evaluate.draw = lambda *_: None
@@ -33,7 +33,7 @@ output = Path(sys.argv[2])
 (output / "points.csv").write_text("x,y\\n0,1\\n1,2\\n")
 runs = output / "runs"
 codes = [
-    main(command(runs, "--method", "leo", EPOCHS=1)),
+    main(command(runs, "--method", "leo", EPOCHS=1, COMPILE="never")),
     main(["--output", str(runs), "--resume", "latest", "--set", "EPOCHS=2"]),
     main(["--output", str(runs), "--evaluate", "latest"]),
     main(["--output", str(output), "--predict", str(next(runs.iterdir())), "--points", str(output / "points.csv")]),

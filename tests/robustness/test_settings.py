@@ -26,20 +26,13 @@ from training.loop import Diverged
 
 Capture = pytest.CaptureFixture[str]
 PAIRS = [(method, tasks) for method in registry.METHODS for tasks in ("sinusoid", "sine-line", "table")]
-FAMILIES = [("leo", "sine-line"), ("r2d2", "table")]
-SMALLER: dict[str, Any] = TINY | {
-    **{"EPOCHS": 1, "META_OPTIMISER": "adam", "NUM_TASKS": 8, "SUPPORT_SAMPLES": 3, "QUERY_SAMPLES": 3, "INNER_STEPS": 1},
-    **{
-        "HIDDEN_DIM": 4,
-        "CONTEXT_DIM": 2,
-        "LEO_LATENT_DIM": 2,
-        "LEO_ENCODER_DIM": 2,
-        "LEO_RELATION_DIM": 2,
-        "LEO_DECODER_DIM": 2,
-    },
-    **{"EVAL_TASKS": 3, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": [3], "VALIDATION_TASKS": 2},
-    **{"LOG_INTERVAL": 1, "VALIDATION_INTERVAL": 2, "CHECKPOINT_INTERVAL": 2},
-}
+FAMILIES = {"leo": "sine-line", "r2d2": "table"}
+CASES = [(method, FAMILIES.get(method, "sinusoid")) for method in registry.METHODS]
+LEO_SIZES = ("LEO_LATENT_DIM", "LEO_ENCODER_DIM", "LEO_RELATION_DIM", "LEO_DECODER_DIM", "CONTEXT_DIM")
+SMALLER: dict[str, Any] = TINY | dict.fromkeys(LEO_SIZES, 2)
+SMALLER |= {"EPOCHS": 1, "META_OPTIMISER": "adam", "NUM_TASKS": 8, "SUPPORT_SAMPLES": 3, "QUERY_SAMPLES": 3, "INNER_STEPS": 1}
+SMALLER |= {"EVAL_TASKS": 3, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": [3], "VALIDATION_TASKS": 2}
+SMALLER |= {"HIDDEN_DIM": 4, "LOG_INTERVAL": 1, "VALIDATION_INTERVAL": 2, "CHECKPOINT_INTERVAL": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -120,35 +113,19 @@ def another(key: str) -> Any:
 
 
 SPECIAL: dict[str, Any] = {
-    "DATA": "other.csv",
-    "COLUMNS": ["y=product"],
-    "SPLIT_SEED": 5,
-    "TRAIN_SHARE": 20.0,
-    "VALIDATION_SHARE": 60.0,
-    "TEST_SHARE": 60.0,
-    "SUPPORT_FROM": "first",
-    "META_SCHEDULE": "constant",
-    "META_OPTIMISER": "muon",
-    "META_AVERAGE": 0.5,
-    "FIRST_ORDER": True,
-    "COMPILE": "never",
-    "TASK_CHUNK": 2,
-    "EVAL_SHOTS": [4],
-    "NOISE_STD": 0.7,
-    "AMPLITUDE_MIN": 0.2,
-    "INNER_GRADIENT_CLIP": 0.01,
-    "LEO_L2_WEIGHT": 1.0,
-    "LEO_ENCODER_PENALTY": 1.0,
-    "DEVICE": "cuda",
-    "VALIDATION_INTERVAL": 1,
-    "CHECKPOINT_INTERVAL": 1,
+    **{"DATA": "other.csv", "COLUMNS": ["y=product"], "SPLIT_SEED": 5, "SUPPORT_FROM": "first"},
+    **{"TRAIN_SHARE": 20.0, "VALIDATION_SHARE": 60.0, "TEST_SHARE": 60.0},
+    **{"META_SCHEDULE": "constant", "META_OPTIMISER": "muon", "META_AVERAGE": 0.5, "FIRST_ORDER": True},
+    **{"COMPILE": "never", "TASK_CHUNK": 2, "EVAL_SHOTS": [4], "NOISE_STD": 0.7, "AMPLITUDE_MIN": 0.2},
+    **{"INNER_GRADIENT_CLIP": 0.01, "LEO_L2_WEIGHT": 1.0, "LEO_ENCODER_PENALTY": 1.0, "DEVICE": "cuda"},
+    **{"VALIDATION_INTERVAL": 1, "CHECKPOINT_INTERVAL": 1},
 }
 
 
 # ---- every key has an effect, or is refused
 
 
-@pytest.mark.parametrize(("method", "tasks"), [*((method, "sinusoid") for method in registry.METHODS), *FAMILIES])
+@pytest.mark.parametrize(("method", "tasks"), CASES)
 def test_every_setting_has_an_effect_or_is_one_that_is_refused(
     method: str, tasks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +156,9 @@ def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(tmp_pat
         assert error.replace("-1.0", "-1") == f"error: {message}\n" and not output.exists()
 
 
-def test_settings_of_a_file_without_effect_are_one_warning(tmp_path: Path, capsys: Capture) -> None:
+def test_settings_of_a_file_without_effect_are_one_warning_and_those_of_a_run_that_exists_stay(
+    tmp_path: Path, capsys: Capture
+) -> None:
     file = tmp_path / "settings.json"
     changed = {"LEO_LATENT_DIM": 7, "SLOPE_MIN": -1.0, "FIRST_ORDER": True}
     file.write_text(json.dumps(Config.resolve(SMALLER, {"LEO_LATENT_DIM": 16, "CONTEXT_DIM": 5}, changed).to_dict()))
@@ -189,17 +168,15 @@ def test_settings_of_a_file_without_effect_are_one_warning(tmp_path: Path, capsy
     assert capsys.readouterr().err == f"warning: {warning}\n"
     directory = next((tmp_path / "runs").iterdir())
     assert json.loads((directory / "full_report.json").read_text())["warnings"] == [warning]
-    for action in ("--resume", "--evaluate"):
-        assert main.main([action, str(directory), "--set", "LEO_LATENT_DIM=7"]) == 2
-        assert "LEO_LATENT_DIM has no effect on maml" in capsys.readouterr().err
-    for action, key in {"--evaluate": "EPOCHS", "--resume": "HIDDEN_DIM"}.items():
-        assert main.main([action, str(directory), "--set", f"{key}=9"]) == 2
-        assert f"error: {key} can't change in a run that exists" in capsys.readouterr().err
+    refused = "LEO_LATENT_DIM has no effect on maml", "EPOCHS can't change in a run that exists", "HIDDEN_DIM can't change"
+    for action, message in zip(("--resume", "--evaluate", "--resume"), refused, strict=True):
+        assert main.main([action, str(directory), "--set", f"{message.split()[0]}=9"]) == 2
+        assert f"error: {message}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("method", "tasks"), PAIRS)
-def test_no_default_is_a_setting_without_effect(method: str, tasks: str) -> None:
-    assert registry.unused(method, tasks) & set(registry.defaults(method, tasks)) == set()
+def test_no_default_is_a_setting_without_effect() -> None:
+    for method, tasks in PAIRS:
+        assert registry.unused(method, tasks) & set(registry.defaults(method, tasks)) == set()
 
 
 def test_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:
@@ -210,13 +187,13 @@ def test_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:
 # ---- numbers that float32 does not have, and settings that do not fit together
 
 
-@pytest.mark.parametrize("key", [key for key, field in KEYS.items() if field.type == "float"])
-def test_a_number_that_is_zero_in_float32_is_refused(key: str) -> None:
-    for value in (1e-50, 1.17e-38, 5e-324, -1e-40):
-        with pytest.raises(ConfigError, match=rf"{key} .*\(got {value}; expected .*\)$"):
-            Config(**{key: value})
-    other = {key.replace("_MAX", "_MIN"): KEYS[key].metadata["low"]} if key.endswith("_MAX") else {}
-    assert getattr(Config(**other, **{key: 1.18e-38}), key) == 1.18e-38
+def test_a_number_that_is_zero_in_float32_is_refused() -> None:
+    for key in [key for key, field in KEYS.items() if field.type == "float"]:
+        for value in (1e-50, 1.17e-38, 5e-324, -1e-40):
+            with pytest.raises(ConfigError, match=rf"{key} .*\(got {value}; expected .*\)$"):
+                Config(**{key: value})
+        other = {key.replace("_MAX", "_MIN"): KEYS[key].metadata["low"]} if key.endswith("_MAX") else {}
+        assert getattr(Config(**other, **{key: 1.18e-38}), key) == 1.18e-38
 
 
 def test_a_bound_on_the_gradient_whose_square_is_zero_still_bounds_it() -> None:
@@ -228,22 +205,18 @@ def test_a_bound_on_the_gradient_whose_square_is_zero_still_bounds_it() -> None:
 
 TOO_LARGE: list[tuple[str, dict[str, Any]]] = [
     ("leo", {"EVAL_SHOTS": [10_000], "LEO_ENCODER_DIM": 1000}),
-    ("leo", {"SUPPORT_SAMPLES": 10**5}),
     ("r2d2", {"EVAL_SHOTS": [10_000], "HIDDEN_DIM": 10_000, "META_BATCH_SIZE": 1}),
-    ("maml", {"EVAL_TASKS": 10**6, "EVAL_QUERY_SAMPLES": 10**5}),
     ("maml", {"VALIDATION_TASKS": 10**6, "EVAL_STEPS": 1000, "EVAL_QUERY_SAMPLES": 1000}),
     ("maml", {"NUM_TASKS": 10**8, "INPUT_DIM": 10**4}),
     ("maml", {"META_BATCH_SIZE": 10**7, "TASK_CHUNK": 1, "HIDDEN_DIM": 100}),
 ]
 
 
-@pytest.mark.parametrize(("method", "values"), TOO_LARGE)
-def test_sizes_that_do_not_fit_in_memory_are_refused(
-    method: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**37))
-    with pytest.raises(ConfigError, match=f"do not fit in memory .got .*{next(iter(values))}="):
-        build(method, "sinusoid", Config.resolve(values))
+    for method, values in TOO_LARGE:
+        with pytest.raises(ConfigError, match=f"do not fit in memory .got .*{next(iter(values))}="):
+            build(method, "sinusoid", Config.resolve(values))
 
 
 def test_equations_without_a_solution_are_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +266,7 @@ def settings_of_a_run(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
 calm = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.chaos)])
 def test_random_settings_train_and_evaluate_or_are_refused_in_one_line(count: int) -> None:
     @settings(calm, max_examples=count)
     @given(settings_of_a_run())

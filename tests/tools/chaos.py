@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
+import fcntl
 import functools
 import hashlib
 import importlib
+import io
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -33,8 +38,9 @@ from typing import Any, TypeVar
 import torch
 
 import main
+from commands import evaluate
 from results_manager import ExperimentManager
-from system import files
+from system import files, machine
 from system.checkpoints import read_checkpoint
 from tests.tools import runs
 from tests.tools.runs import ROOT, TINY, only_run
@@ -86,15 +92,14 @@ def same(one: Any, other: Any) -> bool:
 
 def state_of(path: Path) -> dict[str, Any]:
     """A checkpoint without what may differ between equal runs: the time it took, and settings that may change."""
-    state = read_checkpoint(path)
-    return {name: value for name, value in state.items() if name not in ("train_seconds", "config")}
+    return {name: value for name, value in read_checkpoint(path).items() if name not in ("train_seconds", "config")}
 
 
 def result_of(directory: Path) -> dict[str, Any]:
     """All that a finished run found out: its last and best checkpoint, and the numbers of its record."""
     metrics = json.loads((directory / "metrics.json").read_text())
-    record = {part: metrics[part] for part in ("train", "validation", "evaluation")}
-    return {name: state_of(directory / "checkpoints" / f"{name}.pt") for name in ("last", "best")} | record
+    states = {name: state_of(directory / "checkpoints" / f"{name}.pt") for name in ("last", "best")}
+    return states | {part: metrics[part] for part in ("train", "validation", "evaluation")}
 
 
 def report_of(directory: Path) -> dict[str, Any]:
@@ -117,8 +122,8 @@ def tree(directory: Path) -> dict[str, str]:
 class Child:
     """A process of the program; its output lies in files."""
 
-    def __init__(self, pid: int, log: Path, ended: Callable[[int], int | None]):
-        self.pid, self.log, self._ended, self._code = pid, log, ended, None
+    def __init__(self, pid: int, log: Path):
+        self.pid, self.log, self._code = pid, log, None
 
     @property
     def out(self) -> str:
@@ -128,19 +133,18 @@ class Child:
     def err(self) -> str:
         return self.log.with_suffix(".err").read_text(errors="replace")
 
-    def poll(self) -> int | None:
-        """The exit code (minus the signal's number after a signal), or None while it runs."""
-        if self._code is None:
-            self._code = self._ended(self.pid)
-        return self._code
-
     @property
     def error(self) -> str:
         """The one line with which it gave up; fails where there is another number of them, or a traceback."""
         assert "Traceback" not in self.err, self.err
-        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, self.err
-        return lines[0]
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        return line
+
+    def poll(self) -> int | None:
+        """The exit code (minus the signal's number after a signal), or None while it runs."""
+        if self._code is None:
+            self._code = server().ask(ended=self.pid)
+        return self._code
 
     def wait(self, seconds: float = PATIENCE) -> int:
         """The exit code; fails where the process has not ended after `seconds`."""
@@ -153,13 +157,17 @@ class Child:
             os.kill(self.pid, number)
 
 
-def until(happened: Callable[[], bool], seconds: float, what: Callable[[], str]) -> float:
-    """Wait for something; returns the seconds it took, fails after `seconds`."""
+def until(happened: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
+    """Wait for something; fails after `seconds`."""
     began = time.monotonic()
     while not happened():
         assert time.monotonic() - began < seconds, f"waited {seconds:.0f} s for {what()}"
         time.sleep(0.002)
-    return time.monotonic() - began
+
+
+def until_saved(output: Path) -> None:
+    """A checkpoint before the last one is there from the first step that is saved on."""
+    until(lambda: bool(list(output.glob("*/checkpoints/previous.pt"))), 60, lambda: "a step that is saved")
 
 
 class Server:
@@ -197,14 +205,14 @@ class Server:
         shutil.rmtree(self.folder)
 
 
+_first = threading.Lock()
+
+
 @functools.cache
 def _server() -> Server:
     started = Server()
     atexit.register(started.close)
     return started
-
-
-_first = threading.Lock()
 
 
 def server() -> Server:
@@ -215,12 +223,11 @@ def server() -> Server:
 
 def start(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
     """Start `main.py argv` with plants, and with changes to the environment (None removes a variable)."""
-    folder = server().folder
-    log = folder / str(next(server().numbers))
+    log = server().folder / str(next(server().numbers))
     for suffix in (".out", ".err"):
         log.with_suffix(suffix).touch()
-    request = {"argv": argv, "plants": plants, "env": env or {}, "cwd": str(cwd or folder), "log": str(log)}
-    child = Child(server().ask(**request), log, lambda pid: server().ask(ended=pid))
+    request = {"argv": argv, "plants": plants, "env": env or {}, "cwd": str(cwd or log.parent), "log": str(log)}
+    child = Child(server().ask(**request), log)
     server().children.append(child)
     return child
 
@@ -249,40 +256,29 @@ def ranks(argv: list[str], world: int, *plants: str) -> list[Child]:
     """Start `world` processes of one run, as torchrun would; one alone without its variables."""
     if world == 1:
         return [start(argv, *plants)]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [start(argv, *plants, env={"RANK": str(number), **shared}) for number in range(world)]
 
 
-def free_port() -> int:
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return str(probe.getsockname()[1])
 
 
 # ---- what happens inside a child
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def plant_plain() -> None:
     """No figures, and no questions to the compiler and to git: they take ten times as long as all the rest of a tiny run."""
-    from commands import evaluate
-    from system import machine as system
-
     evaluate.draw = lambda *_: None  # type: ignore[assignment]
     evaluate.figure_arrays = lambda *_: {}  # type: ignore[assignment]
     Experiment.show_progress = lambda *_: None  # type: ignore[method-assign]
-    system._run = lambda _: (1, "", "")  # type: ignore[assignment]
+    machine._run = lambda _: (1, "", "")  # type: ignore[assignment]
 
 
 def plant_bare() -> None:
     """The disk has neither locks nor hard links, and confirms no folder."""
-    import errno
-    import fcntl
-    import stat
 
     def refused(*_: Any) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -298,17 +294,6 @@ def plant_only(number: str, name: str, *arguments: str) -> None:
         globals()[f"plant_{name}"](*arguments)
 
 
-def before(owner: Any, name: str, action: Callable[[], Any]) -> None:
-    """From here on `action` happens before each call of a function of `owner`."""
-    function = getattr(owner, name)
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        action()
-        return function(*args, **kwargs)
-
-    setattr(owner, name, wrapper)
-
-
 def plant_step(number: str, signal_number: str) -> None:
     """Get that signal from nowhere after step `number`."""
     update = MetaStep._update
@@ -322,21 +307,19 @@ def plant_step(number: str, signal_number: str) -> None:
     MetaStep._update = hit  # type: ignore[method-assign]
 
 
-def plant_slow(seconds: str) -> None:
-    """Every training step takes at least so long."""
-    before(MetaStep, "_update", lambda: time.sleep(float(seconds)))
+SLOW = {"step": (MetaStep, "_update"), "preparing": (Trainer, "prepare"), "evaluating": (evaluate, "evaluate_learner")}
 
 
-def plant_preparing(seconds: str) -> None:
-    """What comes before the first step takes so long, as if it were compiled."""
-    before(Trainer, "prepare", lambda: time.sleep(float(seconds)))
+def plant_slow(seconds: str, what: str = "step") -> None:
+    """Every training step, what comes before the first (as if it were compiled), or the evaluation takes at least so long."""
+    owner, name = SLOW[what]
+    function = getattr(owner, name)
 
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(float(seconds))
+        return function(*args, **options)
 
-def plant_evaluating(seconds: str) -> None:
-    """The evaluation at the end takes at least so long."""
-    from commands import evaluate
-
-    before(evaluate, "evaluate_learner", lambda: time.sleep(float(seconds)))
+    setattr(owner, name, slow)
 
 
 def plant_patience(seconds: str) -> None:
@@ -355,11 +338,6 @@ def plant_nohup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def plant_at(moment: str) -> None:
-    """Begin at that time of the system's clock."""
-    time.sleep(max(0.0, float(moment) - time.time()))
-
-
 def plant_user(number: str) -> None:
     """Go on as an ordinary user: permissions do not stop root."""
     if os.getuid():
@@ -370,8 +348,6 @@ def plant_user(number: str) -> None:
 
 def plant_limit(size: str) -> None:
     """No file can grow beyond `size` bytes: it ends as on a full disk."""
-    import resource
-
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
 
 
@@ -388,49 +364,29 @@ def plant_keep(folder: str) -> None:
     ExperimentManager.save_checkpoint = saved  # type: ignore[method-assign]
 
 
-def plant_save(number: str, place: str) -> None:
-    """Die in save `number` (from 0) at its system call `place`: "3.before", "3.half" or "3.after"; exit 77 if there is none."""
+def plant_save(number: str, call: str, moment: str = "before") -> None:
+    """Die in save `number` (from 0) before its system call `call`, or half through a write; exit 77 if there is none."""
     saves = calls = 0
     counting = False
-    wanted, moment = place.split(".")
 
-    def deadly(call: Callable[..., Any], half: Callable[..., Any] = lambda *_: None) -> Callable[..., Any]:
+    def deadly(function: Callable[..., Any], half: Callable[..., Any] | None = None) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
-            here = counting and calls == int(wanted)
             calls += counting
-            if here and moment != "after":
-                if moment == "half":
-                    half(*args)
-                die()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                if here:
-                    die()
+            if not counting or calls != int(call) + 1:
+                return function(*args, **kwargs)
+            if moment == "half":
+                _ = half(*args) if half else os._exit(77)
+            os.kill(os.getpid(), signal.SIGKILL)
 
         return wrapper
 
-    class File:
-        """A file whose calls count."""
-
-        def __init__(self, file: Any):
-            self._file = file
-            self.write = deadly(file.write, lambda data: (file.write(data[: len(data) // 2]), file.flush()))
-            self.flush, self.close, self.fileno = deadly(file.flush), deadly(file.close), file.fileno
-
-        def __enter__(self) -> File:
-            return self
-
-        def __exit__(self, *_: Any) -> None:
-            self.close()
+    class File(io.FileIO):
+        write = deadly(io.FileIO.write, lambda file, data: io.FileIO.write(file, data[: len(data) // 2]))
 
     for name in ("open", "fsync", "replace", "link", "unlink", "close"):
         setattr(os, name, deadly(getattr(os, name)))
-    opened = deadly(open)
-    files.open = lambda *args, **kwargs: (  # type: ignore[attr-defined]
-        File(opened(*args, **kwargs)) if counting else open(*args, **kwargs)  # noqa: SIM115
-    )
+    files.open = deadly(File)  # type: ignore[attr-defined]
     save = ExperimentManager.save_checkpoint
 
     def counted(self: ExperimentManager, *args: Any, **kwargs: Any) -> None:
