@@ -56,17 +56,11 @@ def test_shots_at_evaluation_follow_those_of_training() -> None:
     assert Config(SUPPORT_SAMPLES=6, EVAL_SHOTS=(20, 2)).evaluation_shots == (2, 6, 20)
 
 
-def test_a_last_partial_meta_batch_counts_as_an_iteration() -> None:
-    assert Config(EPOCHS=2, NUM_TASKS=5, META_BATCH_SIZE=4).iterations == 3
-
-
-def test_a_config_cannot_be_changed() -> None:
+def test_a_config_counts_its_iterations_and_cannot_be_changed() -> None:
+    config = Config(EPOCHS=2, NUM_TASKS=5, META_BATCH_SIZE=4)
+    assert config.iterations == 3  # the last partial meta-batch is one
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().EPOCHS = 3  # type: ignore[misc]
-
-
-def test_every_key_says_what_it_means() -> None:
-    assert [name for name, field in KEYS.items() if not field.metadata["doc"]] == []
+        config.EPOCHS = 3  # type: ignore[misc]
 
 
 # ---- values that can't be used
@@ -75,38 +69,31 @@ def test_every_key_says_what_it_means() -> None:
 NO_NUMBERS = ["0.1", True, None, [1], {}, math.nan, math.inf, -math.inf, 10**400, -(10**400)]
 
 
-def test_what_is_no_number_in_the_range_of_its_key_is_refused() -> None:
+def test_what_is_no_number_in_the_range_of_its_key_and_a_range_without_width_are_refused() -> None:
     for name in keys_of("int", "float"):
         low, high, above = (KEYS[name].metadata[limit] for limit in ("low", "high", "above"))
         for value in NO_NUMBERS:
             assert name in refusal(**{name: value})
         for value in (low if above else low - 1, high * 2):
             assert f"{name} can't be used (got {value}; expected" in refusal(**{name: value})
+    for name, high in (("AMPLITUDE", 1.0), ("PHASE", 2.0), ("X", 1.0)):
+        message = refusal(**{f"{name}_MIN": 2.0, f"{name}_MAX": high})
+        assert f"{name}_MIN must be below {name}_MAX (got 2.0; expected below {high})" in message
     for name in keys_of("int"):
         assert f"{name} can't be used (got 2.0; expected a whole number" in refusal(**{name: 2.0})
 
 
-def test_zero_is_accepted_only_where_it_means_none() -> None:
+def test_zero_is_accepted_only_where_it_means_none_and_a_whole_number_as_a_real_one() -> None:
     counts = "EPOCHS NUM_TASKS META_BATCH_SIZE SUPPORT_SAMPLES QUERY_SAMPLES INPUT_DIM HIDDEN_DIM LEO_LATENT_DIM LOG_INTERVAL"
     steps = "META_LEARNING_RATE INNER_LEARNING_RATE LEO_LATENT_LEARNING_RATE CHECKPOINT_INTERVAL VALIDATION_INTERVAL"
     for name in f"{counts} {steps}".split():
         assert name in refusal(**{name: 0})
     for name in ["INNER_STEPS", "EVAL_STEPS", "NOISE_STD", "META_GRADIENT_CLIP", "TASK_CHUNK", "LEO_KL_WEIGHT"]:
         assert getattr(Config(**{name: 0}), name) == 0
-
-
-def test_a_whole_number_is_accepted_as_a_real_one_and_becomes_one() -> None:
     special = {"AMPLITUDE_MAX": 6, "PHASE_MAX": 6, "X_MIN": -6, "X_MAX": 6}
     for name in keys_of("float"):
         value = special.get(name, 0 if name.endswith("_MIN") else 1)
         assert type(getattr(Config(**{name: value}), name)) is float
-
-
-def test_a_range_without_width_is_refused() -> None:
-    for name in ("AMPLITUDE", "PHASE", "X"):
-        for high in (1.0, 2.0):
-            message = refusal(**{f"{name}_MIN": 2.0, f"{name}_MAX": high})
-            assert f"{name}_MIN must be below {name}_MAX (got 2.0; expected below {high})" in message
 
 
 def test_flags_and_choices_that_are_not_offered_are_refused_with_the_offers() -> None:
@@ -126,14 +113,12 @@ def test_a_device_may_be_named_before_it_is_looked_for_but_must_be_one() -> None
 
 
 def test_shots_that_are_no_list_of_distinct_counts_are_refused() -> None:
-    no_shots = [5, "5", [5, 5], [0], [-5], [5.0], [True], [math.nan], [None], [[5]], {"5": 1}, [10**9], [10**400]]
-    for value in no_shots:
+    for value in (5, "5", [5, 5], [0], [-5], [5.0], [True], [math.nan], [None], [[5]], {"5": 1}, [10**9], [10**400]):
         assert "EVAL_SHOTS can't be used" in refusal(EVAL_SHOTS=value)
 
 
 def test_a_refused_value_is_one_short_line_of_the_message() -> None:
-    assert len(refusal(COMPILE="x" * 10_000)) < 200
-    assert "\n" not in refusal(COMPILE="a\nb")
+    assert len(refusal(COMPILE="x" * 10_000)) < 200 and "\n" not in refusal(COMPILE="a\nb")
 
 
 # ---- layers
@@ -192,19 +177,13 @@ NO_SETTINGS: list[tuple[str | bytes, str]] = [
     ("", "line 1 column 1"),
     ('{\n "EPOCHS": 5,\n}', "line 3 column 1|line 2 column 13"),  # where depends on the version of Python
     ('{"EPOCHS": 5} {}', "line 1 column 15"),
-    ("{'EPOCHS': 5}", "line 1 column 2"),
     ('{"EPOCHS": NaN}', "NaN"),
     ('{"EPOCHS": Infinity}', "Infinity"),
     ('{"EPOCHS": 5, "EPOCHS": 6}', '"EPOCHS" twice'),
-    ('{"EPOCHS": {"a": 1, "a": 1}}', '"a" twice'),
     ("[" * 200_000, "recursion"),
     ("[]", "holds no settings"),
-    ("null", "holds no settings"),
-    ('"EPOCHS"', "holds no settings"),
     ('{"EPOCHS": 5}'.encode("utf-16"), "codec can't decode"),
     (b'{"EPOCHS": 5, "\x00": 1}', "is not strict JSON"),
-    (b"\x00" * 100, "is not strict JSON"),
-    (b'{"EPOCHS": 5} // five', "line 1 column 15"),
     (b'{"EPOCHS": ' + b"1" * 5000 + b"}", "digits|is not strict JSON"),
     (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "codec can't decode"),
 ]
@@ -217,19 +196,10 @@ def test_a_file_that_is_not_one_strict_json_object_is_refused(file: Path) -> Non
         assert str(file) in str(caught.value)
 
 
-def test_a_number_too_large_for_a_float_is_refused_by_its_key(file: Path) -> None:
-    write(file, '{"META_LEARNING_RATE": 1e400}')
-    with pytest.raises(ConfigError, match=r"META_LEARNING_RATE can't be used \(got inf"):
-        Config.resolve(load_settings(file))
-
-
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_file_that_can_be_read_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in {"missing.json": "no such file", ".": "no such file", "x" * 300: "can't be read"}.items():
         with pytest.raises(ConfigError, match=message):
-            load_settings(tmp_path / name)
-
-
-def test_an_unreadable_file_is_refused_with_the_systems_reason(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+            load_settings(file.parent / name)
     write(file, "{}")
 
     def denied(path: Path) -> bytes:  # a mode of 0 would not stop root

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +14,9 @@ from hypothesis import strategies as st
 from config import KEYS, Config, ConfigError, load_settings
 from system.checkpoints import SCHEMA_VERSION, checkpoint_bytes, read_checkpoint
 from system.errors import RunError
+from tests.tools.hostile import sealed
 
-calm = settings(derandomize=True, deadline=None, max_examples=200, database=None)
+calm = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 
 SOUND_SETTINGS = json.dumps(Config().to_dict(), indent=1).encode()
 SOUND_CHECKPOINT = checkpoint_bytes(
@@ -27,10 +25,9 @@ SOUND_CHECKPOINT = checkpoint_bytes(
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file that every example writes anew."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / "file"
+    return tmp_path_factory.mktemp("fuzz") / "file"
 
 
 def mutations(sound: bytes) -> st.SearchStrategy[bytes]:
@@ -81,21 +78,13 @@ def test_any_settings_file_gives_a_configuration_or_one_clean_error(place: Path,
 
 @calm
 @given(content=mutations(SOUND_CHECKPOINT) | st.binary(max_size=500))
-def test_any_checkpoint_file_that_is_not_as_it_was_is_one_clean_error(place: Path, content: bytes) -> None:
-    place.write_bytes(content)
-    if content == SOUND_CHECKPOINT:
-        return
-    with pytest.raises(RunError) as caught:
-        read_checkpoint(place)
-    assert_clean(caught.value)
-
-
-@calm
-@given(content=mutations(SOUND_CHECKPOINT[:-66] + b"\0\0") | st.binary(max_size=500))
-def test_any_archive_with_a_forged_digest_gives_a_state_or_one_clean_error(place: Path, content: bytes) -> None:
-    body = content[:-2]
-    place.write_bytes(body + (64).to_bytes(2, "little") + hashlib.sha256(body).hexdigest().encode())
-    try:
-        assert read_checkpoint(place)["schema_version"] == SCHEMA_VERSION
-    except RunError as error:
-        assert_clean(error)
+def test_a_checkpoint_that_is_not_as_it_was_is_one_clean_error_and_a_forged_one_at_most(place: Path, content: bytes) -> None:
+    body = content[:-66]
+    for data in (content, sealed(body)):
+        place.write_bytes(data)
+        try:
+            state = read_checkpoint(place)
+        except RunError as error:
+            assert_clean(error)
+        else:
+            assert data in (SOUND_CHECKPOINT, sealed(body)) and state["schema_version"] == SCHEMA_VERSION

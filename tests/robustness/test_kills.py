@@ -19,7 +19,7 @@ from tests.tools.chaos import CHAOS_METHODS, Say, command, compiling, finished, 
 pytestmark = pytest.mark.chaos
 
 KILLS = 20  # of each method, and of a disk without locks and links
-MOST_CALLS = 20  # more than a save makes
+MOST_CALLS = 28  # more than a save makes
 TRUNCATIONS, FLIPS = 20, 50
 
 

@@ -19,7 +19,7 @@ from dataset import TaskDataset, stream
 from evaluation.errors import errors, held_out_errors
 from evaluation.evaluate import Protocol, evaluate
 from maml import MAML
-from registry import METHODS, TASKS, defaults
+from registry import METHODS
 from report.figures import run_figures
 from system.checkpoints import read_checkpoint
 from tables.table import SPLITS, random_split, read_table, remarks
@@ -132,8 +132,7 @@ def test_errors_of_a_ragged_split_are_means_over_points_then_draws(toy: Path) ->
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_two_subjects_of_each_split_have_points_for_every_default_k(tmp_path: Path, split: str) -> None:
-    counts = dict.fromkeys(SPLITS, (20, 20, 20)) | {split: (3, 20)}
-    sizes = [(name, count) for name, some in counts.items() for count in some]
+    sizes = [(name, count) for name in SPLITS for count in ((3, 20) if name == split else (20, 20, 20))]
     rows = [[f"s{place}", str(x), str(x * place), name] for place, (name, count) in enumerate(sizes) for x in range(count)]
     generator = generator_of(write(tmp_path / "t.csv", rows))
     for shots in (most := generator.defaults()["EVAL_SHOTS"]):
@@ -179,26 +178,18 @@ def test_the_same_subjects_are_judged_on_the_same_draws_for_every_seed(tmp_path:
     assert_array_equal(one.tasks.support.x, other.tasks.support.x)
 
 
-def test_large_offsets_change_nothing_beyond_the_rounding_of_the_input(tmp_path: Path) -> None:
-    rows = toy_rows()
-    moved = [[name, repr(float(x) + 1.7e9), repr(float(y) + 1e6)] for name, x, y in rows]
-    one, other = (generator_of(write(tmp_path / f"{name}.csv", text)) for name, text in (("a", rows), ("b", moved)))
-    assert_allclose(one.x, other.x, atol=1e-6)
-    assert_allclose(one.y, other.y, atol=1e-6)
-
-
-def test_inputs_of_several_columns_are_scaled_each_by_itself(tmp_path: Path) -> None:
-    rows = [[name, x, str(1e6 + 1000 * float(y)), str(-float(x)), y] for name, x, y in toy_rows()]
-    path = write(tmp_path / "t.csv", rows, "Who,day,mass,back,out")
-    table = read_table(path, ["task=who", "x=day", "x=mass", "x=back", "y=out"])
-    generator = TableTaskGenerator(table)
-    assert generator.input_dim == 3 and table.names == ("Who", "day", "mass", "back", "out", "split")
+def test_inputs_of_several_columns_are_scaled_each_by_itself_and_large_offsets_change_nothing(tmp_path: Path) -> None:
+    rows = [[name, x, str(1e6 + 1000 * float(y)), repr(float(x) + 1.7e9), y] for name, x, y in toy_rows()]
+    path = write(tmp_path / "t.csv", rows, "Who,day,mass,later,out")
+    generator = TableTaskGenerator(read_table(path, ["task=who", "x=day", "x=mass", "x=later", "y=out"]))
+    assert generator.input_dim == 3 and generator.table.names == ("Who", "day", "mass", "later", "out", "split")
+    assert generator.implied_settings()["INPUT_DIM"] == 3
     training = generator.x[np.isin(np.repeat(np.arange(12), COUNTS), generator.split("train", 0, 0))]
     assert_allclose([training.min(0), training.max(0)], [[-1] * 3, [1] * 3], atol=1e-6)
+    assert_allclose(generator.x[:, 2], generator.x[:, 0], atol=1e-6)
 
 
 # ---- the table's normal form
-
 
 NAMES = ["plain", "two words", "a,b", 'say "no"', "#1", "é ü", "sep=;", "'", "1", "01", "日本", "-"]
 
@@ -259,9 +250,7 @@ BAD_ROWS: list[tuple[Callable[[Rows], Rows], list[str]]] = [
     (lambda rows: [rows[sum(COUNTS[:n])] for n in range(12)], ["two points or more", "got 0 train"]),
     (everywhere(1, "3.5"), ["'x' is constant", "got 3.5"]),
     (everywhere(2, "0"), ["'y' is constant", "got 0"]),
-    (everywhere(2, "NA"), ["too few subjects"]),
     (changed(4, 1, "noon"), ["line 6, column 'x'", "got 'noon'"]),
-    (changed(7, 2, "inf"), ["line 9, column 'y'", "got 'inf'"]),
     (changed(7, 1, ""), ["line 9, column 'x'", "got ''"]),
     (changed(7, 2, "1e30"), ["line 9, column 'y'", "got '1e30'"]),
     (changed(7, 0, ""), ["line 9, column 'task'", "a subject's"]),
@@ -269,14 +258,10 @@ BAD_ROWS: list[tuple[Callable[[Rows], Rows], list[str]]] = [
 ]
 BAD_WORDS = {
     "--columns y=weight": ["no column 'weight'", "'task', 'x', 'y'"],
-    "--columns task=Chick x=x y=y": ["no column 'Chick'"],
-    "--columns x=x x=z": ["no column 'z'"],
     "--columns x=y y=y": ["'y' twice"],
     "--columns x=x x=x": ["COLUMNS can't be used"],
     "--columns y=x y=y": ["--columns can't be used", "'y=y'"],
     "--columns weight": ["--columns can't be used", "'weight'"],
-    "--columns z=x": ["--columns can't be used", "'z=x'"],
-    "--columns split=fold": ["no column 'fold'"],
     "--columns split=task": ["'task' twice"],
     "--set INPUT_DIM=2": ["INPUT_DIM follows from the tasks", "expected 1"],
     "--set NOISE_STD=1": ["NOISE_STD has no effect", "expected with sinusoid"],
@@ -288,6 +273,7 @@ BAD_WORDS = {
     "--evaluate latest": ["got --data"],
 }
 IDLE = "has no effect on these tasks", "with a table without a column of splits)"
+FAR = [[*row[:2], row[2] + "e-6" if row[3] == "train" else "1e14", row[3]] for row in toy_rows(True)]
 REFUSALS = [
     *((change(toy_rows()), "", phrases) for change, phrases in BAD_ROWS),
     *((toy_rows(), words, phrases) for words, phrases in BAD_WORDS.items()),
@@ -296,15 +282,14 @@ REFUSALS = [
     (changed(3, 3, "")(toy_rows(True)), "", ["line 5, column 'split'", "got ''"]),
     (changed(3, 3, "test")(toy_rows(True)), "", ["got test for subject 's0'", "train as in its first row"]),
     ([[*row[:3], "test" if row[3] != "train" else row[3]] for row in toy_rows(True)], "", ["0 validation"]),
-    (
-        [[*row[:2], row[2] + "e-6" if row[3] == "train" else "1e14", row[3]] for row in toy_rows(True)],
-        "",
-        ["line 11, column 'y' can't be used (got 1e+14; expected at most 1e+15 times"],
-    ),
+    (FAR, "", ["line 11, column 'y' can't be used (got 1e+14; expected at most 1e+15 times"]),
 ]
 
 
 def test_a_bad_table_is_refused_with_its_place_and_nothing_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("--tasks table", "--tasks table --data no/such.csv"):
+        assert main.main([*words.split(), "--output", str(tmp_path / "runs")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
     for rows, words, phrases in REFUSALS:
         path = write(tmp_path / "toy.csv", rows, "task,x,y" if len(rows[0]) == 3 else "")
         assert main.main(["--data", str(path), "--output", str(tmp_path / "runs"), *words.split()]) == 2
@@ -312,12 +297,6 @@ def test_a_bad_table_is_refused_with_its_place_and_nothing_is_made(tmp_path: Pat
         assert error.startswith("error: ") and error.count("\n") == 1
         assert [phrase for phrase in [*phrases, "(got ", "expected "] if phrase not in error] == [], error
         assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("arguments", [["--tasks", "table"], ["--data", ""], ["--tasks", "table", "--data", "no/such.csv"]])
-def test_tasks_from_a_table_need_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
-    assert main.main([*arguments, "--output", str(tmp_path / "runs")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "runs").exists()
 
 
 # ---- whole runs
@@ -412,12 +391,6 @@ def test_the_figures_of_a_run_on_a_table_are_drawn_in_own_units(
         assert arrays["test_left_out_8_shot"].sum() == np.isnan(arrays["test_errors_8_shot"]).all(1).sum() > 0
 
 
-def test_a_table_of_several_inputs_is_trained_on(tmp_path: Path) -> None:
-    rows = [[name, x, str(float(x) ** 2), y] for name, x, y in toy_rows()]
-    run = train(tmp_path, write(tmp_path / "t.csv", rows, "task,x1,x2,y"), "a")
-    assert json.loads((run / "config.json").read_text())["INPUT_DIM"] == 2
-
-
 def test_the_example_tables_are_read_as_they_lie_there() -> None:
     chicks = read_table(ROOT / "examples" / "chicks.csv", ["task=Chick", "x=Time", "y=weight"])
     spruce = read_table(ROOT / "examples" / "spruce.csv")
@@ -428,16 +401,7 @@ def test_the_example_tables_are_read_as_they_lie_there() -> None:
 def test_a_k_beyond_all_validation_subjects_leaves_the_others_their_intervals(tmp_path: Path) -> None:
     counts = {"train": (8, 8, 8), "validation": (4, 4), "test": (8, 8, 8)}
     sizes = [(split, count) for split, some in counts.items() for count in some]
-    rows = [
-        [f"s{subject}", str(place), str(place * subject + (place % 3) / 10), split]
-        for subject, (split, count) in enumerate(sizes, 1)
-        for place in range(count)
-    ]
-    given = {"DATA": str(write(tmp_path / "t.csv", rows)), "SUPPORT_SAMPLES": 2, "EVAL_SHOTS": (2, 5), "HIDDEN_DIM": 8}
-    config = Config.resolve(defaults("r2d2", "table"), given)
-    generator = TASKS["table"](config)
-    config = Config.resolve(defaults("r2d2", "table", generator), given, generator.implied_settings())
-    experiment = Experiment("r2d2", METHODS["r2d2"], "table", generator, config)
-    calibration = evaluate(experiment.learner, generator, Protocol((2, 5), 1, 10, 10, 10)).calibration
-    experiment.close()
-    assert set(calibration) == {"2"}
+    rows = [[f"s{n}", str(x), str(x * n + x % 3), split] for n, (split, count) in enumerate(sizes, 1) for x in range(count)]
+    generator = generator_of(write(tmp_path / "t.csv", rows))
+    learner = METHODS["r2d2"].from_config(Config(HIDDEN_DIM=8), stream(0, "weights"))
+    assert set(evaluate(learner, generator, Protocol((2, 5), 1, 10, 10, 10)).calibration) == {"2"}
