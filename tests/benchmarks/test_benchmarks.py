@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.common import ROOT, filled
-from benchmarks.speed import graphs, implementations, peers_torch, scaling, speed
+from benchmarks.speed import implementations, peers_torch, scaling, speed
 from benchmarks.speed.child import Child, MeasurementError
 from benchmarks.speed.work import CASES, ThisProject, Work
 from benchmarks.tables import methods
@@ -48,9 +48,6 @@ def results(output: Path, name: str) -> dict[str, Any]:
     return dict(json.loads((folder / "results" / f"{name}.json").read_text(encoding="utf-8"), parse_constant=pytest.fail))
 
 
-# ---- all commands
-
-
 def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
     """One of them does; the others begin with the same lines."""
     scripts = [ROOT / "benchmarks" / name for name in SCRIPTS]
@@ -73,16 +70,6 @@ def test_unusable_flags_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
             with pytest.raises(SystemExit) as stop:
                 script.main(["--quick", "--output", str(tmp_path), *flag])
             assert stop.value.code == 2 and f"{flag[0]} can't be used" in capsys.readouterr().err
-
-
-# ---- speed
-
-
-def test_a_large_meta_batch_is_compared_as_a_whole() -> None:
-    """And not one of the micro-batches in which it is computed."""
-    large = Work(CASES["maml-1"], 400, "cpu")
-    assert large.batch.query.x.shape[0] == len(large.noise) == 400
-    np.testing.assert_array_equal(large.batch.support.x, next(large.batches()).support.x)
 
 
 def test_speed_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,14 +122,6 @@ def test_scaling_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert all(point["ms"] > 0 and point["process_mib"] > 0 for point in second + first)
     assert series["hidden"][0]["ms"] == second[0]["ms"], "a shared point is measured once"
     assert "us / task" in capsys.readouterr().out
-
-
-def test_launches_of_each_method_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert graphs.main(["--quick", "--methods", "r2d2", "--device", "cpu"]) == 0
-    assert capsys.readouterr().out.count("| r2d2 ") == 2
-
-
-# ---- tables
 
 
 def test_tables_are_made_from_runs(tmp_path: Path) -> None:

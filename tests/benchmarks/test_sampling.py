@@ -9,11 +9,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import registry
-from benchmarks.paper import sampling, sine_line
+from benchmarks.paper import sampling
 from benchmarks.project import build
 from config import Config
-from dataset import Points, SineLineTaskGenerator
-from learner import MetaLearner, sample_tasks
+from dataset import SineLineTaskGenerator
+from learner import sample_tasks
 
 TASKS, SAMPLES, POINTS = 60, 200, 40
 GRID = np.linspace(-5, 5, 101)
@@ -36,9 +36,6 @@ def calibrated(rng: np.random.Generator, factor: float = 1.0) -> tuple[np.ndarra
     return truth[:, 0], middle + factor * width * rng.standard_normal((TASKS, SAMPLES, POINTS))
 
 
-# ---- intervals and likelihood
-
-
 @pytest.mark.parametrize(
     ("factor", "level", "low", "high"), [(1, 0.5, 0.48, 0.52), (1, 0.9, 0.88, 0.92), (0, 0.9, 0, 0.6), (4, 0.9, 0.97, 1)]
 )
@@ -59,30 +56,11 @@ def test_a_single_curve_has_the_gaussian_interval_and_likelihood(rng: np.random.
     assert_allclose(sampling.negative_log_likelihood(curve, targets, 0.3), expected.mean(1))
 
 
-def test_likelihood_of_two_curves_is_their_average_density() -> None:
-    densities = [math.exp(-0.5 * deviation**2) / (0.5 * math.sqrt(2 * math.pi)) for deviation in (0.25 / 0.5, 0.75 / 0.5)]
-    found = sampling.negative_log_likelihood(np.array([[[0.0], [1.0]]]), np.array([[0.25]]), 0.5)
-    assert_allclose(found, -math.log(sum(densities) / 2))
-
-
-# ---- spread and error
-
-
 def test_calibrated_spread_goes_with_error(rng: np.random.Generator) -> None:
     truth, curves = calibrated(rng)
     within = sampling.spread_against_error_within(curves, truth)
     for estimate in (sampling.spread_against_error(curves, truth, rng, 200), within):
         assert 0.3 < estimate.low < estimate.value < estimate.high < 0.9
-
-
-# ---- families
-
-
-def test_family_errors_are_means_over_their_own_tasks() -> None:
-    prediction = np.array([1.0, 2.0, 3.0, 3.0])[:, None] * np.ones(3)
-    errors = sampling.family_errors(prediction, np.zeros((4, 3)), np.array([False, False, True, True]))
-    assert errors["sinusoid"].value == 2.5 and errors["all"].value == 5.75
-    assert errors["line"] == sampling.Estimate(9, 9, 9)
 
 
 def test_lines_and_sinusoids_are_distinguished(rng: np.random.Generator, generator: SineLineTaskGenerator) -> None:
@@ -92,16 +70,6 @@ def test_lines_and_sinusoids_are_distinguished(rng: np.random.Generator, generat
     wobble = 0.2 * np.sin(2.3 * GRID + rng.uniform(0, 6, (500, 1)))
     clear = (params[:, 0] == 0) | (np.abs(params[:, 3]) > 0.3)
     assert_array_equal(sampling.looks_sinusoidal(GRID, curves + wobble)[clear], params[clear, 0] == 0)
-
-
-def test_samples_of_one_family_are_not_both(generator: SineLineTaskGenerator) -> None:
-    tasks = sine_line.on_grid(generator, np.zeros((1, 6), np.float32), Points(np.zeros((1, 5, 1)), np.zeros((1, 5, 1))))
-    wave, line = np.sin(GRID), GRID
-    shares = [sine_line.share_of_both(tasks, np.stack(pair)[None]) for pair in ((wave, line), (wave, wave), (line, line))]
-    assert shares == [1, 0, 0]
-
-
-# ---- the exact posterior
 
 
 def test_exact_posterior_is_calibrated_by_every_metric(generator: SineLineTaskGenerator) -> None:
@@ -126,16 +94,9 @@ def test_ambiguous_supports_leave_the_family_open(rng: np.random.Generator, gene
     assert np.abs(curves.mean(1) - support.y[..., 0]).mean() < 0.3, "the posterior fits what it has seen"
 
 
-# ---- curves of LEO
-
-
-@pytest.fixture(scope="module")
-def leo() -> MetaLearner:
+def test_temperature_scales_the_spread_down_to_the_single_curve(generator: SineLineTaskGenerator) -> None:
     settings = registry.defaults("leo", "sine-line") | {"NUM_TASKS": 25, "DEVICE": "cpu"}
-    return build("leo", "sine-line", Config.resolve(settings)).learner
-
-
-def test_temperature_scales_the_spread_down_to_the_single_curve(leo: MetaLearner, generator: SineLineTaskGenerator) -> None:
+    leo = build("leo", "sine-line", Config.resolve(settings)).learner
     _, task, _ = generator.held_out("test", 3, 5, 7)
     cold, usual = (
         sample_tasks(leo, task.support, task.query.x, 0, np.random.default_rng(1), 20, temperature=temperature)
@@ -143,16 +104,3 @@ def test_temperature_scales_the_spread_down_to_the_single_curve(leo: MetaLearner
     )
     assert_allclose(cold, sampling.single_curves(leo, task.support, task.query.x, 0).repeat(20, axis=1), atol=1e-5)
     assert (usual.std(1) > 1e-6).all()
-
-
-def test_samples_differ_repeat_and_do_not_depend_on_other_tasks(leo: MetaLearner, generator: SineLineTaskGenerator) -> None:
-    _, task, _ = generator.held_out("test", 3, 5, 7)
-    alone = Points(task.support.x[:1], task.support.y[:1])
-
-    def sample(support: Points, batch: int) -> np.ndarray:
-        return sample_tasks(leo, support, task.query.x[: len(support.x)], 2, np.random.default_rng(1), 4, batch=batch)
-
-    everything = sample(task.support, 7)  # a task in two parts
-    assert everything.shape == (3, 4, 7) and (everything.std(1) > 1e-6).all()
-    assert_array_equal(sample(task.support, 7), everything)
-    assert_allclose(sample(alone, 7), everything[:1], atol=1e-5)

@@ -23,20 +23,14 @@ MOST_CALLS = 28  # more than a save makes
 TRUNCATIONS, FLIPS = 20, 50
 
 
-def copied(run_directory: Path, place: Path) -> Path:
-    shutil.copytree(run_directory, place)
-    return place
-
-
 @pytest.mark.parametrize(("method", "disk"), [*((method, "plain") for method in CHAOS_METHODS), ("maml", "bare")])
 def test_a_run_killed_at_random_moments_ends_with_the_bits_of_one_that_was_not(
     method: str, disk: str, tmp_path: Path, say: Say
 ) -> None:
     settings = {"EPOCHS": 3, "CHECKPOINT_INTERVAL": 1}
     began = time.monotonic()
-    finished(command(tmp_path / "whole", "--method", method, **settings), "plain")
+    whole = chaos.whole(tmp_path / "whole", "--method", method, **settings)
     seconds = time.monotonic() - began
-    whole = result_of(only_run(tmp_path / "whole"))
 
     def many(lane: int) -> tuple[int, int, int]:
         """Half of the kills: how many there were, how many were recovered from, and how many came before the first save."""
@@ -78,8 +72,7 @@ def test_a_save_killed_before_and_in_every_system_call_loses_nothing(
     damaged: bool, disk: str, tmp_path: Path, say: Say
 ) -> None:
     """In the first save after a damaged last.pt, when only previous.pt is left, and in an ordinary one on a bare disk."""
-    finished(command(tmp_path / "whole"), "plain")
-    wanted = result_of(only_run(tmp_path / "whole"))
+    wanted = chaos.whole(tmp_path / "whole")
     assert run(command(tmp_path / "begun"), "save:2:0").poll() == -signal.SIGKILL
     begun = only_run(tmp_path / "begun")
     if damaged:
@@ -87,7 +80,7 @@ def test_a_save_killed_before_and_in_every_system_call_loses_nothing(
 
     def killed(place: str) -> str:
         """How a run that is killed there goes on: "" if to the same bits, "over" if the save had no such call."""
-        copy = copied(begun, tmp_path / place)
+        copy = Path(shutil.copytree(begun, tmp_path / place))
         child = run(["--resume", str(copy)], "plain", disk, f"save:0:{place}")
         if child.poll() == 77:
             return "over"
@@ -104,7 +97,6 @@ def test_a_save_killed_before_and_in_every_system_call_loses_nothing(
 
 
 def test_every_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, say: Say) -> None:
-    finished(command(tmp_path / "whole"), "plain")
     assert run(command(tmp_path / "begun"), "save:5:0").poll() == -signal.SIGKILL
     begun = only_run(tmp_path / "begun")
     last, previous = (begun / "checkpoints" / f"{name}.pt" for name in ("last", "previous"))
@@ -124,13 +116,13 @@ def test_every_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, say: 
     assert found == TRUNCATIONS + FLIPS
     explicit = run(["--resume", str(last)], "plain")
     assert explicit.poll() == 2 and explicit.error and explicit.err.count("\n") == 1 and last.read_bytes() == damaged[-1]
-    os.truncate(copied(begun, tmp_path / "both") / "checkpoints" / "previous.pt", 500)
+    os.truncate(Path(shutil.copytree(begun, tmp_path / "both")) / "checkpoints" / "previous.pt", 500)
     both = run(["--resume", str(tmp_path / "both")])
     assert both.poll() == 2 and both.error and both.err.count("\n") == 1
     child = finished(["--resume", str(begun)], "plain")
     assert child.err.startswith("warning: ") and child.err.count("\n") == 1
     assert [line for line in report_of(begun)["warnings"] if "last.pt is damaged" in line]
-    assert same(result_of(begun), result_of(only_run(tmp_path / "whole")))
+    assert same(result_of(begun), chaos.whole(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(("method", "how"), [("leo", "eager"), ("maml", "compiled")])

@@ -137,23 +137,16 @@ def test_every_setting_has_an_effect_or_is_one_that_is_refused(
     assert run(method, tasks, {key: another(key) for key in unused}) == plain
 
 
-# ---- without an effect
-
-
 def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(tmp_path: Path, capsys: Capture) -> None:
     cases = {
-        ("maml", "sinusoid", "LEO_LATENT_DIM=16"): "leo",
-        ("leo", "sinusoid", "SLOPE_MIN=-1"): "sine-line",
-        ("r2d2", "sine-line", "FIRST_ORDER=true"): "maml, leo, meta-sgd, anil, cavia",
-        ("maml", "sine-line", "CONTEXT_DIM=3"): "cavia",
+        ("leo", "sinusoid", "SLOPE_MIN", "-1.5"): "sine-line",
+        ("r2d2", "sine-line", "FIRST_ORDER", "True"): "maml, leo, meta-sgd, anil, cavia",
     }
-    for (method, tasks, text), users in cases.items():
-        output = tmp_path / "output"
-        assert main.main(["--method", method, "--tasks", tasks, "--set", text, "--output", str(output)]) == 2
-        key, value = text.replace("true", "True").split("=")
+    for (method, tasks, key, value), users in cases.items():
+        words = f"--method {method} --tasks {tasks} --set {key}={value} --output {tmp_path / 'output'}".split()
+        assert main.main(words) == 2 and not (tmp_path / "output").exists()
         message = f"{key} has no effect on {method} with {tasks} tasks (got {value}; expected with {users} only)"
-        error = capsys.readouterr().err
-        assert error.replace("-1.0", "-1") == f"error: {message}\n" and not output.exists()
+        assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_settings_of_a_file_without_effect_are_one_warning_and_those_of_a_run_that_exists_stay(
@@ -174,12 +167,9 @@ def test_settings_of_a_file_without_effect_are_one_warning_and_those_of_a_run_th
         assert f"error: {message}" in capsys.readouterr().err
 
 
-def test_no_default_is_a_setting_without_effect() -> None:
+def test_no_default_is_without_effect_and_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:
     for method, tasks in PAIRS:
         assert registry.unused(method, tasks) & set(registry.defaults(method, tasks)) == set()
-
-
-def test_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:
     generator = registry.TASKS["table"](Config(DATA="toy.csv"))  # twelve subjects with eight points
     assert [generator.defaults(shots)["EVAL_SHOTS"] for shots in (None, 1, 4)] == [[1, 2, 4], [1, 2], [2, 4]]
 
@@ -208,7 +198,6 @@ TOO_LARGE: list[tuple[str, dict[str, Any]]] = [
     ("r2d2", {"EVAL_SHOTS": [10_000], "HIDDEN_DIM": 10_000, "META_BATCH_SIZE": 1}),
     ("maml", {"VALIDATION_TASKS": 10**6, "EVAL_STEPS": 1000, "EVAL_QUERY_SAMPLES": 1000}),
     ("maml", {"NUM_TASKS": 10**8, "INPUT_DIM": 10**4}),
-    ("maml", {"META_BATCH_SIZE": 10**7, "TASK_CHUNK": 1, "HIDDEN_DIM": 100}),
 ]
 
 
@@ -223,13 +212,12 @@ def test_equations_without_a_solution_are_a_divergence(monkeypatch: pytest.Monke
     def unsolvable(*_: Any) -> None:
         raise torch.linalg.LinAlgError
 
-    for chunk in (0, 2):
-        experiment = build("r2d2", "sinusoid", Config.resolve(SMALLER, {"TASK_CHUNK": chunk}))
-        before = experiment.trainer.meta.flat.clone()
-        monkeypatch.setattr(experiment.trainer.step, "_gradient_of", unsolvable)
-        with pytest.raises(Diverged, match="meta_loss = nan"):
-            list(experiment.trainer.train())
-        assert torch.equal(experiment.trainer.meta.flat, before)
+    experiment = build("r2d2", "sinusoid", Config.resolve(SMALLER))
+    before = experiment.trainer.meta.flat.clone()
+    monkeypatch.setattr(experiment.trainer.step, "_gradient_of", unsolvable)
+    with pytest.raises(Diverged, match="meta_loss = nan"):
+        list(experiment.trainer.train())
+    assert torch.equal(experiment.trainer.meta.flat, before)
 
 
 # ---- whatever the settings, no traceback

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.tools import chaos
-from tests.tools.chaos import Child, Say, command, finished, only_run, report_of, result_of, same, until
+from tests.tools.chaos import Child, Say, command, only_run, report_of, result_of, same, until
 
 pytestmark = pytest.mark.chaos
 
@@ -32,8 +32,7 @@ def test_a_run_that_is_asked_to_stop_saves_leaves_and_goes_on_to_the_same_bits(
     method: str, number: signal.Signals, tmp_path: Path, say: Say
 ) -> None:
     settings = {"CHECKPOINT_INTERVAL": 1, "EPOCHS": 3}
-    finished(command(tmp_path / "whole", "--method", method, **settings), "plain")
-    whole = result_of(only_run(tmp_path / "whole"))
+    whole = chaos.whole(tmp_path / "whole", "--method", method, **settings)
     rng = np.random.default_rng([number, len(method)])
     delays = rng.uniform(0, 0.35, len(PHASES))
 
@@ -53,9 +52,7 @@ def test_a_run_that_is_asked_to_stop_saves_leaves_and_goes_on_to_the_same_bits(
         assert child.err == ""
         report = report_of(only_run(output))
         assert (report["status"], report["reason"]) == ("interrupted", number.name)
-        finished(["--output", str(output), "--resume", "latest"], "plain")
-        assert report_of(only_run(output))["status"] == "complete"
-        return same(result_of(only_run(output)), whole), took
+        return same(chaos.resumed(output), whole), took
 
     ended = chaos.side_by_side(moment, range(len(PHASES)))
     equal, slowest = sum(same_bits for same_bits, _ in ended), max(took for _, took in ended)
@@ -76,19 +73,18 @@ def test_a_run_that_is_interrupted_while_it_compiles_leaves_at_once_and_can_be_r
     asked = time.monotonic()
     assert child.wait() == 130 and time.monotonic() - asked < GRACE, child.err
     assert "ready in" not in child.out and report_of(only_run(tmp_path))["reason"] == "SIGINT"
-    finished(["--output", str(tmp_path), "--resume", "latest", "--set", "COMPILE=never"], "plain")
+    chaos.finished(["--output", str(tmp_path), "--resume", "latest", "--set", "COMPILE=never"], "plain")
 
 
 def test_sigusr1_saves_and_the_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     settings = {"CHECKPOINT_INTERVAL": 1000, "VALIDATION_INTERVAL": 1000}
-    finished(command(tmp_path / "whole", "--method", "leo", **settings), "plain")
     output = tmp_path / "asked"
     child = chaos.start(command(output, "--method", "leo", **settings), "plain", "step:4:10", "slow:0.1")
     chaos.until_saved(output)  # nothing but the signal saves
     last = only_run(output) / "checkpoints" / "last.pt"
     until(lambda: chaos.state_of(last)["iteration"] == 4, 10, lambda: "the end of the save")
     assert child.wait() == 0, child.err
-    assert same(result_of(only_run(output)), result_of(only_run(tmp_path / "whole")))
+    assert same(result_of(only_run(output)), chaos.whole(tmp_path / "whole", "--method", "leo", **settings))
 
 
 def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:

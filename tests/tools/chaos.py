@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import errno
 import fcntl
-import functools
 import hashlib
 import importlib
 import io
@@ -64,7 +63,7 @@ SETTINGS = TINY | {  # 15 steps, a checkpoint every second one; long enough for 
 
 
 def command(output: Path, *arguments: str, **settings: Any) -> list[str]:
-    """The command line of a tiny run under `output`."""
+    """The command line of a tiny run."""
     return runs.command(output, *arguments, **(SETTINGS | settings))
 
 
@@ -100,6 +99,18 @@ def result_of(directory: Path) -> dict[str, Any]:
     metrics = json.loads((directory / "metrics.json").read_text())
     states = {name: state_of(directory / "checkpoints" / f"{name}.pt") for name in ("last", "best")}
     return states | {part: metrics[part] for part in ("train", "validation", "evaluation")}
+
+
+def whole(output: Path, *arguments: str, **settings: Any) -> dict[str, Any]:
+    """What a run that nothing befalls finds out."""
+    finished(command(output, *arguments, **settings), "plain")
+    return result_of(only_run(output))
+
+
+def resumed(output: Path, *plants: str) -> dict[str, Any]:
+    """What the one run under `output` has found out when it has gone on to its end."""
+    finished(["--output", str(output), "--resume", "latest"], "plain", *plants)
+    return result_of(only_run(output))
 
 
 def report_of(directory: Path) -> dict[str, Any]:
@@ -186,39 +197,32 @@ class Server:
             text=True,
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # no threads before a fork
         )
+        atexit.register(self.close)
 
     def ask(self, **request: Any) -> Any:
         assert self._process.stdin and self._process.stdout
         with self._one_at_a_time:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+            print(json.dumps(request), file=self._process.stdin, flush=True)
             return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         for child in self.children:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(PATIENCE)
-        self._process.stdout.close()
+        self._process.communicate(timeout=PATIENCE)
         shutil.rmtree(self.folder)
 
 
 _first = threading.Lock()
-
-
-@functools.cache
-def _server() -> Server:
-    started = Server()
-    atexit.register(started.close)
-    return started
+_servers: list[Server] = []
 
 
 def server() -> Server:
     """The one server of this test session, started when it is first needed."""
     with _first:
-        return _server()
+        if not _servers:
+            _servers.append(Server())
+        return _servers[0]
 
 
 def start(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
@@ -329,21 +333,13 @@ def plant_patience(seconds: str) -> None:
 
 
 def plant_deaf() -> None:
-    """Meeting the other processes never ends, as happens in torch where one died at the wrong moment."""
+    """Meeting the other processes never ends, as happens in torch."""
     torch.distributed.init_process_group = lambda *_, **__: time.sleep(PATIENCE)  # type: ignore[assignment]
 
 
 def plant_nohup() -> None:
     """Started by nohup, which lets a process ignore that its terminal is closed."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-def plant_user(number: str) -> None:
-    """Go on as an ordinary user: permissions do not stop root."""
-    if os.getuid():
-        return
-    os.setgid(int(number))
-    os.setuid(int(number))
 
 
 def plant_limit(size: str) -> None:
