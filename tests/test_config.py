@@ -34,9 +34,6 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "settings.json"
 
 
-# ---- defaults
-
-
 def test_defaults_are_the_papers_experiment() -> None:
     paper = {"META_BATCH_SIZE": 25, "SUPPORT_SAMPLES": 10, "QUERY_SAMPLES": 10, "INNER_STEPS": 1, "META_LEARNING_RATE": 0.001}
     network = {"INPUT_DIM": 1, "HIDDEN_DIM": 40, "FIRST_ORDER": False, "EVAL_STEPS": 10, "EVAL_SHOTS": (5, 10, 20)}
@@ -61,9 +58,6 @@ def test_a_config_counts_its_iterations_and_cannot_be_changed() -> None:
     assert config.iterations == 3  # the last partial meta-batch is one
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.EPOCHS = 3  # type: ignore[misc]
-
-
-# ---- values that can't be used
 
 
 NO_NUMBERS = ["0.1", True, None, [1], {}, math.nan, math.inf, -math.inf, 10**400, -(10**400)]
@@ -112,16 +106,10 @@ def test_a_device_may_be_named_before_it_is_looked_for_but_must_be_one() -> None
         assert value == Config(DEVICE=value).DEVICE
 
 
-def test_shots_that_are_no_list_of_distinct_counts_are_refused() -> None:
+def test_shots_that_are_no_list_of_distinct_counts_are_refused_in_one_short_line() -> None:
     for value in (5, "5", [5, 5], [0], [-5], [5.0], [True], [math.nan], [None], [[5]], {"5": 1}, [10**9], [10**400]):
         assert "EVAL_SHOTS can't be used" in refusal(EVAL_SHOTS=value)
-
-
-def test_a_refused_value_is_one_short_line_of_the_message() -> None:
     assert len(refusal(COMPILE="x" * 10_000)) < 200 and "\n" not in refusal(COMPILE="a\nb")
-
-
-# ---- layers
 
 
 def test_a_later_layer_wins_and_an_earlier_one_is_kept_where_it_is_silent() -> None:
@@ -146,8 +134,6 @@ def test_a_config_survives_json_in_the_order_of_the_keys() -> None:
     assert list(changed.to_dict()) == list(KEYS)
 
 
-# ---- --set KEY=VALUE
-
 ASSIGNMENTS: dict[str, Any] = {
     **{"EPOCHS=5": 5, "EPOCHS= 5": 5, "EPOCHS=": "", "EPOCHS=05": "05", "EPOCHS=NaN": "NaN", "EPOCHS=1=2": "1=2"},
     **{"META_LEARNING_RATE=1e-3": 1e-3, "META_LEARNING_RATE=.5": ".5"},
@@ -161,17 +147,12 @@ def test_an_assignment_is_read_as_json_where_it_is_json_or_else_as_text() -> Non
     for text, value in ASSIGNMENTS.items():
         parsed = parse_assignment(text)[1]
         assert (type(parsed), parsed) == (type(value), value), text
-
-
-def test_an_assignment_without_key_and_equals_sign_or_nested_without_end_is_refused() -> None:
     for text in ("EPOCHS", "", "=5", "=", "EPOCHS:5"):
         with pytest.raises(ConfigError, match="KEY=VALUE"):
             parse_assignment(text)
     with pytest.raises(ConfigError, match="EPOCHS can't be used"):
         Config.resolve(dict([parse_assignment("EPOCHS=" + "[" * 200_000)]))
 
-
-# ---- strict JSON files
 
 NO_SETTINGS: list[tuple[str | bytes, str]] = [
     ("", "line 1 column 1"),

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.common import ROOT, filled
@@ -21,24 +20,7 @@ from benchmarks.speed.child import Child, MeasurementError
 from benchmarks.speed.work import CASES, ThisProject, Work
 from benchmarks.tables import methods
 
-SCRIPTS = [
-    "paper/paper.py",
-    "speed/speed.py",
-    "speed/scaling.py",
-    "speed/graphs.py",
-    "tables/baselines.py",
-    "tables/methods.py",
-]
-
-
-@pytest.fixture(scope="module")
-def work() -> Work:
-    return Work(CASES["maml-5"], 3, "cpu")
-
-
-@pytest.fixture(scope="module")
-def reference(work: Work) -> np.ndarray:
-    return ThisProject(work, "never").meta_gradient()
+SCRIPTS = ("paper/paper", "speed/speed", "speed/scaling", "speed/graphs", "tables/baselines", "tables/methods")
 
 
 def results(output: Path, name: str) -> dict[str, Any]:
@@ -50,7 +32,7 @@ def results(output: Path, name: str) -> dict[str, Any]:
 
 def test_the_commands_run_from_any_folder(tmp_path: Path) -> None:
     """One of them does; the others begin with the same lines."""
-    scripts = [ROOT / "benchmarks" / name for name in SCRIPTS]
+    scripts = [ROOT / "benchmarks" / f"{name}.py" for name in SCRIPTS]
     for script in scripts:
         assert f"python {script.relative_to(ROOT).as_posix()}" in script.with_name("README.md").read_text(encoding="utf-8")
         assert "sys.path" in script.read_text(encoding="utf-8")
@@ -94,7 +76,9 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert case["implementations"] == {} and case["base"] is None and "left out: higher" in speed.case_text(case)
 
 
-def test_a_meta_gradient_is_accepted_only_if_it_is_the_same(work: Work, reference: np.ndarray) -> None:
+def test_a_meta_gradient_is_accepted_only_if_it_is_the_same() -> None:
+    work = Work(CASES["maml-5"], 3, "cpu")
+    reference = ThisProject(work, "never").meta_gradient()
     peer = peers_torch.TorchPeer(work, peers_torch.plain_loop)
     assert (peer.inner_lr, peer.steps) == (0.004, 5)
     assert speed.gradient_difference(peer.meta_gradient(), reference) < 1e-5

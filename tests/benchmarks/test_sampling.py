@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-import registry
 from benchmarks.paper import sampling
-from benchmarks.project import build
-from config import Config
 from dataset import SineLineTaskGenerator
-from learner import sample_tasks
 
 TASKS, SAMPLES, POINTS = 60, 200, 40
 GRID = np.linspace(-5, 5, 101)
@@ -92,15 +88,3 @@ def test_ambiguous_supports_leave_the_family_open(rng: np.random.Generator, gene
     share = (drawn[..., 0] == 0).mean(1)  # of sinusoids
     assert ((share > 0.02) & (share < 0.98)).all() and 0.2 < share.mean() < 0.8
     assert np.abs(curves.mean(1) - support.y[..., 0]).mean() < 0.3, "the posterior fits what it has seen"
-
-
-def test_temperature_scales_the_spread_down_to_the_single_curve(generator: SineLineTaskGenerator) -> None:
-    settings = registry.defaults("leo", "sine-line") | {"NUM_TASKS": 25, "DEVICE": "cpu"}
-    leo = build("leo", "sine-line", Config.resolve(settings)).learner
-    _, task, _ = generator.held_out("test", 3, 5, 7)
-    cold, usual = (
-        sample_tasks(leo, task.support, task.query.x, 0, np.random.default_rng(1), 20, temperature=temperature)
-        for temperature in (0.0, 1.0)
-    )
-    assert_allclose(cold, sampling.single_curves(leo, task.support, task.query.x, 0).repeat(20, axis=1), atol=1e-5)
-    assert (usual.std(1) > 1e-6).all()

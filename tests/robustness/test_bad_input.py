@@ -74,15 +74,10 @@ def refused(argv: list[str], output: Path, capsys: Capture) -> str:
     return streams.err.rstrip("\n")
 
 
-def test_a_flag_that_cannot_be_used_is_refused(output: Path, capsys: Capture) -> None:
-    for argv in FLAGS:
-        refused(argv, output, capsys)
-
-
-def test_a_gpu_that_is_not_there_is_refused(output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flag_that_cannot_be_used_is_refused(output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for device in ("cuda", "cuda:0", "cuda:7"):
-        assert device in refused(["--device", device], output, capsys)
+    for argv in [*FLAGS, ["--device", "cuda"], ["--device", "cuda:7"]]:
+        refused(argv, output, capsys)
 
 
 def test_asking_for_help_is_no_error(capsys: Capture) -> None:
@@ -122,14 +117,12 @@ def test_a_hidden_size_that_does_not_fit_in_memory_is_refused_unmade(
 def test_memory_that_runs_out_is_one_line_and_exit_code_1(
     output: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for error in (MemoryError(), MemoryError("unable to allocate 5 TiB")):
+    def exhausted(*_: Any) -> None:
+        raise MemoryError
 
-        def exhausted(*_: Any, error: MemoryError = error) -> None:
-            raise error
-
-        monkeypatch.setattr(METHODS["maml"], "from_config", exhausted)
-        assert main(["--output", str(output)]) == 1
-        assert re.fullmatch(r"error: out of memory [^\n]+\n", capsys.readouterr().err)
+    monkeypatch.setattr(METHODS["maml"], "from_config", exhausted)
+    assert main(["--output", str(output)]) == 1
+    assert re.fullmatch(r"error: out of memory [^\n]+\n", capsys.readouterr().err)
 
 
 def test_unusual_but_sound_input_is_accepted(output: Path) -> None:

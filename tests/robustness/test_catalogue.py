@@ -21,7 +21,7 @@ import torch
 
 from main import main
 from system.checkpoints import checkpoint_bytes, read_checkpoint
-from tests.tools.chaos import ROOT, Say, command, finished, only_run, report_of, result_of, run, same, side_by_side, tree
+from tests.tools.chaos import ROOT, Say, command, only_run, ranks, report_of, result_of, run, same, side_by_side, tree, whole
 from tests.tools.hostile import accidents, attacks, misfits, saved_on_cuda
 
 
@@ -29,7 +29,7 @@ from tests.tools.hostile import accidents, attacks, misfits, saved_on_cuda
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A finished tiny run of each method."""
     outputs = {method: tmp_path_factory.mktemp(method) for method in ("maml", "leo")}
-    side_by_side(lambda method: finished(command(outputs[method], "--method", method), "plain"), outputs)
+    side_by_side(lambda method: whole(outputs[method], "--method", method), outputs)
     return {method: only_run(output) for method, output in outputs.items()}
 
 
@@ -43,9 +43,6 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         assert streams.out == "" and tree(tmp_path) == before
 
     return check
-
-
-# ---- real processes
 
 
 def process_refused(argv: list[str], place: Path, code: int = 2, env: Any = None) -> None:
@@ -90,16 +87,18 @@ def test_a_bare_environment_and_a_reader_who_leaves_early_are_enough(tmp_path: P
 
 
 def test_five_runs_with_one_seed_have_the_same_bits(tmp_path: Path) -> None:
-    def train(number: int) -> dict[str, Any]:
-        finished(command(tmp_path / str(number), "--seed", "7" if number < 5 else "8"), "plain")
-        return result_of(only_run(tmp_path / str(number)))
-
-    first, *others, stranger = side_by_side(train, range(6))
-    assert [same(first, other) for other in others] == [True] * 4
-    assert not same(first, stranger)
+    seeds = [7, 7, 7, 7, 7, 8]
+    first, *others = side_by_side(lambda n: whole(tmp_path / str(n), "--seed", str(seeds[n])), range(6))
+    assert [same(first, other) for other in others] == [True] * 4 + [False]
 
 
-# ---- checkpoints
+@pytest.mark.parametrize("method", ["alpaca", "leo", "r2d2"])
+def test_two_processes_give_the_bits_of_one_with_the_same_chunk(method: str, tmp_path: Path) -> None:
+    """A small part of the chaos tests: 7 tasks in chunks of 2; neither the chunk nor the number of processes divides them."""
+    settings: dict[str, Any] = {"META_BATCH_SIZE": 7, "TASK_CHUNK": 2, "EPOCHS": 1}
+    children = ranks(command(tmp_path / "2", "--method", method, **settings), 2, "plain")
+    assert [child.wait() for child in children] == [0, 0] and report_of(only_run(tmp_path / "2"))["processes"] == 2
+    assert same(result_of(only_run(tmp_path / "2")), whole(tmp_path / "1", "--method", method, **settings))
 
 
 def damaged(run_directory: Path, place: Path, content: bytes) -> Path:
@@ -151,16 +150,6 @@ def test_a_run_is_not_continued_as_another_and_bad_points_are_refused(
     (tmp_path / "points.csv").write_bytes(b"x,y\n1,2\n3,four\n")
     for words, says in OTHER_ACTIONS.items():
         refused([*words.split(), "--output", str(tmp_path)], says)
-
-
-def test_a_step_beyond_the_end_is_already_complete(
-    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    state = read_checkpoint(trained["maml"] / "checkpoints" / "last.pt")
-    last = damaged(trained["maml"], tmp_path, checkpoint_bytes(state | {"iteration": 10**6}))
-    before = tree(tmp_path)
-    assert main(["--resume", str(last)]) == 0 and tree(tmp_path) == before
-    assert "already complete" in (streams := capsys.readouterr()).out and streams.err == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -39,12 +39,6 @@ def test_an_environment_in_a_folder_with_a_blank_runs_eager_with_one_warning(tmp
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_run_without_a_cache_folder_ends_well_with_one_warning(tmp_path: Path) -> None:
-    child = start(command(tmp_path, **compiling()), "plain", env={FOLDER: "/dev/null/cache"})
-    assert child.wait(PATIENT) == 0, child.err
-    assert len(child.err.splitlines()) == 1 == child.err.count("compiled meta-step"), child.err
-
-
 def test_after_a_kill_while_compiling_the_next_run_is_compiled(tmp_path: Path, say: Say) -> None:
     settings = compiling()
     child = start(command(tmp_path / "whole", **settings), "plain", env={FOLDER: str(tmp_path / "first")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,8 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_ends_the_run_and_loses_nothi
     finished(command(tmp_path / "whole", "--method", "leo"), "plain", f"keep:{kept}")
     whole = result_of(only_run(tmp_path / "whole"))
     sizes = {place: (place / "checkpoints" / "last.pt").stat().st_size for place in sorted(kept.iterdir())}
-    places, largest = [], 0
-    for place, size in sizes.items():
-        if size > largest:
-            places, largest = [*places, place], size
-    places = places[1:]
+    largest = itertools.accumulate([0, *sizes.values()], max)
+    places = [place for place, most in zip(sizes, largest, strict=False) if sizes[place] > most][1:]
 
     def full(place: Path) -> bool:
         output, size = tmp_path / place.name, sizes[place]

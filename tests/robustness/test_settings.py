@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,9 +121,6 @@ SPECIAL: dict[str, Any] = {
 }
 
 
-# ---- every key has an effect, or is refused
-
-
 @pytest.mark.parametrize(("method", "tasks"), CASES)
 def test_every_setting_has_an_effect_or_is_one_that_is_refused(
     method: str, tasks: str, monkeypatch: pytest.MonkeyPatch
@@ -149,32 +145,11 @@ def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(tmp_pat
         assert capsys.readouterr().err == f"error: {message}\n"
 
 
-def test_settings_of_a_file_without_effect_are_one_warning_and_those_of_a_run_that_exists_stay(
-    tmp_path: Path, capsys: Capture
-) -> None:
-    file = tmp_path / "settings.json"
-    changed = {"LEO_LATENT_DIM": 7, "SLOPE_MIN": -1.0, "FIRST_ORDER": True}
-    file.write_text(json.dumps(Config.resolve(SMALLER, {"LEO_LATENT_DIM": 16, "CONTEXT_DIM": 5}, changed).to_dict()))
-    assert main.main(["--config", str(file), "--output", str(tmp_path / "runs")]) == 0
-    others = "LEO_DECODER_DIM, LEO_ENCODER_DIM, LEO_LATENT_DIM, LEO_LATENT_STEPS, LEO_RELATION_DIM, SLOPE_MIN"
-    warning = f"{others} in {file}: without effect on maml with sinusoid tasks"
-    assert capsys.readouterr().err == f"warning: {warning}\n"
-    directory = next((tmp_path / "runs").iterdir())
-    assert json.loads((directory / "full_report.json").read_text())["warnings"] == [warning]
-    refused = "LEO_LATENT_DIM has no effect on maml", "EPOCHS can't change in a run that exists", "HIDDEN_DIM can't change"
-    for action, message in zip(("--resume", "--evaluate", "--resume"), refused, strict=True):
-        assert main.main([action, str(directory), "--set", f"{message.split()[0]}=9"]) == 2
-        assert f"error: {message}" in capsys.readouterr().err
-
-
 def test_no_default_is_without_effect_and_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:
     for method, tasks in PAIRS:
         assert registry.unused(method, tasks) & set(registry.defaults(method, tasks)) == set()
     generator = registry.TASKS["table"](Config(DATA="toy.csv"))  # twelve subjects with eight points
     assert [generator.defaults(shots)["EVAL_SHOTS"] for shots in (None, 1, 4)] == [[1, 2, 4], [1, 2], [2, 4]]
-
-
-# ---- numbers that float32 does not have, and settings that do not fit together
 
 
 def test_a_number_that_is_zero_in_float32_is_refused() -> None:
@@ -218,9 +193,6 @@ def test_equations_without_a_solution_are_a_divergence(monkeypatch: pytest.Monke
     with pytest.raises(Diverged, match="meta_loss = nan"):
         list(experiment.trainer.train())
     assert torch.equal(experiment.trainer.meta.flat, before)
-
-
-# ---- whatever the settings, no traceback
 
 
 def values_of(key: str) -> st.SearchStrategy[Any]:

@@ -34,9 +34,6 @@ def ended(children: Sequence[Child], seconds: float = 120.0) -> list[int]:
     return [child.wait(seconds) for child in children]
 
 
-# ---- one result
-
-
 def results_of_worlds(folder: Path, *arguments: str, worlds: Sequence[int] = WORLDS, **settings: Any) -> list[dict[str, Any]]:
     """What the same run found out with each number of processes."""
     results = []
@@ -88,9 +85,6 @@ def test_a_run_goes_on_with_another_number_of_processes_to_the_same_bits(tmp_pat
         equal += same(result_of(only_run(output)), whole)
     say(f"resumed with another number of processes: {len(moves)} tried, {equal} with the same bits")
     assert equal == len(moves)
-
-
-# ---- nobody waits for the dead
 
 
 @pytest.mark.parametrize("victim", [0, 2])
@@ -169,9 +163,6 @@ def test_torchrun_starts_a_job_again_that_lost_a_process_and_it_ends_in_the_same
     report = report_of(only_run(output))
     assert report["status"] == "complete" and report["processes"] == 2
     assert same(result_of(only_run(output)), chaos.whole(tmp_path / "whole", **settings))
-
-
-# ---- one writer
 
 
 def test_runs_that_start_at_the_same_moment_have_directories_of_their_own(tmp_path: Path, say: Say) -> None:

@@ -36,7 +36,7 @@ def test_a_run_that_is_asked_to_stop_saves_leaves_and_goes_on_to_the_same_bits(
     rng = np.random.default_rng([number, len(method)])
     delays = rng.uniform(0, 0.35, len(PHASES))
 
-    def moment(index: int) -> tuple[bool, float]:
+    def moment(index: int) -> float:
         output, phase = tmp_path / str(index), PHASES[index]
         child = chaos.start(command(output, "--method", method, **settings), *SLOW)
         until(lambda: listens(child), 60, lambda: "its signal handlers")
@@ -52,21 +52,17 @@ def test_a_run_that_is_asked_to_stop_saves_leaves_and_goes_on_to_the_same_bits(
         assert child.err == ""
         report = report_of(only_run(output))
         assert (report["status"], report["reason"]) == ("interrupted", number.name)
-        return same(chaos.resumed(output), whole), took
+        assert same(chaos.resumed(output), whole)
+        return took
 
-    ended = chaos.side_by_side(moment, range(len(PHASES)))
-    equal, slowest = sum(same_bits for same_bits, _ in ended), max(took for _, took in ended)
-    say(
-        f"{number.name}: {len(PHASES)} moments tried, {equal} left with {128 + number} and resumed to the same bits "
-        f"({method}; at most {slowest:.1f} s to leave)"
-    )
-    assert equal == len(PHASES) and slowest < GRACE
+    slowest = max(chaos.side_by_side(moment, range(len(PHASES))))
+    say(f"{number.name}: {len(PHASES)} moments tried, all left with {128 + number} and resumed to the same bits ({method})")
+    assert slowest < GRACE
 
 
 def test_a_run_that_is_interrupted_while_it_compiles_leaves_at_once_and_can_be_resumed(tmp_path: Path) -> None:
-    child = chaos.start(
-        command(tmp_path, **chaos.compiling()), "plain", env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path.parent / "cold")}
-    )
+    argv, cold = command(tmp_path, **chaos.compiling()), {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path.parent / "cold")}
+    child = chaos.start(argv, "plain", env={**cold})
     until(lambda: "compiling" in child.out, 60, lambda: "the compiler")
     time.sleep(1.0)  # into the compiler
     child.send(signal.SIGINT)
@@ -103,11 +99,3 @@ def test_a_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
         time.sleep(0.1)
         child.send(signal.SIGINT)
     assert child.wait() == 130
-
-
-def test_one_ctrl_c_waits_for_the_end_of_the_step(tmp_path: Path) -> None:
-    child = chaos.start(command(tmp_path), "plain", "slow:1", "step:1:2")
-    assert child.wait() == 130
-    report = report_of(only_run(tmp_path))
-    assert report["timing"]["iterations"] == 1 and report["timing"]["train_seconds"] >= 1
-    assert chaos.state_of(only_run(tmp_path) / "checkpoints" / "last.pt")["iteration"] == 1

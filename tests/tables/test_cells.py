@@ -44,7 +44,7 @@ def refusal(file: Path, dim: int = 1) -> str:
     assert caught.value.code == 2
     text = str(caught.value)
     assert re.fullmatch(r".+ \(got .+; expected .+\)", text) and printable(text) == text
-    return str(caught.value)
+    return text
 
 
 def table(delimiter: str = ",", *, header: str = "x{}y", decimal: str = ".", form: Callable[[str], str] = str) -> str:
@@ -56,8 +56,7 @@ def table(delimiter: str = ",", *, header: str = "x{}y", decimal: str = ".", for
 def each_line(text: str, before: str = "", after: str = "", header: tuple[str, str] = ("", "")) -> str:
     """`text` with something around each row, and around its header."""
     first, *rows = text.splitlines()
-    numbered = [f"{before.format(number)}{row}{after}" for number, row in enumerate(rows, start=1)]
-    return "\n".join([f"{header[0]}{first}{header[1]}", *numbered, ""])
+    return "\n".join([first.join(header), *(f"{before.format(n)}{row}{after}" for n, row in enumerate(rows, start=1)), ""])
 
 
 def thousands(mark: str) -> Callable[[str], str]:
@@ -136,11 +135,6 @@ def test_numbers_are_read_as_they_are_meant(file: Path) -> None:
     assert (points.x.tolist(), points.y.tolist()) == ([[3, 1], [6, 4]], [[2], [5]])
 
 
-def test_empty_rows_do_not_count_toward_the_most_points(file: Path) -> None:
-    file.write_text("x,y\n" + "1,2\n" * MAX_POINTS + "\n" * 100)
-    assert points_of(file, 1).x.shape == (MAX_POINTS, 1)
-
-
 def test_missing_numbers_are_nan_where_they_may_be_missing(file: Path) -> None:
     missing = ["", "NA", "NaN", "na", "nan", ".", "null", '""', "#N/A"]
     file.write_text("task;x;y\n" + "".join(f"a b;0,5;{text}\n" for text in missing) + "c;1;2,5\n")
@@ -152,25 +146,19 @@ def test_missing_numbers_are_nan_where_they_may_be_missing(file: Path) -> None:
         rows.numbers(["x", "y"])
 
 
-def test_names_that_begin_with_a_hash_are_rows_and_comments_are_not(file: Path) -> None:
+def test_comments_are_no_rows_and_a_column_is_found_whatever_its_case_and_blanks(file: Path) -> None:
     file.write_text("# by hand\nid,x,y\n#1,2,3\n# second day\n#2,4,\n\n3,5,6\n# of, two\n")
     assert open_sheet(file).read(["id", "x"], 9, "id").text["id"] == ["#1", "#2", "3"]
     assert open_sheet(file).read(["id", "x"], 9).text["id"] == ["3"]
-
-
-def test_a_column_is_found_by_its_name_whatever_its_case_and_blanks(file: Path) -> None:
     file.write_text('Body  Weight,"Größe",y\n1,2,3\n')
     sheet = open_sheet(file)
     assert [sheet.find(name) for name in ("body weight", "bodyweight", "GRÖSSE", "Y")] == [0, 0, 1, 2]
 
 
-# ---- what is refused
-
 REFUSED: list[tuple[str | bytes, str]] = [
     # two readings: of a decimal comma, of thousands, of a delimiter, of a name
     ("x,y\n1,2\n1,5,2,5\n", "line 3 can't be used from column 3 on (got 4 columns; expected 2"),
     ("x,y\n1,5,2\n2,5,3\n", "with semicolons between them if there are decimal commas"),
-    ("x,y\n1,5,2\n2,5 ,3\n,,\n", "line 2 can't be used from column 3"),
     ("x,y\n\u22121,5,2\n", "line 2 can't be used from column 3"),
     ("x,y,,\n1,5,2,5\n", "line 2 can't be used from column 3"),
     ("x;y\n1;2\n1.5;2,5\n", "line 3, column 'y' can't be used (got '2,5'; expected '.' as decimal mark"),
@@ -178,21 +166,16 @@ REFUSED: list[tuple[str | bytes, str]] = [
     ("x;y\n1,5;2\n1.234;2\n", "line 3, column 'x' can't be used (got '1.234'; expected ',' as decimal mark as"),
     ('x,y\n3,"1,234"\n', "line 2, column 'y' can't be used (got '1,234'; expected '.' as decimal mark, and no"),
     ("x;y\n3;1.234\n", "line 2, column 'y' can't be used (got '1.234'; expected ',' as decimal mark"),
-    ("x;y\n3;1.234,5\n", "line 2, column 'y' can't be used (got '1.234,5'"),
     ("x,y;z\n1,2;3\n", "line 1 has several delimiters (got ';' and ','; expected one"),
-    ("X,'X',X ,y\n1,2,3,4\n", "line 1 is no header that can be used: 3 columns 'x'"),
     ("Y,x,y ,y\n1,2,3,4\n", "line 1 is no header that can be used: 2 columns 'y' (got 'Y', 'x', 'y', 'y'"),
     # no header, no points
     (b"\xef\xbb\xbf", "no header"),
     ("\n\n,,\n", "no header"),
     ('""\n""\n', "is no header that can be used: no column 'x' (got ''"),
     ("1,2\n3,4\n5,6\n", "no column 'x' (got '1', '2'; expected one)"),
-    ("x,x1\n1,2\n3,4\n", "no column 'y' (got 'x', 'x1'"),
-    ("Export of 3 May\nx,y\n1,2\n", "line 1 is no header"),
     ("x,y\n", "no points (got a header alone"),
     # cells, with their place below empty lines, comments and texts of two lines
     ("x,y\n1,2\n\n3,four\n", "line 4, column 'y' can't be used (got 'four'"),
-    ("x,y\n1,2\n# 1\n3,four\n", "line 4, column 'y' can't be used"),
     ('y,x,note\n1,2,"a\nb"\n3,four,\n', "line 4, column 'x' can't be used"),
     ("x;y\n1,5;2\nca.;4\n", "line 3, column 'x' can't be used (got 'ca.'; expected a finite number"),
     ("x,y\n1,2\n,3\n", "line 3, column 'x' can't be used (got ''"),
@@ -201,7 +184,6 @@ REFUSED: list[tuple[str | bytes, str]] = [
     ("x,y\n1,12 34\n", "line 2, column 'y' can't be used (got '12 34'"),
     ('x,y\n1,2\n3,"4\n5"\n', r"got '4\n5'"),
     ("x,y\n1,2\n3\n", "line 3 can't be used from column 2 on (got 1 columns; expected 2"),
-    ("x\ty\na\t1\t2\n3\t4\n", "line 2 can't be used from column 3 on (got 3 columns; expected 2)"),
     ("x\ty\n" + "a\t1\t2\n" * 200 + "5\t6\n", "line 202 can't be used from column 3 on (got 2 columns; expected 3)"),
     ("x,y\n1,2\nnan,4\n", "line 3, column 'x' can't be used (got 'nan'; expected a finite number"),
     ("x,y\n1,2\n3,2e15\n", "got '2e15'; expected a finite number from -1e+15 to 1e+15"),
@@ -209,7 +191,6 @@ REFUSED: list[tuple[str | bytes, str]] = [
     ("x,y\n1,2\n3,\x1b[31m\n", r"got '\x1b[31m'"),
     (b"x,y\n1,2\n3,\xb54\n", "got '\N{MICRO SIGN}4'"),  # Latin-1
     ('x,y\n1,2\n3,"4\n5,6\n', "line 3 is not CSV (got unexpected end of data"),
-    ('x,y\n1,2\n3,"4"5\n', "line 3 is not CSV"),
     ("x,y\n" + "1" * LONGEST_LINE, "has too long a line 2"),
     ("x,y\n1,2\n3," + "9" * 500, "got '" + "9" * 40 + "'..."),
     # other files
@@ -225,15 +206,16 @@ def test_a_file_that_can_not_be_used_is_refused_in_one_line_with_its_place(file:
     for contents, expected in REFUSED:
         file.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
         assert expected in refusal(file)
-
-
-def test_columns_have_to_fit_the_runs_dimension(file: Path) -> None:
     for header, dim in (("x,y,z", 2), ("x1,y,z", 2), ("x1,x2,y", 1), ("x1,x3,y", 2), ("x1,x2,y", 100)):
         file.write_text(f"{header}\n1,2,3\n4,5,6\n")
         assert re.search("no column 'x|more dimensions", refusal(file, dim))
 
 
 def test_what_is_no_file_that_can_be_read_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(file, "wb") as sparse:
+        sparse.truncate(2**31)
+    assert f"is too long (got {2**31} bytes" in refusal(file)
+    file.unlink()
     names = {"points.csv": "points.csv; expected a CSV file)", ".": ", a folder;", "/dev/zero": "no such file", "a" * 5000: ""}
     for name, says in names.items():
         assert says in refusal(file.parent / name)
@@ -246,31 +228,19 @@ def test_what_is_no_file_that_can_be_read_is_refused(file: Path, monkeypatch: py
     assert "can't be read (got Permission denied" in refusal(file)
 
 
-def test_a_file_of_two_gigabytes_is_refused_by_its_size(file: Path) -> None:
-    with open(file, "wb") as sparse:
-        sparse.truncate(2**31)
-    assert f"is too long (got {2**31} bytes" in refusal(file)
-
-
 @pytest.mark.parametrize("line", [b"\n", b'"'], ids=["empty lines", "one cell"])
 def test_ten_million_rows_are_refused_at_once(file: Path, line: bytes) -> None:
     with open(file, "wb") as stream:
-        stream.write(b"x,y\n")
-        for _ in range(10):
-            stream.write(line * 1_000_000)
+        stream.writelines([b"x,y\n", *[line * 1_000_000] * 10])
     before, began = psutil.Process().memory_info().rss, time.process_time()
     assert f"expected at most {MAX_POINTS}" in refusal(file) or line == b'"'
     assert time.process_time() - began < 5
     assert psutil.Process().memory_info().rss - before < 50 * 2**20
 
 
-# ---- any file
-
 FUZZ = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-PIECES = [
-    *b"x y x1 , ; ' # 1 -2.5 1,5 1.234 1e9 nan sep=;".split(),
-    *(b'"', b"\t", b" ", b"\n", b"\r", b"\x00", b"\xff", b"\xc3", b"\xa0", b"\xc2\xa0"),
-]
+PIECES = b"x y x1 , ; ' # 1 -2.5 1,5 1.234 1e9 nan sep=;".split()
+PIECES += [b'"', b"\t", b" ", b"\n", b"\r", b"\x00", b"\xff", b"\xc3", b"\xa0", b"\xc2\xa0"]
 
 
 def read_or_refused(file: Path, contents: bytes) -> None:

@@ -24,16 +24,13 @@ from report.figures import run_figures
 from system.checkpoints import read_checkpoint
 from tables.table import SPLITS, random_split, read_table, remarks
 from tables.tasks import TableTaskGenerator, distinct
-from tests.tools.tables import COLUMNS, COUNTS, ROOT, SMALL, generator_of, toy_rows, train, write
+from tests.tools.tables import COLUMNS, COUNTS, SMALL, generator_of, toy_rows, train, write
 from training.experiment import Experiment
 
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
     return write(tmp_path / "toy.csv", toy_rows())
-
-
-# ---- drawing
 
 
 def test_distinct_numbers_are_different_below_their_count_and_in_every_order_equally_often() -> None:
@@ -51,20 +48,14 @@ def test_distinct_numbers_are_different_below_their_count_and_in_every_order_equ
 
 
 @pytest.mark.parametrize("support_from", ["random", "first"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_no_query_point_lies_in_its_support(toy: Path, support_from: str, seed: int) -> None:
-    generator = generator_of(toy, support_from, seed=seed)
-    dataset = TaskDataset(generator, 7, 6, 4, 5, seed)
+def test_no_query_point_lies_in_its_support(toy: Path, support_from: str) -> None:
+    generator = generator_of(toy, support_from)
+    dataset = TaskDataset(generator, 7, 6, 4, 5, 0)
     blocks = [dataset.draw_block(number) for number in range(3)]
-    support, query = (
-        np.concatenate([getattr(block, part).y.reshape(-1, size) for block in blocks])
-        for part, size in (("support", 4), ("query", 5))
-    )
+    support = np.concatenate([block.support.y.reshape(-1, 4) for block in blocks])
+    query = np.concatenate([block.query.y.reshape(-1, 5) for block in blocks])
     assert not (support[:, :, None] == query[:, None, :]).any()
     assert (np.diff(np.sort(support, 1), axis=1) > 0).all()
-    for split in ("validation", "test"):
-        tasks = generator.held_out(split, 0, 2, 0).tasks
-        assert not (tasks.support.y[:, :, None, 0] == tasks.query.y[:, None, :, 0]).any()
 
 
 def test_tasks_have_the_shapes_of_their_params_and_the_first_points_as_support_if_asked_for(toy: Path) -> None:
@@ -79,9 +70,6 @@ def test_tasks_have_the_shapes_of_their_params_and_the_first_points_as_support_i
     assert {part.dtype for part in (*support, *query)} == {np.dtype(np.float32)}
 
 
-# ---- held-out tasks
-
-
 @pytest.mark.parametrize("support_from", ["random", "first"])
 def test_every_remaining_point_is_judged_once_a_draw(toy: Path, support_from: str) -> None:
     generator = generator_of(toy, support_from, 3)
@@ -93,21 +81,10 @@ def test_every_remaining_point_is_judged_once_a_draw(toy: Path, support_from: st
         if len(own) <= 4:
             assert not rows.any()
             continue
-        asked = query.y[rows, :, 0]
-        draws = 1 if support_from == "first" else 3
-        given = np.unique(support.y[rows, :, 0], axis=0)
+        asked, given = query.y[rows, :, 0], np.unique(support.y[rows, :, 0], axis=0)
         expected = np.concatenate([np.setdiff1d(own, points) for points in given])
-        assert len(given) == draws  # equal ones are unlikely
+        assert len(given) == (1 if support_from == "first" else 3)  # equal draws are unlikely
         assert_array_equal(np.sort(asked[~np.isnan(asked)]), np.sort(expected))
-
-
-def test_padding_is_at_most_twice_the_points_and_a_row(tmp_path: Path) -> None:
-    rows = [[f"s{subject}", str(n % 997 + n / 7), str(n % 13)] for subject in range(12) for n in range(6 if subject else 5000)]
-    generator = generator_of(write(tmp_path / "t.csv", rows))
-    for split in ("validation", "test"):
-        query_y = generator.held_out(split, 0, 3, 0).tasks.query.y
-        points = (~np.isnan(query_y)).sum()
-        assert query_y.size <= 3 * points + 500 and query_y.shape[1] <= 500
 
 
 def test_errors_of_a_ragged_split_are_means_over_points_then_draws(toy: Path) -> None:
@@ -127,9 +104,6 @@ def test_errors_of_a_ragged_split_are_means_over_points_then_draws(toy: Path) ->
     assert np.isinf(found[held_out.evaluable]).all() and np.isnan(found[~held_out.evaluable]).all()
 
 
-# ---- splits and scales
-
-
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_two_subjects_of_each_split_have_points_for_every_default_k(tmp_path: Path, split: str) -> None:
     sizes = [(name, count) for name in SPLITS for count in ((3, 20) if name == split else (20, 20, 20))]
@@ -144,6 +118,8 @@ def test_no_test_subject_takes_part_in_scaling_or_training(tmp_path: Path) -> No
     rows = toy_rows(splits=True)
     others = [[*row[:2], str(float(row[2]) * 7 + 900) if row[3] != "train" else row[2], row[3]] for row in rows]
     one, other = (generator_of(write(tmp_path / f"{name}.csv", text)) for name, text in (("a", rows), ("b", others)))
+    again = generator_of(tmp_path / "a.csv", seed=1)  # the same draws of the same test subjects for every seed
+    assert_array_equal(one.held_out("test", 0, 4, 0).tasks.query.y, again.held_out("test", 0, 4, 0).tasks.query.y)
     assert_array_equal(one.table.coding.unit, other.table.coding.unit)
     assert_array_equal(one.table.coding.centre, other.table.coding.centre)
     blocks = [TaskDataset(generator, 6, 5, 4, 5, 0).draw_block(0) for generator in (one, other)]
@@ -171,13 +147,6 @@ def test_a_random_split_has_its_shares_and_never_fewer_than_two() -> None:
         assert not np.array_equal(random_split(count, (60, 15, 25), 3), random_split(count, (60, 15, 25), 4))
 
 
-def test_the_same_subjects_are_judged_on_the_same_draws_for_every_seed(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.csv", toy_rows(splits=True))
-    one, other = (generator_of(path, seed=seed).held_out("test", 0, 4, 0) for seed in (0, 1))
-    assert_array_equal(one.tasks.query.y, other.tasks.query.y)
-    assert_array_equal(one.tasks.support.x, other.tasks.support.x)
-
-
 def test_inputs_of_several_columns_are_scaled_each_by_itself_and_large_offsets_change_nothing(tmp_path: Path) -> None:
     rows = [[name, x, str(1e6 + 1000 * float(y)), repr(float(x) + 1.7e9), y] for name, x, y in toy_rows()]
     path = write(tmp_path / "t.csv", rows, "Who,day,mass,later,out")
@@ -188,8 +157,6 @@ def test_inputs_of_several_columns_are_scaled_each_by_itself_and_large_offsets_c
     assert_allclose([training.min(0), training.max(0)], [[-1] * 3, [1] * 3], atol=1e-6)
     assert_allclose(generator.x[:, 2], generator.x[:, 0], atol=1e-6)
 
-
-# ---- the table's normal form
 
 NAMES = ["plain", "two words", "a,b", 'say "no"', "#1", "é ü", "sep=;", "'", "1", "01", "日本", "-"]
 
@@ -205,14 +172,13 @@ def test_a_table_in_normal_form_reads_as_itself_whatever_the_subjects_names(tmp_
     assert first.record() | {"source_sha256": ""} == second.record() | {"source_sha256": ""}
 
 
-def test_what_may_be_a_mistake_is_remarked_on_and_changes_no_number(tmp_path: Path, toy: Path) -> None:
+def test_what_may_be_a_mistake_is_remarked_on(tmp_path: Path, toy: Path) -> None:
     rows = toy_rows()
     assert remarks(read_table(toy)) == generator_of(toy).record()["remarks"] == []
-    (line,) = remarks(read_table(write(tmp_path / "a.csv", [*rows, rows[3], rows[-1]])))
-    assert f"some rows repeat others (got 2 of {len(rows) + 2};" in line
     renamed = [[name.replace("s11", "S3").replace("s10", " s4.0").replace("s9", "s4.00"), *rest] for name, *rest in rows]
-    (line,) = remarks(read_table(write(tmp_path / "b.csv", renamed)))
-    assert "differ by case, blanks or .0 alone (got 's3' and 'S3', 2 such cases;" in line
+    lines = remarks(read_table(write(tmp_path / "b.csv", [*renamed, rows[3]])))
+    assert f"some rows repeat others (got 1 of {len(rows) + 1};" in lines[0]
+    assert "differ by case, blanks or .0 alone (got 's3' and 'S3', 2 such cases;" in lines[1]
 
 
 BLEMISHES: dict[str, Callable[[list[list[str]]], tuple[str, list[list[str]]]]] = {
@@ -261,10 +227,7 @@ BAD_WORDS = {
     "--columns x=y y=y": ["'y' twice"],
     "--columns x=x x=x": ["COLUMNS can't be used"],
     "--columns y=x y=y": ["--columns can't be used", "'y=y'"],
-    "--columns weight": ["--columns can't be used", "'weight'"],
     "--columns split=task": ["'task' twice"],
-    "--set INPUT_DIM=2": ["INPUT_DIM follows from the tasks", "expected 1"],
-    "--set NOISE_STD=1": ["NOISE_STD has no effect", "expected with sinusoid"],
     "--set SUPPORT_FROM=first --set EVAL_REPEATS=3": ["EVAL_REPEATS has no effect on these"],
     "--tasks sinusoid": ["has no effect", "expected with table"],
     "--set NUM_TASKS=100": ["NUM_TASKS follows from the tasks", "expected 7"],
@@ -299,9 +262,6 @@ def test_a_bad_table_is_refused_with_its_place_and_nothing_is_made(tmp_path: Pat
         assert not (tmp_path / "runs").exists()
 
 
-# ---- whole runs
-
-
 def weights(run: Path) -> list[torch.Tensor]:
     return list(read_checkpoint(run / "checkpoints" / "last.pt")["meta_parameters"].values())
 
@@ -324,7 +284,6 @@ def test_a_run_is_complete_without_its_source_repeats_to_the_bit_and_refuses_a_t
     assert report["data"]["source_sha256"] == digest and "table.csv" in report["files"]
     for result in metrics["shots"].values():
         assert_allclose(result["rmse"], report["data"]["unit"][-1] * np.sqrt(result["mse"]))
-    assert metrics["num_tasks"] == 3 and all(result["left_out"] in (0, 1) for result in metrics["shots"].values())
 
     previous = (runs[1] / "checkpoints" / "previous.pt").read_bytes()
     (runs[1] / "checkpoints" / "last.pt").write_bytes(previous)
@@ -384,18 +343,9 @@ def test_the_figures_of_a_run_on_a_table_are_drawn_in_own_units(
     with np.load(run / "plots" / "data.npz") as arrays:
         assert list(arrays["axis_names"]) == ["day (d)", "mass_g"]
         assert arrays["grid_names"][0] in arrays["test_names"] and arrays["grid_points_y"].shape[0] == len(arrays["grid_names"])
-        given = zip(arrays["grid_support_x"][0], arrays["grid_support_y"][0], strict=True)
-        measured = zip(arrays["grid_points_x"][0], arrays["grid_points_y"][0], strict=True)
-        assert {tuple(np.round(point, 3)) for point in given} <= {tuple(np.round(point, 3)) for point in measured}
+        assert np.isin(arrays["grid_support_y"][0].round(3), arrays["grid_points_y"][0].round(3)).all()
         assert 25 < arrays["grid"].max() < 31 and 30 < arrays["grid_support_y"].mean() < 70
         assert arrays["test_left_out_8_shot"].sum() == np.isnan(arrays["test_errors_8_shot"]).all(1).sum() > 0
-
-
-def test_the_example_tables_are_read_as_they_lie_there() -> None:
-    chicks = read_table(ROOT / "examples" / "chicks.csv", ["task=Chick", "x=Time", "y=weight"])
-    spruce = read_table(ROOT / "examples" / "spruce.csv")
-    assert [len(table.subjects) for table in (chicks, spruce)] == [50, 79]
-    assert [len(table.values) for table in (chicks, spruce)] == [578, 1027]
 
 
 def test_a_k_beyond_all_validation_subjects_leaves_the_others_their_intervals(tmp_path: Path) -> None:

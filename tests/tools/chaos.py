@@ -298,17 +298,22 @@ def plant_only(number: str, name: str, *arguments: str) -> None:
         globals()[f"plant_{name}"](*arguments)
 
 
-def plant_step(number: str, signal_number: str) -> None:
-    """Get that signal from nowhere after step `number`."""
+def at_step(number: int, action: Callable[[], Any], patch: Callable[..., None] = setattr) -> None:
+    """From here on `action` happens after step `number` of a training."""
     update = MetaStep._update
 
     def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
         metrics = update(self, vector)
-        if int(self.state.adam_step.item()) == int(number):
-            os.kill(os.getpid(), int(signal_number))
+        if int(self.state.adam_step.item()) == number:
+            action()
         return metrics
 
-    MetaStep._update = hit  # type: ignore[method-assign]
+    patch(MetaStep, "_update", hit)
+
+
+def plant_step(number: str, signal_number: str) -> None:
+    """Get that signal from nowhere after step `number`."""
+    at_step(int(number), lambda: os.kill(os.getpid(), int(signal_number)))
 
 
 SLOW = {"step": (MetaStep, "_update"), "preparing": (Trainer, "prepare"), "evaluating": (evaluate, "evaluate_learner")}
