@@ -54,13 +54,9 @@ def test_parameters_and_inputs_are_uniform_in_the_papers_ranges_and_in_others(si
     assert_uniform(generator.points(params, 1, stream(0, "points")).x, 2.0, 3.0, 0.02)
 
 
-class Faster(SinusoidalTaskGenerator):
-    """Other tasks of the same settings."""
-
-
 def test_published_errors_are_of_the_tasks_they_were_measured_on_and_not_of_a_subclass() -> None:
     assert SinusoidalTaskGenerator().published and not SinusoidalTaskGenerator(noise_std=0.1).published
-    assert not Faster().published
+    assert not type("Faster", (SinusoidalTaskGenerator,), {})().published
 
 
 def test_the_first_tasks_of_seed_0_are_the_golden_ones(sinusoids: SinusoidalTaskGenerator) -> None:

@@ -5,7 +5,6 @@ What they measure is not checked here: a test machine is busy with other things.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -65,15 +64,6 @@ def test_speed_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < low <= record["median_ms"] <= high and len(record["ms"]) == 2
         assert record["gradient_difference"] < 1e-5
     assert case["implementations"]["eager"]["ratio"] == 1.0 and "plain autograd loop" in capsys.readouterr().out
-
-
-def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And where none is left there is a table without rows, not a crash."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    flags = ["--quick", "--implementations", "jax-scan", "higher", "--tasks", "3", "--device", "cpu"]
-    case = speed.measure_case("maml-1", speed.parse_flags(flags))
-    assert case["left_out"] == {"jax-scan": "jax is not installed", "higher": "higher is not installed"}
-    assert case["implementations"] == {} and case["base"] is None and "left out: higher" in speed.case_text(case)
 
 
 def test_a_meta_gradient_is_accepted_only_if_it_is_the_same() -> None:

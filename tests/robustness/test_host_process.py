@@ -11,7 +11,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from config import Config
 from main import main
-from registry import METHODS, TASKS
 from report.figures import example_figure
 from system.host import collection_paused, flushes_denormals
 from tests.tools.chaos import at_step, command, only_run, report_of, result_of, same
@@ -107,20 +104,6 @@ def test_every_way_out_leaves_the_host_as_it_was(tmp_path: Path) -> None:
         code = 0 if number.name in SAVING else 128 + number
         assert leaves(number.name, usual, lambda number=number: kill(number)) == code
         assert number.name in SAVING or report_of(only_run(tmp_path / number.name))["reason"] == number.name
-
-
-def test_a_run_is_closed_when_its_threads_have_ended() -> None:
-    config = Config(NUM_TASKS=8, META_BATCH_SIZE=4)
-    experiment = Experiment("maml", METHODS["maml"], "sinusoid", TASKS["sinusoid"](config), config)
-    experiment.trainer.step._pool = ThreadPoolExecutor(1)
-    before, gate = set(threading.enumerate()), threading.Event()
-    for pool in (experiment.trainer._drawing, experiment.trainer.step._pool):
-        assert pool is not None and pool.submit(gate.wait, 10)
-    timer = threading.Timer(0.05, gate.set)  # they end while it waits for them
-    timer.start()
-    experiment.close()
-    timer.join()
-    assert set(threading.enumerate()) == before
 
 
 def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_figures: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,7 +49,7 @@ class Effect(Exception):
 
 
 class Record(NullManager):
-    """A manager that keeps what a run would write; raises `Effect` at the first difference to `plain`, another's `events`."""
+    """Keeps what a run would write; raises `Effect` at the first difference to `plain`, another's `events`."""
 
     def __init__(self, plain: list[Any] | None = None) -> None:
         self.plain, self.events = plain, list[Any]()
@@ -66,19 +67,13 @@ class Record(NullManager):
         self.note("checkpoint", state["iteration"], [tensor.tolist() for tensor in state["meta_parameters"].values()])
 
 
-class StopAfter:
+class StopAfter(SimpleNamespace):
     """The signals of a run that is stopped after some steps."""
 
-    def __init__(self, steps: float):
-        self.left, self.save = steps, 0
-
-    @property
-    def stop(self) -> int:
+    def __getattr__(self, name: str) -> int:
+        """Of `stop`, as long as no process has set it."""
         self.left -= 1
         return 15 if self.left <= 0 else 0
-
-    @stop.setter
-    def stop(self, value: int) -> None: ...
 
 
 def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None = None, steps: float = math.inf) -> list[Any]:
@@ -89,16 +84,15 @@ def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None
     trainer, record = experiment.trainer, Record(plain)
     experiment.manager = record
     record.note("start", trainer.compile_note, trainer.step.micro_batches.size, str(trainer.device), trainer.meta.flat.tolist())
-    experiment.train(StopAfter(steps))  # type: ignore[arg-type]
+    experiment.train(StopAfter(left=steps, save=0))  # type: ignore[arg-type]
     record.note("evaluation", evaluated(experiment, None))
     return record.events
 
 
 def has_effect(method: str, tasks: str, plain: list[Any], key: str) -> bool:
-    try:
+    with contextlib.suppress(Effect):
         return run(method, tasks, {key: another(key)}, plain) != plain
-    except Effect:
-        return True
+    return True
 
 
 def another(key: str) -> Any:
@@ -134,15 +128,10 @@ def test_every_setting_has_an_effect_or_is_one_that_is_refused(
 
 
 def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(tmp_path: Path, capsys: Capture) -> None:
-    cases = {
-        ("leo", "sinusoid", "SLOPE_MIN", "-1.5"): "sine-line",
-        ("r2d2", "sine-line", "FIRST_ORDER", "True"): "maml, leo, meta-sgd, anil, cavia",
-    }
-    for (method, tasks, key, value), users in cases.items():
-        words = f"--method {method} --tasks {tasks} --set {key}={value} --output {tmp_path / 'output'}".split()
-        assert main.main(words) == 2 and not (tmp_path / "output").exists()
-        message = f"{key} has no effect on {method} with {tasks} tasks (got {value}; expected with {users} only)"
-        assert capsys.readouterr().err == f"error: {message}\n"
+    words = ["--method", "r2d2", "--tasks", "sine-line", "--set", "FIRST_ORDER=True"]
+    assert main.main([*words, "--output", str(tmp_path / "output")]) == 2 and not (tmp_path / "output").exists()
+    message = "FIRST_ORDER has no effect on r2d2 with sine-line tasks (got True; expected with maml, leo, meta-sgd, anil, cavia"
+    assert capsys.readouterr().err == f"error: {message} only)\n"
 
 
 def test_no_default_is_without_effect_and_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:

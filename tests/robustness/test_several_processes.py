@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
@@ -22,8 +20,8 @@ from tests.tools.chaos import ROOT, Child, Say, command, only_run, ranks, report
 pytestmark = pytest.mark.chaos
 
 STARTS = 16
-MEETINGS = 10
 WORLDS = (1, 2, 3, 4)
+MOVES = [(1, 2), (2, 1), (1, 4), (4, 3), (3, 2)]
 UNEVEN = {"META_BATCH_SIZE": 7, "EPOCHS": 1}  # 5 steps; divisible by no number of processes and by no chunk
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}  # of weights and errors without TASK_CHUNK, after 5 steps
 GONE = 60.0  # seconds after which nobody waits any more for a process that died
@@ -51,9 +49,8 @@ def test_any_number_of_processes_gives_the_same_bits_with_the_same_chunk(
     method: str, chunk: int, tmp_path: Path, say: Say
 ) -> None:
     results = results_of_worlds(tmp_path, "--method", method, TASK_CHUNK=chunk)
-    equal = sum(same(result, results[0]) for result in results)
-    say(f"processes: {WORLDS} tried, {equal} with the same bits ({method}, TASK_CHUNK={chunk}, 7 tasks)")
-    assert equal == len(WORLDS)
+    assert all(same(result, results[0]) for result in results)
+    say(f"processes: {WORLDS} tried, all with the same bits ({method}, TASK_CHUNK={chunk}, 7 tasks)")
 
 
 def test_without_a_chunk_any_number_of_processes_gives_the_same_result_to_rounding(tmp_path: Path) -> None:
@@ -74,17 +71,15 @@ def test_a_compiled_run_of_two_processes_gives_the_bits_of_one(tmp_path: Path) -
 def test_a_run_goes_on_with_another_number_of_processes_to_the_same_bits(tmp_path: Path, say: Say) -> None:
     settings: dict[str, Any] = {"TASK_CHUNK": 2, **UNEVEN}
     whole = chaos.whole(tmp_path / "whole", "--method", "leo", **settings)
-    moves, equal = [(1, 2), (2, 1), (1, 4), (4, 3), (3, 2)], 0
-    for first, second in moves:
+    for first, second in MOVES:
         output = tmp_path / f"{first}{second}"
         children = ranks(command(output, "--method", "leo", **settings), first, "plain", f"only:{first - 1}:step:2:15")
         assert ended(children) == [143] * first, children[0].err
         children = ranks(["--output", str(output), "--resume", "latest"], second, "plain")
         assert ended(children) == [0] * second, children[0].err
         assert report_of(only_run(output))["processes"] == second
-        equal += same(result_of(only_run(output)), whole)
-    say(f"resumed with another number of processes: {len(moves)} tried, {equal} with the same bits")
-    assert equal == len(moves)
+        assert same(result_of(only_run(output)), whole)
+    say(f"resumed with another number of processes: {len(MOVES)} tried, all with the same bits")
 
 
 @pytest.mark.parametrize("victim", [0, 2])
@@ -123,21 +118,6 @@ def test_processes_that_never_meet_give_up(tmp_path: Path) -> None:
     assert not (tmp_path / "output").exists()
 
 
-def test_a_process_that_dies_while_they_meet_ends_the_other(tmp_path: Path, say: Say) -> None:
-    delays = np.random.default_rng(3).uniform(0, 0.1, MEETINGS)
-
-    def meeting(number: int) -> float:
-        children = ranks(command(tmp_path / str(number), **UNEVEN), 2, "plain", "slow:0.1", "patience:3")
-        time.sleep(delays[number])
-        children[number % 2].send(signal.SIGKILL)
-        began = time.monotonic()
-        assert children[1 - number % 2].wait(3 + 1 + GRACE) == 1, children[1 - number % 2].err
-        return time.monotonic() - began
-
-    slowest = max(chaos.side_by_side(meeting, range(MEETINGS)))
-    say(f"killed while they meet: {MEETINGS} tried, {MEETINGS} times the other left, after at most {slowest:.1f} s")
-
-
 def test_a_bad_setting_is_said_once_by_all_processes_together(tmp_path: Path) -> None:
     children = ranks(command(tmp_path / "output", HIDDEN_DIM=0), 3)
     assert ended(children) == [2, 2, 2]
@@ -168,11 +148,9 @@ def test_torchrun_starts_a_job_again_that_lost_a_process_and_it_ends_in_the_same
 def test_runs_that_start_at_the_same_moment_have_directories_of_their_own(tmp_path: Path, say: Say) -> None:
     children = [chaos.start(command(tmp_path, EPOCHS=1, NUM_TASKS=4), "plain") for _ in range(STARTS)]
     assert ended(children) == [0] * STARTS, [child.err for child in children]
-    directories = list(tmp_path.iterdir())
-    complete = sum(report_of(directory)["status"] == "complete" for directory in directories)
-    named = {re.search(r"/(MAML_\S+)", child.out)[1] for child in children}  # type: ignore[index]
-    say(f"simultaneous starts: {STARTS} tried, {len(directories)} directories, {complete} complete")
-    assert (len(directories), len(named), complete) == (STARTS, STARTS, STARTS)
+    complete = [report_of(directory)["status"] == "complete" for directory in tmp_path.iterdir()]
+    assert complete == [True] * STARTS
+    say(f"simultaneous starts: {STARTS} tried, {len(complete)} directories, all complete")
 
 
 def test_a_live_run_is_not_resumed_and_a_killed_one_is(tmp_path: Path) -> None:

@@ -243,9 +243,15 @@ PIECES = b"x y x1 , ; ' # 1 -2.5 1,5 1.234 1e9 nan sep=;".split()
 PIECES += [b'"', b"\t", b" ", b"\n", b"\r", b"\x00", b"\xff", b"\xc3", b"\xa0", b"\xc2\xa0"]
 
 
-def read_or_refused(file: Path, contents: bytes) -> None:
+@FUZZ
+@given(
+    header=st.sampled_from([b"", b"x,y\n1,2\n", b"x;y\n", b'"x"\ty\n']),
+    pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=30),
+)
+def test_random_bytes_and_pieces_of_csv_are_read_or_refused_cleanly(tmp_path: Path, header: bytes, pieces: list[bytes]) -> None:
     """Reading gives finite points of the right shape, or one clean line."""
-    file.write_bytes(contents)
+    file = tmp_path / "points.csv"
+    file.write_bytes(header + b"".join(pieces))
     try:
         points = points_of(file, 1)
     except RunError as error:
@@ -253,15 +259,6 @@ def read_or_refused(file: Path, contents: bytes) -> None:
     else:
         assert points.x.shape == points.y.shape and len(points.x) >= 1
         assert np.isfinite(points.x).all() and np.isfinite(points.y).all()
-
-
-@FUZZ
-@given(
-    header=st.sampled_from([b"", b"x,y\n1,2\n", b"x;y\n", b'"x"\ty\n']),
-    pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=30),
-)
-def test_random_bytes_and_pieces_of_csv_are_read_or_refused_cleanly(tmp_path: Path, header: bytes, pieces: list[bytes]) -> None:
-    read_or_refused(tmp_path / "points.csv", header + b"".join(pieces))
 
 
 @FUZZ

@@ -22,7 +22,7 @@ from maml import MAML
 from registry import METHODS
 from report.figures import run_figures
 from system.checkpoints import read_checkpoint
-from tables.table import SPLITS, random_split, read_table, remarks
+from tables.table import random_split, read_table, remarks
 from tables.tasks import TableTaskGenerator, distinct
 from tests.tools.tables import COLUMNS, COUNTS, SMALL, generator_of, toy_rows, train, write
 from training.experiment import Experiment
@@ -102,16 +102,6 @@ def test_errors_of_a_ragged_split_are_means_over_points_then_draws(toy: Path) ->
     torch.nn.init.constant_(learner.theta, torch.nan)  # predictions that are NaN are infinite errors, and padding is none
     found = held_out_errors(learner, held_out, 2)
     assert np.isinf(found[held_out.evaluable]).all() and np.isnan(found[~held_out.evaluable]).all()
-
-
-@pytest.mark.parametrize("split", ["train", "validation"])
-def test_two_subjects_of_each_split_have_points_for_every_default_k(tmp_path: Path, split: str) -> None:
-    sizes = [(name, count) for name in SPLITS for count in ((3, 20) if name == split else (20, 20, 20))]
-    rows = [[f"s{place}", str(x), str(x * place), name] for place, (name, count) in enumerate(sizes) for x in range(count)]
-    generator = generator_of(write(tmp_path / "t.csv", rows))
-    for shots in (most := generator.defaults()["EVAL_SHOTS"]):
-        assert all(len(generator.split(name, 0, 0, shots)) >= 2 for name in SPLITS)
-    assert max(most) == 2
 
 
 def test_no_test_subject_takes_part_in_scaling_or_training(tmp_path: Path) -> None:

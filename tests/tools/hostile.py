@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -13,7 +12,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -138,13 +136,6 @@ def misfits(state: dict[str, Any]) -> dict[str, bytes]:
     wild |= {what: {"config": value} for what, value in bad_configs.items()}
     wild |= {what: {"meta_parameters": parameters | {name: tensor}} for what, tensor in bad_weights.items()}
     return {what: checkpoint_bytes(state | change) for what, change in wild.items()}
-
-
-@contextlib.contextmanager
-def saved_on_cuda() -> Any:
-    """Tensors are marked as if they lay on a GPU when they were saved."""
-    with mock.patch("torch.serialization.location_tag", lambda _: "cuda:0"):
-        yield
 
 
 NAMES = [  # of files, runs, columns, subjects and units; on Linux a file may have each of them
