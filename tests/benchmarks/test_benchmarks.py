@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks.common import ROOT, filled
-from benchmarks.speed import implementations, peers_torch, scaling, speed
-from benchmarks.speed.child import Child, MeasurementError
+from benchmarks.speed import peers_torch, scaling, speed
+from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.work import CASES, ThisProject, Work
 from benchmarks.tables import methods
 
@@ -80,11 +80,6 @@ def test_a_meta_gradient_is_accepted_only_if_it_is_the_same() -> None:
     for other in others:
         with pytest.raises(MeasurementError, match="differs by"):
             speed.gradient_difference(other.meta_gradient(), reference)
-
-
-def test_an_implementation_that_fails_reports_one_line() -> None:
-    with Child() as process, pytest.raises(MeasurementError, match="theta"):
-        process.call(implementations.start, "loop", "leo", 3, "cpu", 1)  # the loop knows no LEO
 
 
 def test_scaling_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

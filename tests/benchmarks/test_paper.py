@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,6 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import registry
 from benchmarks.paper import baselines, checks, figures, methods, paper, sampling
-from benchmarks.project import errors, load_best
 from benchmarks.runs import Run, new_run, train
 from config import Config
 from dataset import SineLineTaskGenerator
@@ -109,15 +107,6 @@ def test_a_step_size_is_chosen_on_validation_tasks(monkeypatch: pytest.MonkeyPat
     assert (found.entry.errors[5] == 2.0).all()
 
 
-def test_fine_tuning_a_pretrained_network_takes_its_weights(output: Path) -> None:
-    directory = new("pretrained", output / "benchmarks" / "runs").directory
-    assert json.loads((directory / "config.json").read_bytes())["INNER_STEPS"] == 0
-    trained, changed = load_best(directory), load_best(directory, {"INNER_LEARNING_RATE": 0.1})
-    _, tasks, _ = trained.held_out("test", 5)
-    before, after = (errors(one.learner, tasks, 1) for one in (trained, changed))
-    assert (before[:, 0] == after[:, 0]).all() and (before[:, 1] != after[:, 1]).any()
-
-
 IN_ORDER = {"oracle": 0.004, "LEO": 0.002, "MAML": 0.1, "first-order MAML": 0.15, "pretrained": 2.0, "random": 3.0}
 
 
@@ -153,7 +142,6 @@ def test_thresholds_are_kept() -> None:
     assert [checks.times_better("", better, 0.2, 20).holds for better in (0.01, 0.0101, np.nan)] == [True, False, False]
 
 
-TASKS, SAMPLES, POINTS = 60, 200, 40
 GRID = np.linspace(-5, 5, 101)
 
 
@@ -165,21 +153,6 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def generator() -> SineLineTaskGenerator:
     return SineLineTaskGenerator()
-
-
-def calibrated(rng: np.random.Generator, factor: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Truth [T, N], and curves [T, M, N] drawn as it was, from Gaussians of many widths; `factor` stretches the curves."""
-    middle, width = rng.normal(0, 2, (TASKS, 1, POINTS)), rng.uniform(0.05, 2.0, (TASKS, 1, POINTS))
-    truth = middle + width * rng.standard_normal((TASKS, 1, POINTS))
-    return truth[:, 0], middle + factor * width * rng.standard_normal((TASKS, SAMPLES, POINTS))
-
-
-def test_samples_cover_as_their_spread_says(rng: np.random.Generator) -> None:
-    """Calibrated ones as often as they say, overconfident ones too little, timid ones too much."""
-    for factor, level, low, high in ((1, 0.5, 0.48, 0.52), (1, 0.9, 0.88, 0.92), (0, 0.9, 0, 0.6), (4, 0.9, 0.97, 1)):
-        truth, curves = calibrated(rng, factor)
-        covered = sampling.coverage(curves, truth + 0.3 * rng.standard_normal(truth.shape), 0.3, level)
-        assert low < sampling.mean_over_tasks(covered).value < high
 
 
 def test_a_single_curve_has_the_gaussian_interval_and_likelihood(rng: np.random.Generator) -> None:

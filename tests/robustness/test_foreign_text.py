@@ -34,7 +34,6 @@ WORST = ["$\\undefined{$", "_hidden", "测量\n\udcff\U0001f469", "W_$1^" * 51, 
 
 
 def numbers(*shape: int) -> np.ndarray:
-    """Positive numbers of a fixed seed."""
     return np.random.default_rng(0).uniform(0.1, 2.0, shape)
 
 

@@ -97,13 +97,11 @@ def test_every_damaged_checkpoint_is_found_and_passed_over(tmp_path: Path, say: 
         flipped = bytearray(data)
         flipped[place // 8] ^= 1 << (place % 8)
         damaged.append(bytes(flipped))
-    found = 0
     for content in damaged:
         last.write_bytes(content)
         state, warning = read_newest(begun)
-        found += state["iteration"] == before and "last.pt is damaged" in warning and "previous.pt" in warning
-    say(f"damaged checkpoints: {len(damaged)} tried, {found} found")
-    assert found == TRUNCATIONS + FLIPS
+        assert state["iteration"] == before and "last.pt is damaged" in warning and "previous.pt" in warning
+    say(f"damaged checkpoints: {len(damaged)} tried, all found")
     explicit = run(["--resume", str(last)], "plain")
     assert explicit.poll() == 2 and explicit.error and explicit.err.count("\n") == 1 and last.read_bytes() == damaged[-1]
     os.truncate(Path(shutil.copytree(begun, tmp_path / "both")) / "checkpoints" / "previous.pt", 500)
@@ -141,7 +139,7 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_ends_the_run_and_loses_nothi
     finished(command(tmp_path / "whole", "--method", "leo"), "plain", f"keep:{kept}")
     whole = result_of(only_run(tmp_path / "whole"))
     sizes = {place: (place / "checkpoints" / "last.pt").stat().st_size for place in sorted(kept.iterdir())}
-    largest = itertools.accumulate([0, *sizes.values()], max)
+    largest = itertools.accumulate([0, *sizes.values()], max)  # of those before
     places = [place for place, most in zip(sizes, largest, strict=False) if sizes[place] > most][1:]
 
     def full(place: Path) -> bool:
@@ -157,9 +155,8 @@ def test_a_checkpoint_that_the_disk_has_no_room_for_ends_the_run_and_loses_nothi
         finished(["--resume", str(directory)], "plain")  # there is room again
         return same(result_of(directory), whole)
 
-    survived = sum(chaos.side_by_side(full, places))
-    say(f"full disk at a checkpoint: {len(places)} tried, {survived} lost nothing and went on to the same bits")
-    assert survived == len(places) > 5
+    assert all(chaos.side_by_side(full, places)) and len(places) > 5
+    say(f"full disk at a checkpoint: {len(places)} tried, all lost nothing and went on to the same bits")
 
 
 def test_a_disk_that_is_full_under_tensorboard_and_plots_only_costs_the_plots(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from system.errors import RunError
 from tests.tools.runs import TINY
 from training.loop import Diverged
 
-Capture = pytest.CaptureFixture[str]
 PAIRS = [(method, tasks) for method in registry.METHODS for tasks in ("sinusoid", "sine-line", "table")]
 FAMILIES = {"leo": "sine-line", "r2d2": "table"}
 CASES = [(method, FAMILIES.get(method, "sinusoid")) for method in registry.METHODS]
@@ -127,7 +126,9 @@ def test_every_setting_has_an_effect_or_is_one_that_is_refused(
     assert run(method, tasks, {key: another(key) for key in unused}) == plain
 
 
-def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(tmp_path: Path, capsys: Capture) -> None:
+def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["--method", "r2d2", "--tasks", "sine-line", "--set", "FIRST_ORDER=True"]
     assert main.main([*words, "--output", str(tmp_path / "output")]) == 2 and not (tmp_path / "output").exists()
     message = "FIRST_ORDER has no effect on r2d2 with sine-line tasks (got True; expected with maml, leo, meta-sgd, anil, cavia"

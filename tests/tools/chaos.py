@@ -1,8 +1,7 @@
 """Real processes of the program at a fraction of their start-up time, and what may befall them.
 
-Importing torch takes seconds. A server that has imported the program forks a child for each command line: a process
-of its own, in a session of its own, that can be killed, stopped and signalled like any other. A child may carry a
-*plant*: something that happens to it from inside, at an exact place that no outside observer could hit.
+A server that has imported the program forks a child for each command line: a process of its own that can be killed and
+signalled. A child may carry a *plant*: something that happens to it from inside, at a place that no observer could hit.
 """
 
 from __future__ import annotations
@@ -73,9 +72,6 @@ def side_by_side(action: Callable[[Item], Result], items: Iterable[Item]) -> lis
         return list(pool.map(action, items))
 
 
-# ---- the same bits
-
-
 def same(one: Any, other: Any) -> bool:
     """Whether two nested structures hold the same types, values and bits."""
     if type(one) is not type(other):
@@ -125,9 +121,6 @@ def tree(directory: Path) -> dict[str, str]:
         regular = path.is_file() and not path.is_symlink() and path.stat().st_size < 2**26
         found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest() if regular else ""
     return found
-
-
-# ---- processes
 
 
 class Child:
@@ -189,14 +182,9 @@ class Server:
         self.children: list[Child] = []
         self.numbers = itertools.count()
         self._one_at_a_time = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.tools.chaos"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # no threads before a fork
-        )
+        one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # none is there before a fork
+        argv, pipe = [sys.executable, "-W", "ignore", "-m", "tests.tools.chaos"], subprocess.PIPE
+        self._process = subprocess.Popen(argv, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, env=one_thread)
         atexit.register(self.close)
 
     def ask(self, **request: Any) -> Any:
@@ -268,9 +256,6 @@ def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
-
-
-# ---- what happens inside a child
 
 
 def plant_plain() -> None:
@@ -399,9 +384,6 @@ def plant_save(number: str, call: str, moment: str = "before") -> None:
         saves += 1
 
     ExperimentManager.save_checkpoint = counted  # type: ignore[method-assign]
-
-
-# ---- the server's side
 
 
 def _child(request: dict[str, Any]) -> int:
