@@ -19,7 +19,7 @@ from tests.tools.chaos import ROOT, Say, command, compiling, only_run, report_of
 pytestmark = pytest.mark.chaos
 
 HOSTILE = 'my project\'s "über" $x'
-KILLS = 20
+KILLS = 8
 PATIENT = 600.0  # seconds for a compiler on a busy machine
 
 
@@ -37,14 +37,6 @@ def test_an_environment_in_a_folder_with_a_blank_runs_eager_with_one_warning(tmp
     )
     assert done.returncode == 0 and "eager meta-step: compiling failed: torch can't compile with this path" in done.stderr, done
     assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.parametrize("where", ["/dev/null/cache", "/proc/cache"])
-@pytest.mark.parametrize("compile_mode", ["always", "never"])
-def test_a_run_without_a_cache_folder_ends_well_with_at_most_one_warning(where: str, compile_mode: str, tmp_path: Path) -> None:
-    child = start(command(tmp_path, **compiling() | {"COMPILE": compile_mode}), "plain", env={FOLDER: where})
-    assert child.wait(PATIENT) == 0, child.err
-    assert len(child.err.splitlines()) == (compile_mode == "always") == child.err.count("compiled meta-step"), child.err
 
 
 def test_after_a_kill_while_compiling_the_next_run_is_compiled(tmp_path: Path, say: Say) -> None:

@@ -11,7 +11,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,12 @@ import numpy as np
 import pytest
 import torch
 
-from config import Config
 from main import main
-from registry import METHODS, TASKS
-from report.figures import run_figures
+from report.figures import example_figure
 from system.host import collection_paused, flushes_denormals
-from tests.tools.chaos import command, only_run, report_of, result_of, same
+from tests.tools.chaos import at_step, command, only_run, report_of, result_of, same
 from training.experiment import Experiment
 from training.signals import SAVING, STOPPING
-from training.step import MetaStep
 
 NUMBERS = [getattr(signal, name) for name in (*STOPPING, *SAVING) if hasattr(signal, name)]
 
@@ -56,107 +52,68 @@ def host_state() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def usual_handlers(original_signal_handlers: None) -> None:
-    """Whoever started the tests may ignore some signals, as nohup and background jobs do."""
+def a_host_of_its_own(original_signal_handlers: None) -> Any:
+    """It has the usual handlers, whatever whoever started the tests ignores, and two threads for torch: a change is seen."""
     for number in NUMBERS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-
-@pytest.fixture(autouse=True)
-def more_threads() -> Any:
-    """A host with two threads for torch, so that a change is seen."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
-def at_step(number: int, action: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    update = MetaStep._update
-
-    def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
-        metrics = update(self, vector)
-        if int(self.state.adam_step.item()) == number:
-            action()
-        return metrics
-
-    monkeypatch.setattr(MetaStep, "_update", hit)
-
-
 def fail(error: Exception) -> None:
     raise error
 
 
-LEO = ("--method", "leo")
+def leo(output: Path, **settings: Any) -> list[str]:
+    """The command line of a run of three steps."""
+    return command(output, "--method", "leo", **{"EPOCHS": 1, "NUM_TASKS": 12} | settings)
+
+
+def kill(number: int, times: int = 1) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), number)
+
+
 WILD = {"META_LEARNING_RATE": 10.0, "META_GRADIENT_CLIP": 0, "AMPLITUDE_MAX": 1e6, "NUM_TASKS": 300}
 ERRORS = (["--method", "nobody"], ["--set", "EPOCHS=no"], ["--resume", "nowhere"], ["--compare", "nowhere"], ["--seed", "x"])
-FAILURES = (OSError(28, "No space left on device"), MemoryError(), RuntimeError("a fault of the code"))
-WAYS_OUT: dict[str, tuple[int | None, Callable[[Path], list[str]], Callable[[], Any]]] = {
-    "a normal end": (0, lambda output: command(output, *LEO), lambda: None),
-    "divergence": (3, lambda output: command(output, *LEO, **WILD), lambda: None),
-    **{" ".join(argv): (2, lambda output, argv=argv: ["--output", str(output), *argv], lambda: None) for argv in ERRORS},
-    **{
-        repr(error): (
-            None if isinstance(error, RuntimeError) else 1,
-            lambda output: command(output, *LEO),
-            lambda error=error: fail(error),
-        )
-        for error in FAILURES
-    },
-    **{
-        number.name: (
-            0 if number.name in SAVING else 128 + number,
-            lambda output: command(output, *LEO),
-            lambda number=number: os.kill(os.getpid(), number),
-        )
-        for number in NUMBERS
-    },
-}
 
 
-@pytest.mark.parametrize("way", WAYS_OUT)
-def test_every_way_out_leaves_the_host_as_it_was(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, argv, action = WAYS_OUT[way]
-    main(command(tmp_path / "first", *LEO))  # imports and caches, once
-    at_step(2, action, monkeypatch)
+def test_every_way_out_leaves_the_host_as_it_was(tmp_path: Path) -> None:
+    main(leo(tmp_path / "first"))  # imports and caches, once
     before = host_state()
-    if code is None:
-        with pytest.raises(RuntimeError, match="a fault of the code"):
-            main(argv(tmp_path / "second"))
-    else:
-        assert main(argv(tmp_path / "second")) == code
+
+    def leaves(name: str, argv: list[str], action: Callable[[], Any] = lambda: None) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(2, action, patch.setattr)
+            code = main(["--output", str(tmp_path / name), *argv])
+        assert host_state() == before, name
+        return code
+
+    usual = leo(tmp_path)[2:]
+    assert leaves("end", usual) == 0
+    assert leaves("divergence", leo(tmp_path, **WILD)[2:]) == 3
+    assert [leaves("refused", argv) for argv in ERRORS] == [2] * len(ERRORS)
+    for error in (OSError(28, "No space left on device"), MemoryError()):
+        assert leaves("failure", usual, lambda error=error: fail(error)) == 1
+    with pytest.raises(RuntimeError, match="a fault of the code"):
+        leaves("fault", usual, lambda: fail(RuntimeError("a fault of the code")))
     assert host_state() == before
-    if way in STOPPING:
-        assert report_of(only_run(tmp_path / "second"))["reason"] == way
-
-
-def test_a_run_is_closed_when_its_threads_have_ended() -> None:
-    config = Config(NUM_TASKS=8, META_BATCH_SIZE=4)
-    experiment = Experiment("maml", METHODS["maml"], "sinusoid", TASKS["sinusoid"](config), config)
-    experiment.trainer.step._pool = ThreadPoolExecutor(1)
-    before, gate = set(threading.enumerate()), threading.Event()
-    for pool in (experiment.trainer._drawing, experiment.trainer.step._pool):
-        assert pool is not None and pool.submit(gate.wait, 10)
-    timer = threading.Timer(0.05, gate.set)  # they end while it waits for them
-    timer.start()
-    experiment.close()
-    timer.join()
-    assert set(threading.enumerate()) == before
+    for number in NUMBERS:
+        code = 0 if number.name in SAVING else 128 + number
+        assert leaves(number.name, usual, lambda number=number: kill(number)) == code
+        assert number.name in SAVING or report_of(only_run(tmp_path / number.name))["reason"] == number.name
 
 
 def test_figures_leave_the_host_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_figures: None) -> None:
     # a figure of each kind takes ten times as long, and changes nothing else
     monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
-    monkeypatch.setattr("report.figures.run_figures", lambda *args: dict(list(run_figures(*args).items())[:1]))
-    main(command(tmp_path / "first", *LEO))
+    monkeypatch.setattr("report.figures.run_figures", lambda *args: {"one": example_figure(args[0], "")})
+    main(leo(tmp_path / "first"))
     before = host_state()
     assert main(["--output", str(tmp_path / "first"), "--evaluate", "latest"]) == 0
     assert list(tmp_path.glob("first/*/plots/*.png")) and host_state() == before
-
-
-class Cyclic:
-    def __init__(self) -> None:
-        self.itself = self
 
 
 def test_only_a_process_of_our_own_keeps_what_was_made_out_of_the_collection() -> None:
@@ -164,7 +121,9 @@ def test_only_a_process_of_our_own_keeps_what_was_made_out_of_the_collection() -
         pass
     assert not gc.get_freeze_count()
     gc.disable()
-    gone = weakref.ref(Cyclic())
+    cyclic = type("Cyclic", (), {})()
+    cyclic.itself, gone = cyclic, weakref.ref(cyclic)
+    del cyclic
     try:
         with collection_paused(program=True):
             pass
@@ -177,47 +136,26 @@ def test_only_a_process_of_our_own_keeps_what_was_made_out_of_the_collection() -
         gc.enable()
 
 
-@pytest.mark.parametrize("step", [1, 2, 5])
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_interrupt_never_ends_the_host_and_its_own_ctrl_c_works_afterwards(
-    step: int, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_step(step, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(times)], monkeypatch)
-    assert main(command(tmp_path, *LEO)) == 130
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(2, lambda: kill(signal.SIGINT, times), patch.setattr)
+        assert main(leo(tmp_path / "training")) == 130
+    monkeypatch.setattr("commands.evaluate.evaluate_learner", lambda *_: kill(signal.SIGINT, times))
+    assert main(leo(tmp_path / "evaluation")) == 130
     with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_interrupts_in_the_evaluation_never_end_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "commands.evaluate.evaluate_learner", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)]
-    )
-    assert main(command(tmp_path, *LEO)) == 130
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_an_ignored_signal_stays_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        at_step(2, lambda: os.kill(os.getpid(), signal.SIGHUP), monkeypatch)
-        assert main(command(tmp_path, *LEO)) == 0
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
+        kill(signal.SIGINT)
 
 
 def test_a_run_in_a_thread_gives_the_bits_of_the_main_thread_s_and_leaves_the_host_as_it_was(tmp_path: Path) -> None:
-    assert main(command(tmp_path / "main", *LEO)) == 0
+    assert main(leo(tmp_path / "main")) == 0
     before, codes = host_state(), []
-    thread = threading.Thread(target=lambda: codes.append(main(command(tmp_path / "thread", *LEO))))
+    thread = threading.Thread(target=lambda: codes.append(main(leo(tmp_path / "thread"))))
     thread.start()
     thread.join(60)
     assert codes == [0] and host_state() == before
     assert same(result_of(only_run(tmp_path / "main")), result_of(only_run(tmp_path / "thread")))
-
-
-def test_the_report_names_the_command_that_was_given_and_not_the_host_s(tmp_path: Path) -> None:
-    argv = command(tmp_path, *LEO)
-    main(argv)
-    assert report_of(only_run(tmp_path))["command"] == ["main.py", *argv]
+    given = ["main.py", *leo(tmp_path / "main")]  # and not the host's
+    assert report_of(only_run(tmp_path / "main"))["command"] == given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,22 +24,14 @@ from system.errors import RunError
 from tests.tools.runs import TINY
 from training.loop import Diverged
 
-Capture = pytest.CaptureFixture[str]
 PAIRS = [(method, tasks) for method in registry.METHODS for tasks in ("sinusoid", "sine-line", "table")]
-FAMILIES = [("leo", "sine-line"), ("r2d2", "table")]
-SMALLER: dict[str, Any] = TINY | {
-    **{"EPOCHS": 1, "META_OPTIMISER": "adam", "NUM_TASKS": 8, "SUPPORT_SAMPLES": 3, "QUERY_SAMPLES": 3, "INNER_STEPS": 1},
-    **{
-        "HIDDEN_DIM": 4,
-        "CONTEXT_DIM": 2,
-        "LEO_LATENT_DIM": 2,
-        "LEO_ENCODER_DIM": 2,
-        "LEO_RELATION_DIM": 2,
-        "LEO_DECODER_DIM": 2,
-    },
-    **{"EVAL_TASKS": 3, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": [3], "VALIDATION_TASKS": 2},
-    **{"LOG_INTERVAL": 1, "VALIDATION_INTERVAL": 2, "CHECKPOINT_INTERVAL": 2},
-}
+FAMILIES = {"leo": "sine-line", "r2d2": "table"}
+CASES = [(method, FAMILIES.get(method, "sinusoid")) for method in registry.METHODS]
+LEO_SIZES = ("LEO_LATENT_DIM", "LEO_ENCODER_DIM", "LEO_RELATION_DIM", "LEO_DECODER_DIM", "CONTEXT_DIM")
+SMALLER: dict[str, Any] = TINY | dict.fromkeys(LEO_SIZES, 2)
+SMALLER |= {"EPOCHS": 1, "META_OPTIMISER": "adam", "NUM_TASKS": 8, "SUPPORT_SAMPLES": 3, "QUERY_SAMPLES": 3, "INNER_STEPS": 1}
+SMALLER |= {"EVAL_TASKS": 3, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": [3], "VALIDATION_TASKS": 2}
+SMALLER |= {"HIDDEN_DIM": 4, "LOG_INTERVAL": 1, "VALIDATION_INTERVAL": 2, "CHECKPOINT_INTERVAL": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +48,7 @@ class Effect(Exception):
 
 
 class Record(NullManager):
-    """A manager that keeps what a run would write; raises `Effect` at the first difference to `plain`, another's `events`."""
+    """Keeps what a run would write; raises `Effect` at the first difference to `plain`, another's `events`."""
 
     def __init__(self, plain: list[Any] | None = None) -> None:
         self.plain, self.events = plain, list[Any]()
@@ -74,19 +66,13 @@ class Record(NullManager):
         self.note("checkpoint", state["iteration"], [tensor.tolist() for tensor in state["meta_parameters"].values()])
 
 
-class StopAfter:
+class StopAfter(SimpleNamespace):
     """The signals of a run that is stopped after some steps."""
 
-    def __init__(self, steps: float):
-        self.left, self.save = steps, 0
-
-    @property
-    def stop(self) -> int:
+    def __getattr__(self, name: str) -> int:
+        """Of `stop`, as long as no process has set it."""
         self.left -= 1
         return 15 if self.left <= 0 else 0
-
-    @stop.setter
-    def stop(self, value: int) -> None: ...
 
 
 def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None = None, steps: float = math.inf) -> list[Any]:
@@ -97,16 +83,15 @@ def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None
     trainer, record = experiment.trainer, Record(plain)
     experiment.manager = record
     record.note("start", trainer.compile_note, trainer.step.micro_batches.size, str(trainer.device), trainer.meta.flat.tolist())
-    experiment.train(StopAfter(steps))  # type: ignore[arg-type]
+    experiment.train(StopAfter(left=steps, save=0))  # type: ignore[arg-type]
     record.note("evaluation", evaluated(experiment, None))
     return record.events
 
 
 def has_effect(method: str, tasks: str, plain: list[Any], key: str) -> bool:
-    try:
+    with contextlib.suppress(Effect):
         return run(method, tasks, {key: another(key)}, plain) != plain
-    except Effect:
-        return True
+    return True
 
 
 def another(key: str) -> Any:
@@ -120,35 +105,16 @@ def another(key: str) -> Any:
 
 
 SPECIAL: dict[str, Any] = {
-    "DATA": "other.csv",
-    "COLUMNS": ["y=product"],
-    "SPLIT_SEED": 5,
-    "TRAIN_SHARE": 20.0,
-    "VALIDATION_SHARE": 60.0,
-    "TEST_SHARE": 60.0,
-    "SUPPORT_FROM": "first",
-    "META_SCHEDULE": "constant",
-    "META_OPTIMISER": "muon",
-    "META_AVERAGE": 0.5,
-    "FIRST_ORDER": True,
-    "COMPILE": "never",
-    "TASK_CHUNK": 2,
-    "EVAL_SHOTS": [4],
-    "NOISE_STD": 0.7,
-    "AMPLITUDE_MIN": 0.2,
-    "INNER_GRADIENT_CLIP": 0.01,
-    "LEO_L2_WEIGHT": 1.0,
-    "LEO_ENCODER_PENALTY": 1.0,
-    "DEVICE": "cuda",
-    "VALIDATION_INTERVAL": 1,
-    "CHECKPOINT_INTERVAL": 1,
+    **{"DATA": "other.csv", "COLUMNS": ["y=product"], "SPLIT_SEED": 5, "SUPPORT_FROM": "first"},
+    **{"TRAIN_SHARE": 20.0, "VALIDATION_SHARE": 60.0, "TEST_SHARE": 60.0},
+    **{"META_SCHEDULE": "constant", "META_OPTIMISER": "muon", "META_AVERAGE": 0.5, "FIRST_ORDER": True},
+    **{"COMPILE": "never", "TASK_CHUNK": 2, "EVAL_SHOTS": [4], "NOISE_STD": 0.7, "AMPLITUDE_MIN": 0.2},
+    **{"INNER_GRADIENT_CLIP": 0.01, "LEO_L2_WEIGHT": 1.0, "LEO_ENCODER_PENALTY": 1.0, "DEVICE": "cuda"},
+    **{"VALIDATION_INTERVAL": 1, "CHECKPOINT_INTERVAL": 1},
 }
 
 
-# ---- every key has an effect, or is refused
-
-
-@pytest.mark.parametrize(("method", "tasks"), [*((method, "sinusoid") for method in registry.METHODS), *FAMILIES])
+@pytest.mark.parametrize(("method", "tasks"), CASES)
 def test_every_setting_has_an_effect_or_is_one_that_is_refused(
     method: str, tasks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,63 +126,29 @@ def test_every_setting_has_an_effect_or_is_one_that_is_refused(
     assert run(method, tasks, {key: another(key) for key in unused}) == plain
 
 
-# ---- without an effect
+def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--method", "r2d2", "--tasks", "sine-line", "--set", "FIRST_ORDER=True"]
+    assert main.main([*words, "--output", str(tmp_path / "output")]) == 2 and not (tmp_path / "output").exists()
+    message = "FIRST_ORDER has no effect on r2d2 with sine-line tasks (got True; expected with maml, leo, meta-sgd, anil, cavia"
+    assert capsys.readouterr().err == f"error: {message} only)\n"
 
 
-def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(tmp_path: Path, capsys: Capture) -> None:
-    cases = {
-        ("maml", "sinusoid", "LEO_LATENT_DIM=16"): "leo",
-        ("leo", "sinusoid", "SLOPE_MIN=-1"): "sine-line",
-        ("r2d2", "sine-line", "FIRST_ORDER=true"): "maml, leo, meta-sgd, anil, cavia",
-        ("maml", "sine-line", "CONTEXT_DIM=3"): "cavia",
-    }
-    for (method, tasks, text), users in cases.items():
-        output = tmp_path / "output"
-        assert main.main(["--method", method, "--tasks", tasks, "--set", text, "--output", str(output)]) == 2
-        key, value = text.replace("true", "True").split("=")
-        message = f"{key} has no effect on {method} with {tasks} tasks (got {value}; expected with {users} only)"
-        error = capsys.readouterr().err
-        assert error.replace("-1.0", "-1") == f"error: {message}\n" and not output.exists()
-
-
-def test_settings_of_a_file_without_effect_are_one_warning(tmp_path: Path, capsys: Capture) -> None:
-    file = tmp_path / "settings.json"
-    changed = {"LEO_LATENT_DIM": 7, "SLOPE_MIN": -1.0, "FIRST_ORDER": True}
-    file.write_text(json.dumps(Config.resolve(SMALLER, {"LEO_LATENT_DIM": 16, "CONTEXT_DIM": 5}, changed).to_dict()))
-    assert main.main(["--config", str(file), "--output", str(tmp_path / "runs")]) == 0
-    others = "LEO_DECODER_DIM, LEO_ENCODER_DIM, LEO_LATENT_DIM, LEO_LATENT_STEPS, LEO_RELATION_DIM, SLOPE_MIN"
-    warning = f"{others} in {file}: without effect on maml with sinusoid tasks"
-    assert capsys.readouterr().err == f"warning: {warning}\n"
-    directory = next((tmp_path / "runs").iterdir())
-    assert json.loads((directory / "full_report.json").read_text())["warnings"] == [warning]
-    for action in ("--resume", "--evaluate"):
-        assert main.main([action, str(directory), "--set", "LEO_LATENT_DIM=7"]) == 2
-        assert "LEO_LATENT_DIM has no effect on maml" in capsys.readouterr().err
-    for action, key in {"--evaluate": "EPOCHS", "--resume": "HIDDEN_DIM"}.items():
-        assert main.main([action, str(directory), "--set", f"{key}=9"]) == 2
-        assert f"error: {key} can't change in a run that exists" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("method", "tasks"), PAIRS)
-def test_no_default_is_a_setting_without_effect(method: str, tasks: str) -> None:
-    assert registry.unused(method, tasks) & set(registry.defaults(method, tasks)) == set()
-
-
-def test_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:
+def test_no_default_is_without_effect_and_a_table_is_judged_at_shots_that_follow_those_asked_for() -> None:
+    for method, tasks in PAIRS:
+        assert registry.unused(method, tasks) & set(registry.defaults(method, tasks)) == set()
     generator = registry.TASKS["table"](Config(DATA="toy.csv"))  # twelve subjects with eight points
     assert [generator.defaults(shots)["EVAL_SHOTS"] for shots in (None, 1, 4)] == [[1, 2, 4], [1, 2], [2, 4]]
 
 
-# ---- numbers that float32 does not have, and settings that do not fit together
-
-
-@pytest.mark.parametrize("key", [key for key, field in KEYS.items() if field.type == "float"])
-def test_a_number_that_is_zero_in_float32_is_refused(key: str) -> None:
-    for value in (1e-50, 1.17e-38, 5e-324, -1e-40):
-        with pytest.raises(ConfigError, match=rf"{key} .*\(got {value}; expected .*\)$"):
-            Config(**{key: value})
-    other = {key.replace("_MAX", "_MIN"): KEYS[key].metadata["low"]} if key.endswith("_MAX") else {}
-    assert getattr(Config(**other, **{key: 1.18e-38}), key) == 1.18e-38
+def test_a_number_that_is_zero_in_float32_is_refused() -> None:
+    for key in [key for key, field in KEYS.items() if field.type == "float"]:
+        for value in (1e-50, 1.17e-38, 5e-324, -1e-40):
+            with pytest.raises(ConfigError, match=rf"{key} .*\(got {value}; expected .*\)$"):
+                Config(**{key: value})
+        other = {key.replace("_MAX", "_MIN"): KEYS[key].metadata["low"]} if key.endswith("_MAX") else {}
+        assert getattr(Config(**other, **{key: 1.18e-38}), key) == 1.18e-38
 
 
 def test_a_bound_on_the_gradient_whose_square_is_zero_still_bounds_it() -> None:
@@ -228,38 +160,29 @@ def test_a_bound_on_the_gradient_whose_square_is_zero_still_bounds_it() -> None:
 
 TOO_LARGE: list[tuple[str, dict[str, Any]]] = [
     ("leo", {"EVAL_SHOTS": [10_000], "LEO_ENCODER_DIM": 1000}),
-    ("leo", {"SUPPORT_SAMPLES": 10**5}),
     ("r2d2", {"EVAL_SHOTS": [10_000], "HIDDEN_DIM": 10_000, "META_BATCH_SIZE": 1}),
-    ("maml", {"EVAL_TASKS": 10**6, "EVAL_QUERY_SAMPLES": 10**5}),
     ("maml", {"VALIDATION_TASKS": 10**6, "EVAL_STEPS": 1000, "EVAL_QUERY_SAMPLES": 1000}),
     ("maml", {"NUM_TASKS": 10**8, "INPUT_DIM": 10**4}),
-    ("maml", {"META_BATCH_SIZE": 10**7, "TASK_CHUNK": 1, "HIDDEN_DIM": 100}),
 ]
 
 
-@pytest.mark.parametrize(("method", "values"), TOO_LARGE)
-def test_sizes_that_do_not_fit_in_memory_are_refused(
-    method: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_that_do_not_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**37))
-    with pytest.raises(ConfigError, match=f"do not fit in memory .got .*{next(iter(values))}="):
-        build(method, "sinusoid", Config.resolve(values))
+    for method, values in TOO_LARGE:
+        with pytest.raises(ConfigError, match=f"do not fit in memory .got .*{next(iter(values))}="):
+            build(method, "sinusoid", Config.resolve(values))
 
 
 def test_equations_without_a_solution_are_a_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
     def unsolvable(*_: Any) -> None:
         raise torch.linalg.LinAlgError
 
-    for chunk in (0, 2):
-        experiment = build("r2d2", "sinusoid", Config.resolve(SMALLER, {"TASK_CHUNK": chunk}))
-        before = experiment.trainer.meta.flat.clone()
-        monkeypatch.setattr(experiment.trainer.step, "_gradient_of", unsolvable)
-        with pytest.raises(Diverged, match="meta_loss = nan"):
-            list(experiment.trainer.train())
-        assert torch.equal(experiment.trainer.meta.flat, before)
-
-
-# ---- whatever the settings, no traceback
+    experiment = build("r2d2", "sinusoid", Config.resolve(SMALLER))
+    before = experiment.trainer.meta.flat.clone()
+    monkeypatch.setattr(experiment.trainer.step, "_gradient_of", unsolvable)
+    with pytest.raises(Diverged, match="meta_loss = nan"):
+        list(experiment.trainer.train())
+    assert torch.equal(experiment.trainer.meta.flat, before)
 
 
 def values_of(key: str) -> st.SearchStrategy[Any]:
@@ -293,7 +216,7 @@ def settings_of_a_run(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
 calm = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.chaos)])
 def test_random_settings_train_and_evaluate_or_are_refused_in_one_line(count: int) -> None:
     @settings(calm, max_examples=count)
     @given(settings_of_a_run())

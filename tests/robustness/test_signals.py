@@ -9,29 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tools.chaos import (
-    CHAOS_METHODS,
-    Child,
-    Say,
-    command,
-    compiling,
-    finished,
-    only_run,
-    report_of,
-    result_of,
-    same,
-    side_by_side,
-    start,
-    state_of,
-    until,
-)
+from tests.tools import chaos
+from tests.tools.chaos import Child, Say, command, only_run, report_of, result_of, same, until
 
 pytestmark = pytest.mark.chaos
 
-MOMENTS = 10  # for each signal and method
 GRACE = 5.0  # seconds in which a process that was asked to leave is gone
-SLOW = ("plain", "preparing:0.4", "slow:0.02", "evaluating:0.2")
-PHASES = ("before", "before", "before", "before", "training", "training", "training", "training", "training", "evaluation")
+SLOW = ("plain", "slow:0.4:preparing", "slow:0.02", "slow:0.2:evaluating")
+PHASES = ("before", "before", "training", "training", "training", "evaluation")
+ASKED = [("leo", signal.SIGINT), ("maml", signal.SIGTERM), ("leo", signal.SIGHUP)]
 
 
 def listens(child: Child) -> bool:
@@ -41,34 +27,21 @@ def listens(child: Child) -> bool:
     return bool(caught >> (signal.SIGUSR1 - 1) & 1)
 
 
-def until_listening(child: Child) -> None:
-    until(lambda: listens(child), 60, lambda: "its signal handlers")
-
-
-def until_training(output: Path) -> None:
-    """A checkpoint before the last one is there from the first step that is saved on."""
-    until(lambda: bool(list(output.glob("*/checkpoints/previous.pt"))), 60, lambda: "the first step")
-
-
-@pytest.mark.parametrize(
-    ("method", "number"),
-    [*((method, number) for method in CHAOS_METHODS for number in (signal.SIGINT, signal.SIGTERM)), ("leo", signal.SIGHUP)],
-)
+@pytest.mark.parametrize(("method", "number"), ASKED)
 def test_a_run_that_is_asked_to_stop_saves_leaves_and_goes_on_to_the_same_bits(
     method: str, number: signal.Signals, tmp_path: Path, say: Say
 ) -> None:
     settings = {"CHECKPOINT_INTERVAL": 1, "EPOCHS": 3}
-    finished(command(tmp_path / "whole", "--method", method, **settings), "plain")
-    whole = result_of(only_run(tmp_path / "whole"))
+    whole = chaos.whole(tmp_path / "whole", "--method", method, **settings)
     rng = np.random.default_rng([number, len(method)])
-    delays = rng.uniform(0, 0.35, MOMENTS)
+    delays = rng.uniform(0, 0.35, len(PHASES))
 
-    def moment(index: int) -> tuple[bool, float]:
+    def moment(index: int) -> float:
         output, phase = tmp_path / str(index), PHASES[index]
-        child = start(command(output, "--method", method, **settings), *SLOW)
-        until_listening(child)
+        child = chaos.start(command(output, "--method", method, **settings), *SLOW)
+        until(lambda: listens(child), 60, lambda: "its signal handlers")
         if phase == "training":
-            until_training(output)
+            chaos.until_saved(output)
         if phase == "evaluation":
             until(lambda: "step 23 of 23" in child.out, 60, lambda: "the end of training")
         time.sleep(delays[index] / (2 if phase == "evaluation" else 1))
@@ -79,52 +52,46 @@ def test_a_run_that_is_asked_to_stop_saves_leaves_and_goes_on_to_the_same_bits(
         assert child.err == ""
         report = report_of(only_run(output))
         assert (report["status"], report["reason"]) == ("interrupted", number.name)
-        finished(["--output", str(output), "--resume", "latest"], "plain")
-        assert report_of(only_run(output))["status"] == "complete"
-        return same(result_of(only_run(output)), whole), took
+        assert same(chaos.resumed(output), whole)
+        return took
 
-    ended = side_by_side(moment, range(MOMENTS))
-    equal, slowest = sum(same_bits for same_bits, _ in ended), max(took for _, took in ended)
-    say(
-        f"{number.name}: {MOMENTS} moments tried, {equal} left with {128 + number} and resumed to the same bits "
-        f"({method}; at most {slowest:.1f} s to leave)"
-    )
-    assert equal == MOMENTS and slowest < GRACE
+    slowest = max(chaos.side_by_side(moment, range(len(PHASES))))
+    say(f"{number.name}: {len(PHASES)} moments tried, all left with {128 + number} and resumed to the same bits ({method})")
+    assert slowest < GRACE
 
 
 def test_a_run_that_is_interrupted_while_it_compiles_leaves_at_once_and_can_be_resumed(tmp_path: Path) -> None:
-    child = start(command(tmp_path, **compiling()), "plain", env={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path.parent / "cold")})
+    argv, cold = command(tmp_path, **chaos.compiling()), {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path.parent / "cold")}
+    child = chaos.start(argv, "plain", env={**cold})
     until(lambda: "compiling" in child.out, 60, lambda: "the compiler")
     time.sleep(1.0)  # into the compiler
     child.send(signal.SIGINT)
     asked = time.monotonic()
     assert child.wait() == 130 and time.monotonic() - asked < GRACE, child.err
     assert "ready in" not in child.out and report_of(only_run(tmp_path))["reason"] == "SIGINT"
-    finished(["--output", str(tmp_path), "--resume", "latest", "--set", "COMPILE=never"], "plain")
+    chaos.finished(["--output", str(tmp_path), "--resume", "latest", "--set", "COMPILE=never"], "plain")
 
 
-@pytest.mark.parametrize("method", CHAOS_METHODS)
-def test_sigusr1_saves_and_the_run_goes_on_to_the_same_bits(method: str, tmp_path: Path) -> None:
+def test_sigusr1_saves_and_the_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     settings = {"CHECKPOINT_INTERVAL": 1000, "VALIDATION_INTERVAL": 1000}
-    finished(command(tmp_path / "whole", "--method", method, **settings), "plain")
     output = tmp_path / "asked"
-    child = start(command(output, "--method", method, **settings), "plain", "step:4:10", "slow:0.1")
-    until_training(output)  # nothing but the signal saves
+    child = chaos.start(command(output, "--method", "leo", **settings), "plain", "step:4:10", "slow:0.1")
+    chaos.until_saved(output)  # nothing but the signal saves
     last = only_run(output) / "checkpoints" / "last.pt"
-    until(lambda: state_of(last)["iteration"] == 4, 10, lambda: "the end of the save")
+    until(lambda: chaos.state_of(last)["iteration"] == 4, 10, lambda: "the end of the save")
     assert child.wait() == 0, child.err
-    assert same(result_of(only_run(output)), result_of(only_run(tmp_path / "whole")))
+    assert same(result_of(only_run(output)), chaos.whole(tmp_path / "whole", "--method", "leo", **settings))
 
 
 def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
-    child = start(command(tmp_path, "--method", "leo", CHECKPOINT_INTERVAL=1), "plain", "nohup", "slow:0.05")
-    until_training(tmp_path)
+    child = chaos.start(command(tmp_path, "--method", "leo", CHECKPOINT_INTERVAL=1), "plain", "nohup", "slow:0.05")
+    chaos.until_saved(tmp_path)
     child.send(signal.SIGHUP)
     assert child.wait() == 0 and report_of(only_run(tmp_path))["status"] == "complete"
 
 
 def test_a_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
-    child = start(command(tmp_path), "plain", "slow:600")
+    child = chaos.start(command(tmp_path), "plain", "slow:600")
     until(lambda: "steps of" in child.out and "eager" in child.out, 60, lambda: "the first step")
     child.send(signal.SIGINT)
     began = time.monotonic()
@@ -132,11 +99,3 @@ def test_a_second_ctrl_c_quits_at_once(tmp_path: Path) -> None:
         time.sleep(0.1)
         child.send(signal.SIGINT)
     assert child.wait() == 130
-
-
-def test_one_ctrl_c_waits_for_the_end_of_the_step(tmp_path: Path) -> None:
-    child = start(command(tmp_path), "plain", "slow:1", "step:1:2")
-    assert child.wait() == 130
-    report = report_of(only_run(tmp_path))
-    assert report["timing"]["iterations"] == 1 and report["timing"]["train_seconds"] >= 1
-    assert state_of(only_run(tmp_path) / "checkpoints" / "last.pt")["iteration"] == 1

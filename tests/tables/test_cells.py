@@ -44,7 +44,7 @@ def refusal(file: Path, dim: int = 1) -> str:
     assert caught.value.code == 2
     text = str(caught.value)
     assert re.fullmatch(r".+ \(got .+; expected .+\)", text) and printable(text) == text
-    return str(caught.value)
+    return text
 
 
 def table(delimiter: str = ",", *, header: str = "x{}y", decimal: str = ".", form: Callable[[str], str] = str) -> str:
@@ -56,8 +56,7 @@ def table(delimiter: str = ",", *, header: str = "x{}y", decimal: str = ".", for
 def each_line(text: str, before: str = "", after: str = "", header: tuple[str, str] = ("", "")) -> str:
     """`text` with something around each row, and around its header."""
     first, *rows = text.splitlines()
-    numbered = [f"{before.format(number)}{row}{after}" for number, row in enumerate(rows, start=1)]
-    return "\n".join([f"{header[0]}{first}{header[1]}", *numbered, ""])
+    return "\n".join([first.join(header), *(f"{before.format(n)}{row}{after}" for n, row in enumerate(rows, start=1)), ""])
 
 
 def thousands(mark: str) -> Callable[[str], str]:
@@ -67,77 +66,52 @@ def thousands(mark: str) -> Callable[[str], str]:
 BASE = table()
 DIALECTS: dict[str, str | bytes] = {
     "commas": BASE,
-    "semicolons": table(";"),
     "semicolons and decimal commas": table(";", decimal=","),
     "tabs": table("\t"),
-    "tabs and decimal commas": table("\t", decimal=","),
     "pipes": table("|"),
     "blanks": table(" ", form=lambda cell: f"{cell:>12}"),
     "quoted decimal commas between commas": table(decimal=",", form=lambda cell: f'"{cell}"'),
-    "a byte order mark": BASE.encode("utf-8-sig"),
     "UTF-16 little endian": b"\xff\xfe" + table("\t").encode("utf-16-le"),
     "UTF-16 big endian": b"\xfe\xff" + table("\t", decimal=",").encode("utf-16-be"),
     "Latin-1": each_line(BASE, after=",5 µm", header=("", ",größe")).encode("latin-1"),
     "Windows' code page": each_line(table(";", decimal=","), after=";5 €", header=("", ";preis")).encode("cp1252"),
-    "UTF-8 beyond Latin-1": each_line(BASE, after=",猫", header=("", ",名前")),
     "windows line ends": BASE.replace("\n", "\r\n"),
     "old line ends": BASE.replace("\n", "\r"),
-    "no line end at the end": BASE.rstrip("\n"),
     "a line that names the delimiter": "sep=;\n" + table(";", decimal=","),
     "a quoted line that names it, with a byte order mark": ('"sep=;"\r\n' + table(";")).encode("utf-8-sig"),
-    "empty columns at the end": each_line(BASE, after=",,", header=("", ",,")),
     "a delimiter at the end of each row": each_line(BASE, after=","),
-    "empty rows at the end": BASE + ",\n" * 5 + "\n\n",
     "empty rows of a sheet in semicolons": table(";") + ";\n" * 20000,
     "empty lines and rows before": "\n \n,\n" + BASE,
-    "empty lines between": BASE.replace("\n", "\n\n"),
     "comments": "# made by a program, version 1\n#\n" + BASE.replace("\n", '\n# "a" comment;\n'),
-    "numpy's header in a comment": table(header="# x{}y"),
     "numpy's header in a comment, and its delimiter": table(" ", header="# x{}y", form=lambda cell: f"{float(cell):.18e}"),
-    "pandas' index": each_line(BASE, before="{},", header=(",", "")),
     "pandas' index, written twice": each_line(BASE, before="{0},{0},", header=(",Unnamed: 0,", "")),
-    "R's row names under an empty name": each_line(BASE, before='"{}",', header=('"",', "")),
-    "R's row names without a name": each_line(table("\t"), before="{}\t"),
     "R's quoted row names without a name": each_line(BASE, before='"{}",'),
     "row names that are numbers, beside decimal points": each_line(BASE, before="{},"),
     "R's row names in words": each_line(BASE, before="Merc {}D,"),
     "R's default": each_line(table(" ", header='"x"{}"y"'), before='"{}" '),
-    "capitals": table(header="X{}Y"),
-    "spaces around names": table(header=" x {} y "),
     "spaces before and in quoted names": table(header='"x"{} " Y "'),
-    "other quotes": table(header="'x'{}'y'"),
     "a number behind x": table(header="x1{}y"),
-    "spaces around numbers": table(form=lambda cell: f"  {cell} "),
-    "quoted numbers": table(form=lambda cell: f'"{cell}"'),
     "a real minus sign": table(form=lambda cell: cell.replace("-", "\N{MINUS SIGN}").replace("e\N{MINUS SIGN}", "e-")),
     "a plus sign": table(form=lambda cell: cell if cell[0] == "-" else f"+{cell}"),
-    "small exponents": table(form=lambda cell: f"{float(cell):.6e}"),
-    "large exponents": table(form=lambda cell: f"{float(cell):.6E}"),
     "no-break spaces around numbers": table(form=lambda cell: f"\u00a0{cell}\u202f"),
-    "spaces between thousands": table(form=thousands(" ")),
-    "no-break spaces between thousands": table(";", decimal=",", form=thousands("\u00a0")),
-    "thin spaces between thousands": table("\t", form=thousands("\u2009")),
     "narrow no-break spaces between thousands": table(";", decimal=",", form=thousands("\u202f")),
     "apostrophes between thousands": table(form=thousands("'")),
     "further columns": each_line(BASE, before="a{},", after=',"of, no; interest"', header=("name,", ",note")),
     "a text of several lines": each_line(BASE, after=',"two\n# lines"', header=("", ",note")),
-    "a name of several lines": each_line(BASE, after=",1", header=("", ',"weight\n(g)"')),
     "another order": "".join(f"{y};{x}\n" for x, y in [["x", "y"], *ROWS]),
 }
 
 
-@pytest.mark.parametrize("name", DIALECTS)
-def test_the_same_points_are_read_in_whatever_way_they_are_written(file: Path, name: str) -> None:
-    contents = DIALECTS[name]
-    file.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-    points = points_of(file, 1)
-    assert (points.x.dtype, points.y.dtype) == (np.float64, np.float64)
-    assert np.array_equal(points.x[:, 0], X) and np.array_equal(points.y[:, 0], Y)
+def test_the_same_points_are_read_in_whatever_way_they_are_written(file: Path) -> None:
+    for name, contents in DIALECTS.items():
+        file.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+        points = points_of(file, 1)
+        assert (points.x.dtype, points.y.dtype) == (np.float64, np.float64), name
+        assert np.array_equal(points.x[:, 0], X) and np.array_equal(points.y[:, 0], Y), name
 
 
 READ: dict[str, tuple[str, list[list[float]]]] = {
     "one point": ("x,y\n1,2\n", [[1, 2]]),
-    "points at one x": ("x,y\n1,2\n1,3\n", [[1, 2], [1, 3]]),
     "times since 1970": ("x,y\n1700000000.25,1\n1700000001,2\n", [[1700000000.25, 1], [1700000001, 2]]),
     "the largest numbers": ("x,y\n1e15,-999999999999999\n", [[1e15, -999999999999999]]),
     "three decimals": ("x,y\n1.234,5.678\n", [[1.234, 5.678]]),
@@ -152,23 +126,13 @@ READ: dict[str, tuple[str, list[list[float]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", READ)
-def test_numbers_are_read_as_they_are_meant(file: Path, name: str) -> None:
-    contents, expected = READ[name]
-    file.write_text(contents)
-    assert np.concatenate(points_of(file, 1), axis=1).tolist() == expected
-
-
-def test_columns_may_stand_in_any_order(file: Path) -> None:
-    file.write_text("x2,y,x1\n1,2,3\n4,5,6\n")
+def test_numbers_are_read_as_they_are_meant(file: Path) -> None:
+    for name, (contents, expected) in READ.items():
+        file.write_text(contents)
+        assert np.concatenate(points_of(file, 1), axis=1).tolist() == expected, name
+    file.write_text("x2,y,x1\n1,2,3\n4,5,6\n")  # in any order
     points = points_of(file, 2)
     assert (points.x.tolist(), points.y.tolist()) == ([[3, 1], [6, 4]], [[2], [5]])
-
-
-@pytest.mark.parametrize(("points", "after"), [(MAX_POINTS, "\n" * 100), (1, ",\n" * 10 * MAX_POINTS)])
-def test_empty_rows_do_not_count_toward_the_most_points(file: Path, points: int, after: str) -> None:
-    file.write_text("x,y\n" + "1,2\n" * points + after)
-    assert points_of(file, 1).x.shape == (points, 1)
 
 
 def test_missing_numbers_are_nan_where_they_may_be_missing(file: Path) -> None:
@@ -182,153 +146,79 @@ def test_missing_numbers_are_nan_where_they_may_be_missing(file: Path) -> None:
         rows.numbers(["x", "y"])
 
 
-def test_names_that_begin_with_a_hash_are_rows_and_comments_are_not(file: Path) -> None:
+def test_comments_are_no_rows_and_a_column_is_found_whatever_its_case_and_blanks(file: Path) -> None:
     file.write_text("# by hand\nid,x,y\n#1,2,3\n# second day\n#2,4,\n\n3,5,6\n# of, two\n")
     assert open_sheet(file).read(["id", "x"], 9, "id").text["id"] == ["#1", "#2", "3"]
     assert open_sheet(file).read(["id", "x"], 9).text["id"] == ["3"]
-
-
-def test_a_column_is_found_by_its_name_whatever_its_case_and_blanks(file: Path) -> None:
     file.write_text('Body  Weight,"Größe",y\n1,2,3\n')
     sheet = open_sheet(file)
     assert [sheet.find(name) for name in ("body weight", "bodyweight", "GRÖSSE", "Y")] == [0, 0, 1, 2]
 
 
-# ---- what is refused
-
-REFUSED: dict[str, tuple[str | bytes, str]] = {
-    # two readings
-    "a decimal comma between commas": (
-        "x,y\n1,2\n1,5,2,5\n",
-        "line 3 can't be used from column 3 on (got 4 columns; expected 2",
-    ),
-    "one decimal comma between commas": ("x,y\n1,5,2\n3,5,4\n", "line 2 can't be used from column 3 on (got 3 columns"),
-    "names or decimal commas": ("x,y\n1,5,2\n2,5,3\n", "with semicolons between them if there are decimal commas"),
-    "names or decimal commas, and an empty row": ("x,y\n1,5,2\n2,5 ,3\n,,\n", "line 2 can't be used from column 3"),
-    "decimal commas behind a real minus sign": ("x,y\n\u22121,5,2\n", "line 2 can't be used from column 3"),
-    "decimal commas under empty names": ("x,y,,\n1,5,2,5\n", "line 2 can't be used from column 3"),
-    "two decimal marks in a row": (
-        "x;y\n1;2\n1.5;2,5\n",
-        "line 3, column 'y' can't be used (got '2,5'; expected '.' as decimal mark",
-    ),
-    "two decimal marks in a column": (
-        "x;y\n1,5;2\n1;2\n2.5;3\n",
-        "line 2, column 'x' can't be used (got '1,5'; expected '.' as",
-    ),
-    "thousands or decimals": (
-        "x;y\n1,5;2\n1.234;2\n",
-        "line 3, column 'x' can't be used (got '1.234'; expected ',' as decimal mark as",
-    ),
-    "decimals or thousands": (
-        "x\ty\n1.5\t1,234\n",
-        "line 2, column 'y' can't be used (got '1,234'; expected '.' as decimal mark as",
-    ),
-    "thousands in quotes": (
-        'x,y\n3,"1,234"\n',
-        "line 2, column 'y' can't be used (got '1,234'; expected '.' as decimal mark, and no",
-    ),
-    "thousands between semicolons": (
-        "x;y\n3;1.234\n",
-        "line 2, column 'y' can't be used (got '1.234'; expected ',' as decimal mark",
-    ),
-    "marks of both kinds": ("x;y\n3;1.234,5\n", "line 2, column 'y' can't be used (got '1.234,5'"),
-    "two delimiters": ("x,y;z\n1,2;3\n", "line 1 has several delimiters (got ';' and ','; expected one"),
-    "a column twice": ("x,x,y\n1,2,3\n", "line 1 is no header that can be used: 2 columns 'x' (got 'x', 'x', 'y'"),
-    "a column in two cases": ("X,'X',X ,y\n1,2,3,4\n", "line 1 is no header that can be used: 3 columns 'x'"),
-    "the target twice": ("Y,x,y ,y\n1,2,3,4\n", "line 1 is no header that can be used: 2 columns 'y' (got 'Y', 'x', 'y', 'y'"),
-    # no table
-    "an empty file": (b"", "no header"),
-    "a byte order mark alone": (b"\xef\xbb\xbf", "no header"),
-    "empty lines": (b"\n\n,,\n", "no header"),
-    "an empty name": (b'""\n""\n', "is no header that can be used: no column 'x' (got ''"),
-    "no header": (b"1,2\n3,4\n5,6\n", "no column 'x' (got '1', '2'; expected one)"),
-    "one column": (b"x\n1\n2\n", "no column 'y' (got 'x'; expected one)"),
-    "no target": (b"x,x1\n1,2\n3,4\n", "no column 'y' (got 'x', 'x1'"),
-    "a header after a title": (b"Export of 3 May\nx,y\n1,2\n", "line 1 is no header"),
-    "a header alone": (b"x,y\n", "no points (got a header alone"),
-    # cells
-    "a word": (b"x,y\n1,2\n3,four\n", "line 3, column 'y' can't be used (got 'four'"),
-    "a word after an empty line": (b"x,y\n1,2\n\n3,four\n", "line 4, column 'y' can't be used"),
-    "a word after a comment": (b"x,y\n1,2\n# 1\n3,four\n", "line 4, column 'y' can't be used"),
-    "a word after a text of two lines": (b'y,x,note\n1,2,"a\nb"\n3,four,\n', "line 4, column 'x' can't be used"),
-    "a word with a mark": (b"x;y\n1,5;2\nca.;4\n", "line 3, column 'x' can't be used (got 'ca.'; expected a finite number"),
-    "an empty cell": (b"x,y\n1,2\n,3\n", "line 3, column 'x' can't be used (got ''"),
-    "questions alone": (b"x,y\n1,\n2,NA\n", "line 2, column 'y' can't be used (got no number in any row of the file"),
-    "a unit": (b"x,y\n1,2 kg\n", "line 2, column 'y' can't be used (got '2 kg'"),
-    "a date": (b"x,y\n2024-05-03,2\n", "such as the days since the first date"),
-    "spaces at other places than thousands": (b"x,y\n1,12 34\n", "line 2, column 'y' can't be used (got '12 34'"),
-    "two numbers in two lines of a cell": (b'x,y\n1,2\n3,"4\n5"\n', r"got '4\n5'"),
-    "a cell too few": (b"x,y\n1,2\n3\n", "line 3 can't be used from column 2 on (got 1 columns; expected 2"),
-    "a cell too many": (b"x;y\n1;2\n3;4;5\n", "line 3 can't be used from column 3 on (got 3 columns; expected 2)"),
-    "a row without a name among names": (
-        b"x\ty\na\t1\t2\n3\t4\n",
-        "line 2 can't be used from column 3 on (got 3 columns; expected 2)",
-    ),
-    "a row without a name after many": (
-        b"x\ty\n" + b"a\t1\t2\n" * 200 + b"5\t6\n",
-        "line 202 can't be used from column 3 on (got 2 columns; expected 3)",
-    ),
-    "not a number": (b"x,y\n1,2\nnan,4\n", "line 3, column 'x' can't be used (got 'nan'; expected a finite number"),
-    "infinity": (b"x,y\n1,2\n3,-inf\n", "got '-inf'; expected a finite number"),
-    "beyond any float": (b"x,y\n1,2\n3,1e400\n", "got '1e400'"),
-    "beyond what squares": (b"x,y\n1,2\n3,2e15\n", "got '2e15'; expected a finite number from -1e+15 to 1e+15"),
-    "an underscore": (b"x,y\n1,2\n3,1_000\n", "got '1_000'"),
-    "foreign digits": ("x,y\n1,2\n3,٤\n", r"got '\u0664'"),
-    "a hexadecimal number": (b"x,y\n1,2\n3,0x10\n", "got '0x10'"),
-    "control characters": (b"x,y\n1,2\n3,\x1b[31m\n", r"got '\x1b[31m'"),
-    "a micro sign in Latin-1": (b"x,y\n1,2\n3,\xb54\n", "got '\N{MICRO SIGN}4'"),
-    "letters of another alphabet": ("x,y\n1,2\n3,D\u00fcnger\n", "got 'D\u00fcnger'"),
-    "an open quote": (b'x,y\n1,2\n3,"4\n5,6\n', "line 3 is not CSV (got unexpected end of data"),
-    "an open quote in the header": (b'x,"y\n1,2\n', "line 1 is not CSV"),
-    "text behind a quote": (b'x,y\n1,2\n3,"4"5\n', "line 3 is not CSV"),
-    "a long line": (b"x,y\n" + b"1" * LONGEST_LINE, "has too long a line 2"),
-    "a long cell": (b"x,y\n1,2\n3," + b"9" * 500, "got '" + "9" * 40 + "'..."),
+REFUSED: list[tuple[str | bytes, str]] = [
+    # two readings: of a decimal comma, of thousands, of a delimiter, of a name
+    ("x,y\n1,2\n1,5,2,5\n", "line 3 can't be used from column 3 on (got 4 columns; expected 2"),
+    ("x,y\n1,5,2\n2,5,3\n", "with semicolons between them if there are decimal commas"),
+    ("x,y\n\u22121,5,2\n", "line 2 can't be used from column 3"),
+    ("x,y,,\n1,5,2,5\n", "line 2 can't be used from column 3"),
+    ("x;y\n1;2\n1.5;2,5\n", "line 3, column 'y' can't be used (got '2,5'; expected '.' as decimal mark"),
+    ("x;y\n1,5;2\n1;2\n2.5;3\n", "line 2, column 'x' can't be used (got '1,5'; expected '.' as"),
+    ("x;y\n1,5;2\n1.234;2\n", "line 3, column 'x' can't be used (got '1.234'; expected ',' as decimal mark as"),
+    ('x,y\n3,"1,234"\n', "line 2, column 'y' can't be used (got '1,234'; expected '.' as decimal mark, and no"),
+    ("x;y\n3;1.234\n", "line 2, column 'y' can't be used (got '1.234'; expected ',' as decimal mark"),
+    ("x,y;z\n1,2;3\n", "line 1 has several delimiters (got ';' and ','; expected one"),
+    ("Y,x,y ,y\n1,2,3,4\n", "line 1 is no header that can be used: 2 columns 'y' (got 'Y', 'x', 'y', 'y'"),
+    # no header, no points
+    (b"\xef\xbb\xbf", "no header"),
+    ("\n\n,,\n", "no header"),
+    ('""\n""\n', "is no header that can be used: no column 'x' (got ''"),
+    ("1,2\n3,4\n5,6\n", "no column 'x' (got '1', '2'; expected one)"),
+    ("x,y\n", "no points (got a header alone"),
+    # cells, with their place below empty lines, comments and texts of two lines
+    ("x,y\n1,2\n\n3,four\n", "line 4, column 'y' can't be used (got 'four'"),
+    ('y,x,note\n1,2,"a\nb"\n3,four,\n', "line 4, column 'x' can't be used"),
+    ("x;y\n1,5;2\nca.;4\n", "line 3, column 'x' can't be used (got 'ca.'; expected a finite number"),
+    ("x,y\n1,2\n,3\n", "line 3, column 'x' can't be used (got ''"),
+    ("x,y\n1,\n2,NA\n", "line 2, column 'y' can't be used (got no number in any row of the file"),
+    ("x,y\n2024-05-03,2\n", "such as the days since the first date"),
+    ("x,y\n1,12 34\n", "line 2, column 'y' can't be used (got '12 34'"),
+    ('x,y\n1,2\n3,"4\n5"\n', r"got '4\n5'"),
+    ("x,y\n1,2\n3\n", "line 3 can't be used from column 2 on (got 1 columns; expected 2"),
+    ("x\ty\n" + "a\t1\t2\n" * 200 + "5\t6\n", "line 202 can't be used from column 3 on (got 2 columns; expected 3)"),
+    ("x,y\n1,2\nnan,4\n", "line 3, column 'x' can't be used (got 'nan'; expected a finite number"),
+    ("x,y\n1,2\n3,2e15\n", "got '2e15'; expected a finite number from -1e+15 to 1e+15"),
+    ("x,y\n1,2\n3,٤\n", r"got '\u0664'"),
+    ("x,y\n1,2\n3,\x1b[31m\n", r"got '\x1b[31m'"),
+    (b"x,y\n1,2\n3,\xb54\n", "got '\N{MICRO SIGN}4'"),  # Latin-1
+    ('x,y\n1,2\n3,"4\n5,6\n', "line 3 is not CSV (got unexpected end of data"),
+    ("x,y\n" + "1" * LONGEST_LINE, "has too long a line 2"),
+    ("x,y\n1,2\n3," + "9" * 500, "got '" + "9" * 40 + "'..."),
     # other files
-    "an .xlsx workbook": (
-        b"PK\x03\x04\x14\x00\x06\x00",
-        "is no text (got an .xlsx, .ods or other archive; expected a table that was",
-    ),
-    "an .xls workbook": (
-        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
-        "got an .xls workbook; expected a table that was saved or exported as CSV",
-    ),
-    "a gzip archive": (b"\x1f\x8b\x08\x00\x00", "got a gzip archive"),
-    "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00", "is no text (got binary data"),
-    "UTF-16 without a mark": ("x,y\n1,2\n".encode("utf-16-le"), "is no text (got binary data"),
-    "half a character of UTF-16": ("x,y\n1,2\n".encode("utf-16")[:-1], "is no text (got bytes that are not utf-16"),
-    "bytes of no encoding": (b"x,y\n1,2\n\x81,3\n", "is no text (got bytes that are not cp1252"),
-}
+    (b"PK\x03\x04\x14\x00\x06\x00", "is no text (got an .xlsx, .ods or other archive; expected a table that was"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "got an .xls workbook; expected a table that was saved or exported as CSV"),
+    (b"\x89PNG\r\n\x1a\n\x00\x00", "is no text (got binary data"),
+    ("x,y\n1,2\n".encode("utf-16")[:-1], "is no text (got bytes that are not utf-16"),
+    (b"x,y\n1,2\n\x81,3\n", "is no text (got bytes that are not cp1252"),
+]
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_file_that_can_not_be_used_is_refused_in_one_line_with_its_place(file: Path, name: str) -> None:
-    contents, expected = REFUSED[name]
-    file.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-    assert expected in refusal(file)
+def test_a_file_that_can_not_be_used_is_refused_in_one_line_with_its_place(file: Path) -> None:
+    for contents, expected in REFUSED:
+        file.write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+        assert expected in refusal(file)
+    for header, dim in (("x,y,z", 2), ("x1,y,z", 2), ("x1,x2,y", 1), ("x1,x3,y", 2), ("x1,x2,y", 100)):
+        file.write_text(f"{header}\n1,2,3\n4,5,6\n")
+        assert re.search("no column 'x|more dimensions", refusal(file, dim))
 
 
-@pytest.mark.parametrize(("header", "dim"), [("x,y,z", 2), ("x1,y,z", 2), ("x1,x2,y", 1), ("x1,x3,y", 2), ("x1,x2,y", 100)])
-def test_columns_have_to_fit_the_runs_dimension(file: Path, header: str, dim: int) -> None:
-    file.write_text(f"{header}\n1,2,3\n4,5,6\n")
-    assert re.search("no column 'x|more dimensions", refusal(file, dim))
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("points.csv", "points.csv; expected a CSV file)"),
-        (".", ", a folder;"),
-        ("/dev/zero", "no such file"),
-        ("/dev/null", "no such file"),
-        ("a" * 5000, "expected"),
-    ],
-    ids=["missing", "folder", "endless device", "empty device", "long name"],
-)
-def test_what_is_no_file_is_refused(tmp_path: Path, name: str, says: str) -> None:
-    assert says in refusal(tmp_path / name)
-
-
-def test_an_unreadable_file_is_refused_with_the_systems_reason(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file_that_can_be_read_is_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(file, "wb") as sparse:
+        sparse.truncate(2**31)
+    assert f"is too long (got {2**31} bytes" in refusal(file)
+    file.unlink()
+    names = {"points.csv": "points.csv; expected a CSV file)", ".": ", a folder;", "/dev/zero": "no such file", "a" * 5000: ""}
+    for name, says in names.items():
+        assert says in refusal(file.parent / name)
     file.write_text("x,y\n1,2\n3,4\n")
 
     def denied(*_: Any, **__: Any) -> None:  # a mode of 0 would not stop root
@@ -338,38 +228,30 @@ def test_an_unreadable_file_is_refused_with_the_systems_reason(file: Path, monke
     assert "can't be read (got Permission denied" in refusal(file)
 
 
-def test_a_file_of_two_gigabytes_is_refused_by_its_size(file: Path) -> None:
-    with open(file, "wb") as sparse:
-        sparse.truncate(2**31)
-    assert f"is too long (got {2**31} bytes" in refusal(file)
-
-
-@pytest.mark.parametrize("line", [b"1,2\n", b"\n", b'"'], ids=["points", "empty lines", "one cell"])
+@pytest.mark.parametrize("line", [b"\n", b'"'], ids=["empty lines", "one cell"])
 def test_ten_million_rows_are_refused_at_once(file: Path, line: bytes) -> None:
     with open(file, "wb") as stream:
-        stream.write(b"x,y\n")
-        for _ in range(10):
-            stream.write(line * 1_000_000)
+        stream.writelines([b"x,y\n", *[line * 1_000_000] * 10])
     before, began = psutil.Process().memory_info().rss, time.process_time()
     assert f"expected at most {MAX_POINTS}" in refusal(file) or line == b'"'
     assert time.process_time() - began < 5
     assert psutil.Process().memory_info().rss - before < 50 * 2**20
 
 
-# ---- any file
+FUZZ = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+PIECES = b"x y x1 , ; ' # 1 -2.5 1,5 1.234 1e9 nan sep=;".split()
+PIECES += [b'"', b"\t", b" ", b"\n", b"\r", b"\x00", b"\xff", b"\xc3", b"\xa0", b"\xc2\xa0"]
 
-FUZZ = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+
+@FUZZ
+@given(
+    header=st.sampled_from([b"", b"x,y\n1,2\n", b"x;y\n", b'"x"\ty\n']),
+    pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=4), max_size=30),
 )
-PIECES = [
-    *b"x y x1 , ; ' # 1 -2.5 1,5 1.234 1e9 nan sep=;".split(),
-    *(b'"', b"\t", b" ", b"\n", b"\r", b"\x00", b"\xff", b"\xc3", b"\xa0", b"\xc2\xa0"),
-]
-
-
-def read_or_refused(file: Path, contents: bytes) -> None:
+def test_random_bytes_and_pieces_of_csv_are_read_or_refused_cleanly(tmp_path: Path, header: bytes, pieces: list[bytes]) -> None:
     """Reading gives finite points of the right shape, or one clean line."""
-    file.write_bytes(contents)
+    file = tmp_path / "points.csv"
+    file.write_bytes(header + b"".join(pieces))
     try:
         points = points_of(file, 1)
     except RunError as error:
@@ -377,27 +259,6 @@ def read_or_refused(file: Path, contents: bytes) -> None:
     else:
         assert points.x.shape == points.y.shape and len(points.x) >= 1
         assert np.isfinite(points.x).all() and np.isfinite(points.y).all()
-
-
-@FUZZ
-@given(contents=st.binary(max_size=200))
-def test_random_bytes_are_refused_cleanly(tmp_path: Path, contents: bytes) -> None:
-    read_or_refused(tmp_path / "points.csv", contents)
-
-
-@FUZZ
-@given(
-    header=st.sampled_from([b"", b"x,y\n1,2\n", b"x;y\n", b'"x"\ty\n']), pieces=st.lists(st.sampled_from(PIECES), max_size=30)
-)
-def test_random_pieces_of_csv_are_read_or_refused_cleanly(tmp_path: Path, header: bytes, pieces: list[bytes]) -> None:
-    read_or_refused(tmp_path / "points.csv", header + b"".join(pieces))
-
-
-@FUZZ
-@given(place=st.integers(0, 40), removed=st.integers(0, 3), inserted=st.binary(max_size=4))
-def test_a_mutated_file_is_read_or_refused_cleanly(tmp_path: Path, place: int, removed: int, inserted: bytes) -> None:
-    whole = b"\xef\xbb\xbfx,y\r\n-1.5,2\r\n3,4e-1\r\n5,-6.25\r\n"
-    read_or_refused(tmp_path / "points.csv", whole[:place] + inserted + whole[place + removed :])
 
 
 @FUZZ

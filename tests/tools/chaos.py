@@ -1,23 +1,26 @@
 """Real processes of the program at a fraction of their start-up time, and what may befall them.
 
-Importing torch takes seconds. A server that has imported the program forks a child for each command line: a process
-of its own, in a session of its own, that can be killed, stopped and signalled like any other. A child may carry a
-*plant*: something that happens to it from inside, at an exact place that no outside observer could hit.
+A server that has imported the program forks a child for each command line: a process of its own that can be killed and
+signalled. A child may carry a *plant*: something that happens to it from inside, at a place that no observer could hit.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
+import errno
+import fcntl
 import hashlib
 import importlib
+import io
 import itertools
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -33,8 +36,9 @@ from typing import Any, TypeVar
 import torch
 
 import main
+from commands import evaluate
 from results_manager import ExperimentManager
-from system import files
+from system import files, machine
 from system.checkpoints import read_checkpoint
 from tests.tools import runs
 from tests.tools.runs import ROOT, TINY, only_run
@@ -58,7 +62,7 @@ SETTINGS = TINY | {  # 15 steps, a checkpoint every second one; long enough for 
 
 
 def command(output: Path, *arguments: str, **settings: Any) -> list[str]:
-    """The command line of a tiny run under `output`."""
+    """The command line of a tiny run."""
     return runs.command(output, *arguments, **(SETTINGS | settings))
 
 
@@ -66,9 +70,6 @@ def side_by_side(action: Callable[[Item], Result], items: Iterable[Item]) -> lis
     """`action` on each item, two at a time: most of a short process is waiting for the disk."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(action, items))
-
-
-# ---- the same bits
 
 
 def same(one: Any, other: Any) -> bool:
@@ -86,15 +87,26 @@ def same(one: Any, other: Any) -> bool:
 
 def state_of(path: Path) -> dict[str, Any]:
     """A checkpoint without what may differ between equal runs: the time it took, and settings that may change."""
-    state = read_checkpoint(path)
-    return {name: value for name, value in state.items() if name not in ("train_seconds", "config")}
+    return {name: value for name, value in read_checkpoint(path).items() if name not in ("train_seconds", "config")}
 
 
 def result_of(directory: Path) -> dict[str, Any]:
     """All that a finished run found out: its last and best checkpoint, and the numbers of its record."""
     metrics = json.loads((directory / "metrics.json").read_text())
-    record = {part: metrics[part] for part in ("train", "validation", "evaluation")}
-    return {name: state_of(directory / "checkpoints" / f"{name}.pt") for name in ("last", "best")} | record
+    states = {name: state_of(directory / "checkpoints" / f"{name}.pt") for name in ("last", "best")}
+    return states | {part: metrics[part] for part in ("train", "validation", "evaluation")}
+
+
+def whole(output: Path, *arguments: str, **settings: Any) -> dict[str, Any]:
+    """What a run that nothing befalls finds out."""
+    finished(command(output, *arguments, **settings), "plain")
+    return result_of(only_run(output))
+
+
+def resumed(output: Path, *plants: str) -> dict[str, Any]:
+    """What the one run under `output` has found out when it has gone on to its end."""
+    finished(["--output", str(output), "--resume", "latest"], "plain", *plants)
+    return result_of(only_run(output))
 
 
 def report_of(directory: Path) -> dict[str, Any]:
@@ -111,14 +123,11 @@ def tree(directory: Path) -> dict[str, str]:
     return found
 
 
-# ---- processes
-
-
 class Child:
     """A process of the program; its output lies in files."""
 
-    def __init__(self, pid: int, log: Path, ended: Callable[[int], int | None]):
-        self.pid, self.log, self._ended, self._code = pid, log, ended, None
+    def __init__(self, pid: int, log: Path):
+        self.pid, self.log, self._code = pid, log, None
 
     @property
     def out(self) -> str:
@@ -128,19 +137,18 @@ class Child:
     def err(self) -> str:
         return self.log.with_suffix(".err").read_text(errors="replace")
 
-    def poll(self) -> int | None:
-        """The exit code (minus the signal's number after a signal), or None while it runs."""
-        if self._code is None:
-            self._code = self._ended(self.pid)
-        return self._code
-
     @property
     def error(self) -> str:
         """The one line with which it gave up; fails where there is another number of them, or a traceback."""
         assert "Traceback" not in self.err, self.err
-        lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, self.err
-        return lines[0]
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        return line
+
+    def poll(self) -> int | None:
+        """The exit code (minus the signal's number after a signal), or None while it runs."""
+        if self._code is None:
+            self._code = server().ask(ended=self.pid)
+        return self._code
 
     def wait(self, seconds: float = PATIENCE) -> int:
         """The exit code; fails where the process has not ended after `seconds`."""
@@ -153,13 +161,17 @@ class Child:
             os.kill(self.pid, number)
 
 
-def until(happened: Callable[[], bool], seconds: float, what: Callable[[], str]) -> float:
-    """Wait for something; returns the seconds it took, fails after `seconds`."""
+def until(happened: Callable[[], bool], seconds: float, what: Callable[[], str]) -> None:
+    """Wait for something; fails after `seconds`."""
     began = time.monotonic()
     while not happened():
         assert time.monotonic() - began < seconds, f"waited {seconds:.0f} s for {what()}"
         time.sleep(0.002)
-    return time.monotonic() - began
+
+
+def until_saved(output: Path) -> None:
+    """A checkpoint before the last one is there from the first step that is saved on."""
+    until(lambda: bool(list(output.glob("*/checkpoints/previous.pt"))), 60, lambda: "a step that is saved")
 
 
 class Server:
@@ -170,57 +182,44 @@ class Server:
         self.children: list[Child] = []
         self.numbers = itertools.count()
         self._one_at_a_time = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.tools.chaos"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},  # no threads before a fork
-        )
+        one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # none is there before a fork
+        argv, pipe = [sys.executable, "-W", "ignore", "-m", "tests.tools.chaos"], subprocess.PIPE
+        self._process = subprocess.Popen(argv, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, env=one_thread)
+        atexit.register(self.close)
 
     def ask(self, **request: Any) -> Any:
         assert self._process.stdin and self._process.stdout
         with self._one_at_a_time:
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+            print(json.dumps(request), file=self._process.stdin, flush=True)
             return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
         for child in self.children:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.wait(PATIENCE)
-        self._process.stdout.close()
+        self._process.communicate(timeout=PATIENCE)
         shutil.rmtree(self.folder)
 
 
-@functools.cache
-def _server() -> Server:
-    started = Server()
-    atexit.register(started.close)
-    return started
-
-
 _first = threading.Lock()
+_servers: list[Server] = []
 
 
 def server() -> Server:
     """The one server of this test session, started when it is first needed."""
     with _first:
-        return _server()
+        if not _servers:
+            _servers.append(Server())
+        return _servers[0]
 
 
 def start(argv: list[str], *plants: str, env: dict[str, str | None] | None = None, cwd: Path | None = None) -> Child:
     """Start `main.py argv` with plants, and with changes to the environment (None removes a variable)."""
-    folder = server().folder
-    log = folder / str(next(server().numbers))
+    log = server().folder / str(next(server().numbers))
     for suffix in (".out", ".err"):
         log.with_suffix(suffix).touch()
-    request = {"argv": argv, "plants": plants, "env": env or {}, "cwd": str(cwd or folder), "log": str(log)}
-    child = Child(server().ask(**request), log, lambda pid: server().ask(ended=pid))
+    request = {"argv": argv, "plants": plants, "env": env or {}, "cwd": str(cwd or log.parent), "log": str(log)}
+    child = Child(server().ask(**request), log)
     server().children.append(child)
     return child
 
@@ -249,40 +248,26 @@ def ranks(argv: list[str], world: int, *plants: str) -> list[Child]:
     """Start `world` processes of one run, as torchrun would; one alone without its variables."""
     if world == 1:
         return [start(argv, *plants)]
-    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [start(argv, *plants, env={"RANK": str(number), **shared}) for number in range(world)]
 
 
-def free_port() -> int:
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-# ---- what happens inside a child
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+        return str(probe.getsockname()[1])
 
 
 def plant_plain() -> None:
     """No figures, and no questions to the compiler and to git: they take ten times as long as all the rest of a tiny run."""
-    from commands import evaluate
-    from system import machine as system
-
     evaluate.draw = lambda *_: None  # type: ignore[assignment]
     evaluate.figure_arrays = lambda *_: {}  # type: ignore[assignment]
     Experiment.show_progress = lambda *_: None  # type: ignore[method-assign]
-    system._run = lambda _: (1, "", "")  # type: ignore[assignment]
+    machine._run = lambda _: (1, "", "")  # type: ignore[assignment]
 
 
 def plant_bare() -> None:
     """The disk has neither locks nor hard links, and confirms no folder."""
-    import errno
-    import fcntl
-    import stat
 
     def refused(*_: Any) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -298,45 +283,37 @@ def plant_only(number: str, name: str, *arguments: str) -> None:
         globals()[f"plant_{name}"](*arguments)
 
 
-def before(owner: Any, name: str, action: Callable[[], Any]) -> None:
-    """From here on `action` happens before each call of a function of `owner`."""
-    function = getattr(owner, name)
-
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        action()
-        return function(*args, **kwargs)
-
-    setattr(owner, name, wrapper)
-
-
-def plant_step(number: str, signal_number: str) -> None:
-    """Get that signal from nowhere after step `number`."""
+def at_step(number: int, action: Callable[[], Any], patch: Callable[..., None] = setattr) -> None:
+    """From here on `action` happens after step `number` of a training."""
     update = MetaStep._update
 
     def hit(self: MetaStep, vector: torch.Tensor) -> torch.Tensor:
         metrics = update(self, vector)
-        if int(self.state.adam_step.item()) == int(number):
-            os.kill(os.getpid(), int(signal_number))
+        if int(self.state.adam_step.item()) == number:
+            action()
         return metrics
 
-    MetaStep._update = hit  # type: ignore[method-assign]
+    patch(MetaStep, "_update", hit)
 
 
-def plant_slow(seconds: str) -> None:
-    """Every training step takes at least so long."""
-    before(MetaStep, "_update", lambda: time.sleep(float(seconds)))
+def plant_step(number: str, signal_number: str) -> None:
+    """Get that signal from nowhere after step `number`."""
+    at_step(int(number), lambda: os.kill(os.getpid(), int(signal_number)))
 
 
-def plant_preparing(seconds: str) -> None:
-    """What comes before the first step takes so long, as if it were compiled."""
-    before(Trainer, "prepare", lambda: time.sleep(float(seconds)))
+SLOW = {"step": (MetaStep, "_update"), "preparing": (Trainer, "prepare"), "evaluating": (evaluate, "evaluate_learner")}
 
 
-def plant_evaluating(seconds: str) -> None:
-    """The evaluation at the end takes at least so long."""
-    from commands import evaluate
+def plant_slow(seconds: str, what: str = "step") -> None:
+    """Every training step, what comes before the first (as if it were compiled), or the evaluation takes at least so long."""
+    owner, name = SLOW[what]
+    function = getattr(owner, name)
 
-    before(evaluate, "evaluate_learner", lambda: time.sleep(float(seconds)))
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(float(seconds))
+        return function(*args, **options)
+
+    setattr(owner, name, slow)
 
 
 def plant_patience(seconds: str) -> None:
@@ -346,7 +323,7 @@ def plant_patience(seconds: str) -> None:
 
 
 def plant_deaf() -> None:
-    """Meeting the other processes never ends, as happens in torch where one died at the wrong moment."""
+    """Meeting the other processes never ends, as happens in torch."""
     torch.distributed.init_process_group = lambda *_, **__: time.sleep(PATIENCE)  # type: ignore[assignment]
 
 
@@ -355,23 +332,8 @@ def plant_nohup() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def plant_at(moment: str) -> None:
-    """Begin at that time of the system's clock."""
-    time.sleep(max(0.0, float(moment) - time.time()))
-
-
-def plant_user(number: str) -> None:
-    """Go on as an ordinary user: permissions do not stop root."""
-    if os.getuid():
-        return
-    os.setgid(int(number))
-    os.setuid(int(number))
-
-
 def plant_limit(size: str) -> None:
     """No file can grow beyond `size` bytes: it ends as on a full disk."""
-    import resource
-
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), int(size)))
 
 
@@ -388,49 +350,29 @@ def plant_keep(folder: str) -> None:
     ExperimentManager.save_checkpoint = saved  # type: ignore[method-assign]
 
 
-def plant_save(number: str, place: str) -> None:
-    """Die in save `number` (from 0) at its system call `place`: "3.before", "3.half" or "3.after"; exit 77 if there is none."""
+def plant_save(number: str, call: str, moment: str = "before") -> None:
+    """Die in save `number` (from 0) before its system call `call`, or half through a write; exit 77 if there is none."""
     saves = calls = 0
     counting = False
-    wanted, moment = place.split(".")
 
-    def deadly(call: Callable[..., Any], half: Callable[..., Any] = lambda *_: None) -> Callable[..., Any]:
+    def deadly(function: Callable[..., Any], half: Callable[..., Any] | None = None) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
-            here = counting and calls == int(wanted)
             calls += counting
-            if here and moment != "after":
-                if moment == "half":
-                    half(*args)
-                die()
-            try:
-                return call(*args, **kwargs)
-            finally:
-                if here:
-                    die()
+            if not counting or calls != int(call) + 1:
+                return function(*args, **kwargs)
+            if moment == "half":
+                _ = half(*args) if half else os._exit(77)
+            os.kill(os.getpid(), signal.SIGKILL)
 
         return wrapper
 
-    class File:
-        """A file whose calls count."""
-
-        def __init__(self, file: Any):
-            self._file = file
-            self.write = deadly(file.write, lambda data: (file.write(data[: len(data) // 2]), file.flush()))
-            self.flush, self.close, self.fileno = deadly(file.flush), deadly(file.close), file.fileno
-
-        def __enter__(self) -> File:
-            return self
-
-        def __exit__(self, *_: Any) -> None:
-            self.close()
+    class File(io.FileIO):
+        write = deadly(io.FileIO.write, lambda file, data: io.FileIO.write(file, data[: len(data) // 2]))
 
     for name in ("open", "fsync", "replace", "link", "unlink", "close"):
         setattr(os, name, deadly(getattr(os, name)))
-    opened = deadly(open)
-    files.open = lambda *args, **kwargs: (  # type: ignore[attr-defined]
-        File(opened(*args, **kwargs)) if counting else open(*args, **kwargs)  # noqa: SIM115
-    )
+    files.open = deadly(File)  # type: ignore[attr-defined]
     save = ExperimentManager.save_checkpoint
 
     def counted(self: ExperimentManager, *args: Any, **kwargs: Any) -> None:
@@ -442,9 +384,6 @@ def plant_save(number: str, place: str) -> None:
         saves += 1
 
     ExperimentManager.save_checkpoint = counted  # type: ignore[method-assign]
-
-
-# ---- the server's side
 
 
 def _child(request: dict[str, Any]) -> int:

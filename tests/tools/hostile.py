@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import io
@@ -13,7 +12,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -85,22 +83,13 @@ def accidents(sound: bytes) -> dict[str, bytes]:
     """What may lie where a sound checkpoint was."""
     flipped = bytearray(sound)
     flipped[len(sound) // 2] ^= 4
+    strange = [{"state_dict": {"weight": torch.zeros(3)}}, [1, 2], torch.zeros(3)]
     return {
-        "empty": b"",
-        "truncated": sound[: len(sound) // 2],
-        "its last byte lost": sound[:-1],
-        "one bit flipped": bytes(flipped),
-        "random bytes": np.random.default_rng(0).bytes(5000),
-        "zeros": bytes(len(sound)),
-        "text": b"hello, world\n" * 20,
-        "a plain zip": zipped(readme=b"not a checkpoint"),
-        "a foreign checkpoint": archive({"state_dict": {"weight": torch.zeros(3)}}),
-        "a foreign checkpoint, sealed": sealed(archive({"state_dict": {"weight": torch.zeros(3)}})),
-        "a list, sealed": sealed(archive([1, 2])),
-        "a tensor, sealed": sealed(archive(torch.zeros(3))),
-        "nothing, sealed": sealed(b""),
-        "text, sealed": sealed(b"hello"),
-        "bytes after its end": sound + b"\0",
+        **{"empty": b"", "truncated": sound[: len(sound) // 2], "its last byte lost": sound[:-1], "zeros": bytes(len(sound))},
+        **{"one bit flipped": bytes(flipped), "bytes after its end": sound + b"\0", "text": b"hello, world\n" * 20},
+        **{"random bytes": np.random.default_rng(0).bytes(5000), "a plain zip": zipped(readme=b"not a checkpoint")},
+        **{"a foreign checkpoint": archive(strange[0]), "nothing, sealed": sealed(b""), "text, sealed": sealed(b"hello")},
+        **{f"{value!r}, sealed": sealed(archive(value)) for value in strange},
     }
 
 
@@ -110,70 +99,43 @@ def misfits(state: dict[str, Any]) -> dict[str, bytes]:
     name = next(iter(parameters))
     weights = parameters[name]
 
-    def with_weights(tensor: Any) -> dict[str, Any]:
-        return {"meta_parameters": parameters | {name: tensor}}
-
-    def with_adam(**changes: Any) -> dict[str, Any]:
-        return {"adam": adam | changes}
-
     def poisoned(tensor: torch.Tensor, value: float) -> torch.Tensor:
         bad = tensor.clone()
         bad.view(-1)[0] = value
         return bad
 
-    wild: dict[str, dict[str, Any]] = {
-        "a newer schema": {"schema_version": SCHEMA_VERSION + 1},
-        "a schema in words": {"schema_version": "1"},
-        "no method": {"method": None},
-        "an unknown method": {"method": "reptile"},
-        "a list of methods": {"method": ["maml"]},
-        "an unknown task family": {"tasks": "squares"},
-        "a dictionary of task families": {"tasks": {}},
-        "no settings": {"config": None},
-        "settings that are a list": {"config": ["EPOCHS"]},
-        "an unknown setting": {"config": state["config"] | {"EPOCH": 5}},
-        "a setting without a name": {"config": state["config"] | {5: 1}},
-        "a setting in words": {"config": state["config"] | {"EPOCHS": "many"}},
-        "a setting that is a tensor": {"config": state["config"] | {"EPOCHS": torch.zeros(2)}},
-        "settings that do not fit in memory": {"config": state["config"] | {"HIDDEN_DIM": 10**6}},
-        "other layer sizes": {"config": state["config"] | {"HIDDEN_DIM": state["config"]["HIDDEN_DIM"] + 1}},
-        "no weights": {"meta_parameters": {}},
-        "weights that are a list": {"meta_parameters": [weights]},
-        "weights in words": with_weights("weights"),
-        "a missing tensor": {"meta_parameters": {key: tensor for key, tensor in parameters.items() if key != name}},
-        "an extra tensor": {"meta_parameters": parameters | {"extra": torch.zeros(3)}},
-        "a tensor of another shape": with_weights(torch.zeros(3)),
-        "a tensor of another type": with_weights(weights.double()),
-        "a tensor of complex numbers": with_weights(weights.to(torch.complex64)),
-        "a tensor of whole numbers": with_weights(weights.long()),
-        "a sparse tensor": with_weights(weights.to_sparse()),
-        "NaN in the weights": with_weights(poisoned(weights, math.nan)),
-        "infinity in the weights": with_weights(poisoned(weights, math.inf)),
-        "no Adam": {"adam": None},
-        "half of Adam": {"adam": {"exp_avg": adam["exp_avg"]}},
-        "NaN in Adam": with_adam(exp_avg_sq=poisoned(adam["exp_avg_sq"], math.nan)),
-        "Adam of another size": with_adam(exp_avg=torch.zeros(3)),
-        "Adam's step in words": with_adam(step="12"),
-        "a step in words": {"iteration": "12"},
-        "a step below zero": {"iteration": -1},
-        "a step and a half": {"iteration": 1.5},
-        "no step": {"iteration": None},
-        "no history": {"history": None},
-        "a history of one kind": {"history": {"train": []}},
-        "a history of numbers": {"history": {"train": [1, 2], "validation": [3]}},
-        "a history of empty records": {"history": {"train": [{}], "validation": [{}]}},
-        "a history without a loss": {"history": {"train": [{"iteration": 1}], "validation": []}},
-        "a best error in words": {"best": "good"},
-        "no time": {"train_seconds": None},
+    config = state["config"]
+    bad_configs: dict[str, Any] = {
+        **{"no settings": None, "settings that are a list": ["EPOCHS"], "a setting without a name": config | {5: 1}},
+        **{f"EPOCHS = {value!r}": config | {"EPOCHS": value} for value in ("many", torch.zeros(2))},
+        **{f"HIDDEN_DIM = {size}": config | {"HIDDEN_DIM": size} for size in (10**6, config["HIDDEN_DIM"] + 1)},
     }
+    bad_weights: dict[str, Any] = {
+        **{"weights in words": "weights", "another shape": torch.zeros(3), "another type": weights.double()},
+        **{"complex numbers": weights.to(torch.complex64), "whole numbers": weights.long(), "sparse": weights.to_sparse()},
+        **{"NaN in the weights": poisoned(weights, math.nan), "infinity in the weights": poisoned(weights, math.inf)},
+    }
+    bad_parts: dict[str, tuple[str, Any]] = {
+        "a newer schema": ("schema_version", SCHEMA_VERSION + 1),
+        "an unknown method": ("method", "reptile"),
+        "a dictionary of task families": ("tasks", {}),
+        "no weights": ("meta_parameters", {}),
+        "a missing tensor": ("meta_parameters", {key: tensor for key, tensor in parameters.items() if key != name}),
+        "an extra tensor": ("meta_parameters", parameters | {"extra": torch.zeros(3)}),
+        "no Adam": ("adam", None),
+        "NaN in Adam": ("adam", adam | {"exp_avg_sq": poisoned(adam["exp_avg_sq"], math.nan)}),
+        "Adam of another size": ("adam", adam | {"exp_avg": torch.zeros(3)}),
+        "Adam's step in words": ("adam", adam | {"step": "12"}),
+        **{f"a step of {step!r}": ("iteration", step) for step in ("12", -1, 1.5, None)},
+        "no history": ("history", None),
+        "a history without a loss": ("history", {"train": [{"iteration": 1}], "validation": []}),
+        "a best error in words": ("best", "good"),
+        "no time": ("train_seconds", None),
+    }
+    wild = {what: {part: value} for what, (part, value) in bad_parts.items()}
+    wild |= {what: {"config": value} for what, value in bad_configs.items()}
+    wild |= {what: {"meta_parameters": parameters | {name: tensor}} for what, tensor in bad_weights.items()}
     return {what: checkpoint_bytes(state | change) for what, change in wild.items()}
-
-
-@contextlib.contextmanager
-def saved_on_cuda() -> Any:
-    """Tensors are marked as if they lay on a GPU when they were saved."""
-    with mock.patch("torch.serialization.location_tag", lambda _: "cuda:0"):
-        yield
 
 
 NAMES = [  # of files, runs, columns, subjects and units; on Linux a file may have each of them

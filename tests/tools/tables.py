@@ -11,8 +11,6 @@ from tables.table import SPLITS, read_table
 from tables.tasks import TableTaskGenerator
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 COUNTS = (9, 12, 8, 10, 3, 11, 9, 30, 8, 12, 9, 10)  # points of each subject
 
 
@@ -38,21 +36,10 @@ def generator_of(path: Path, *args: object, seed: int = 0) -> TableTaskGenerator
     return TableTaskGenerator(read_table(path, seed=seed), *args)  # type: ignore[arg-type]
 
 
-SMALL = [
-    "EPOCHS=3",
-    "META_BATCH_SIZE=3",
-    "HIDDEN_DIM=6",
-    "EVAL_STEPS=1",
-    "EVAL_REPEATS=2",
-    "COMPILE=never",
-    "VALIDATION_INTERVAL=2",
-]
-
-
-COLUMNS = ["--columns", "task=who", "x=day (d)", "y=mass_g"]
-
-
+SMALL = ["EPOCHS=3", "META_BATCH_SIZE=3", "HIDDEN_DIM=6", "EVAL_STEPS=1", "EVAL_REPEATS=2", "COMPILE=never"]
+SMALL += ["VALIDATION_INTERVAL=2"]
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
+COLUMNS = ["--columns", "task=who", "x=day (d)", "y=mass_g"]
 
 
 def train(output: Path, data: Path, name: str, *arguments: str) -> Path:
