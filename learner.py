@@ -133,8 +133,8 @@ class Adaptation(NamedTuple):
 class MetaLearner(nn.Module, ABC):
     """Meta-parameters (its `nn.Parameter`s) and a way to adapt them to one task.
 
-    A method defines `adapt`. By default a state is the weights [P] of `network`, `loss` is the mean squared error, and the
-    meta-parameters are trained by gradients. A method with another kind of state overrides `predict`, `std` and `state_size`.
+    A method defines `adapt`. By default a state is the weights [P] of `network`, and `loss` is the mean squared error. A method
+    with another kind of state overrides `predict`, `std` and `state_size`.
 
     Args:
         config: the settings; of a method's own it reads those that it names in `settings`.
@@ -197,18 +197,6 @@ class MetaLearner(nn.Module, ABC):
     def error(self, state: Tensor, points: Points) -> Tensor:
         """Mean squared error [] of a state on points x [N, D], y [N, 1]."""
         return mse(self.predict(state, points.x), points.y.flatten())
-
-    def fit(self, tasks: Sequence[Points]) -> None:
-        """Find the meta-parameters from training tasks, arrays x [N, D], y [N, 1] each, and change them in place.
-
-        A method that overrides it is not trained by gradients.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def is_fitted(cls) -> bool:
-        """Whether the meta-parameters are found by `fit` instead of gradients."""
-        return cls.fit is not MetaLearner.fit
 
     @property
     def state_size(self) -> int:

@@ -112,6 +112,10 @@ class LEO(GradientLearner):
         mean, log_spread = output.split(self.network.num_weights)
         return mean + log_spread.clamp(*LOG_SPREAD).exp() * noise
 
+    def prior(self) -> Tensor:
+        """The network of the code's prior mean, 0."""
+        return self.decode(self.decoder.new_zeros(self.latent_dim), self.decoder.new_zeros(self.network.num_weights))
+
     def adapt(self, support: Points, noise: Tensor, steps: int | None = None) -> Adaptation:
         steps = self.steps if steps is None else steps
         latent_steps = min(steps, self.latent_steps)

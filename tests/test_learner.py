@@ -1,12 +1,16 @@
-"""The network and `gradient_descent`, against definitions written out by hand."""
+"""The network and `gradient_descent`, against definitions written out by hand; and what a method may define of its own."""
 
+import numpy as np
 import pytest
 import torch
 from torch.func import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dataset import stream
-from learner import Network, gradient_descent, mse
+import registry
+from config import Config
+from dataset import Points, SinusoidalTaskGenerator, TaskDataset, stream
+from learner import Adaptation, MetaLearner, Network, adapt_tasks, gradient_descent, mse
+from training.loop import Trainer
 
 
 def test_network_equals_explicit_layers():
@@ -75,3 +79,76 @@ def test_first_order_drops_the_second_derivative_only():
     torch.testing.assert_close(outer(point, True), outer(point, False))
     torch.testing.assert_close(grad(outer)(point, True), torch.tensor([1.0]))
     torch.testing.assert_close(grad(outer)(point, False), torch.tensor([1.0 - 0.1 * 6 * 2.0]))
+
+
+class NeuralProcess(MetaLearner):
+    """A conditional neural process: a state is the mean code of the points; the output is a mean and a log spread."""
+
+    code_size = state_size = 6
+
+    def __init__(self, config, rng):
+        super().__init__(config, rng)
+        self.encoder_network, self.decoder_network = Network((2, 8, self.code_size)), Network((self.code_size + 1, 8, 2))
+        self.encoder = torch.nn.Parameter(self.encoder_network.init(rng))
+        self.decoder = torch.nn.Parameter(self.decoder_network.init(rng))
+
+    def adapt(self, support, noise, steps=None):
+        code = self.encoder_network(self.encoder, torch.cat([support.x, support.y], 1)).mean(0)
+        return Adaptation.along([torch.zeros_like(code)] + [code] * (1 if steps is None else steps))
+
+    def outputs(self, state, x):
+        return self.decoder_network(self.decoder, torch.cat([state.expand(len(x), -1), x], 1)).unbind(1)
+
+    def predict(self, state, x):
+        return self.outputs(state, x)[0]
+
+    def std(self, state, x, support):
+        return self.outputs(state, x)[1].exp()
+
+    def loss(self, path, query):
+        mean, log_std = self.outputs(path[-1], query.x)
+        return (((query.y[:, 0] - mean) / log_std.exp()).square() / 2 + log_std).mean()
+
+
+@pytest.fixture
+def neural_process():
+    return NeuralProcess(Config(), stream(0, "weights"))
+
+
+def test_a_method_may_have_states_a_loss_and_a_spread_of_its_own(neural_process):
+    dataset = TaskDataset(SinusoidalTaskGenerator(), 100, 5, 6, 7, 0)
+    config = Config(NUM_TASKS=100, EPOCHS=10, META_BATCH_SIZE=5, META_LEARNING_RATE=0.01, COMPILE="never")
+    losses = [metrics.tolist() for _, metrics in Trainer(neural_process, dataset, config).train()]
+    first, last = (sum(loss for loss, *_ in part) for part in (losses[:20], losses[-20:]))
+    assert last < first and all(loss != error for loss, error, *_ in losses)  # the query error is logged beside the loss
+
+
+def test_what_a_method_says_of_its_states_is_what_is_evaluated(neural_process):
+    support, query = SinusoidalTaskGenerator().held_out("test", 2, 5, 9).tasks
+    adapted = adapt_tasks(neural_process, support, query.x, 1)
+    points = Points(*(torch.from_numpy(part[1]) for part in support))
+    with torch.no_grad():
+        mean, log_std = neural_process.outputs(
+            neural_process.adapt(points, torch.empty(0)).path[-1], torch.from_numpy(query.x[1])
+        )
+    np.testing.assert_allclose(adapted.predictions[1, -1], mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(adapted.std[1], log_std.exp(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", sorted(registry.METHODS))
+def test_without_a_point_a_method_answers_by_its_prior(method):
+    learner = registry.METHODS[method].from_config(Config(), stream(0, "weights"))
+    nobody, x = Points(*np.zeros((2, 3, 0, 1), np.float32)), np.linspace(-5, 5, 21, dtype=np.float32).reshape(3, 7, 1)
+    adapted = adapt_tasks(learner, nobody, x, 2)
+    with torch.no_grad():
+        expected = learner.predict(learner.prior(), torch.from_numpy(x[1]))
+    for predictions in adapted.predictions[1]:
+        np.testing.assert_allclose(predictions, expected, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(adapted.std).all() and (adapted.std > 0).all()
+
+
+def test_the_prior_of_leo_is_the_network_of_the_mean_code():
+    learner = registry.METHODS["leo"].from_config(Config(), stream(0, "weights"))
+    with torch.no_grad():
+        expected = learner.decode(torch.zeros(learner.latent_dim), torch.zeros(learner.network.num_weights))
+        assert torch.equal(learner.prior(), expected)
