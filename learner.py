@@ -189,8 +189,8 @@ class MetaLearner(nn.Module, ABC):
     def loss(self, path: Sequence[Tensor], query: Points) -> Tensor:
         """What is minimised over query points x [Q, D], y [Q, 1] of a task, beside the penalty of `adapt`, [].
 
-        By default the mean squared error after the last gradient. All states of the path are given: a multi-step loss (MAML++,
-        Antoniou et al. 2019) weighs several.
+        By default the mean squared error after the last gradient. All states of the path are given: a multi-step loss (Antoniou
+        et al. 2019) weighs several.
         """
         return self.error(path[-1], query)
 

@@ -207,7 +207,8 @@ def test_loops_keep_bad_numbers_off_the_weights_and_one_that_the_compiler_refuse
     def refused(*_):
         raise NotImplementedError
 
-    looped, single = (make(settings=FEW, compile_mode="always") for _ in range(2))
+    settings = FEW | {"INNER_LEARNING_RATE": 0.01}  # as above: compiled once for both tests
+    looped, single = (make(settings=settings, compile_mode="always") for _ in range(2))
     assert looped.prepare().startswith("compiled") and looped.step.loops
     monkeypatch.setattr("training.step.repeat", refused)
     assert single.prepare().startswith("compiled") and not single.step.loops
@@ -232,7 +233,7 @@ def test_cuda_equals_cpu_for_twenty_steps(method):
 
 def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    eager, traced = (make(iterations=3, chunk=2, settings=FEW, compile_mode=mode) for mode in ("never", "always"))
+    eager, traced = (make(iterations=3, settings=FEW | {"TASK_CHUNK": 2}, compile_mode=mode) for mode in ("never", "always"))
     assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
     assert_close_steps(eager, traced)
 
