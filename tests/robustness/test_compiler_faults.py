@@ -19,7 +19,7 @@ from tests.tools.chaos import ROOT, Say, command, compiling, only_run, report_of
 pytestmark = pytest.mark.chaos
 
 HOSTILE = 'my project\'s "über" $x'
-KILLS = 8
+KILLS = 5
 PATIENT = 600.0  # seconds for a compiler on a busy machine
 
 
