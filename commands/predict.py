@@ -66,7 +66,7 @@ class Prediction(NamedTuple):
     points: Points  # x [K, D], y [K, 1]
     x: Array  # [N, D]: the questions of the file; where it has none a fine grid for D = 1, and the points themselves otherwise
     is_query: bool  # whether these are questions
-    answer: Answer
+    answer: Answer  # before and after adapting: 2 stages
 
     def errors(self) -> Array:
         """The mean squared error on the given points before and after adapting, [2]."""
@@ -89,7 +89,10 @@ def predict_subjects(
         places = query_inputs[first : first + together] or [grid_of(model, points) for points in some]
         answers = model.answers(places, coverage_of(model))
         for points, x, answer in zip(some, places, answers, strict=True):
-            found.append(Prediction(points, x, bool(query_inputs), answer))
+            ends = answer._replace(
+                stages=answer.stages[[0, -1]], at_support=answer.at_support[[0, -1]]
+            )  # nothing else is written
+            found.append(Prediction(points, x, bool(query_inputs), ends))
     return found
 
 
