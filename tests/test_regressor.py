@@ -353,7 +353,7 @@ def test_new_subjects_are_answered_in_the_files_order_with_the_numbers_of_the_cl
         if not at:
             continue
         path = model.fit(*measured(own)).staged_predict(at)
-        assert_allclose(found[place].answer.stages, path, rtol=1e-6)
+        assert_allclose(found[place].answer.stages, path[[0, -1]], rtol=1e-6)
         given = [row for row in rows if row["who"] == subject]
         for column, values in zip(names, (path[0], path[-1], *model.predict_interval(at)), strict=True):
             assert_allclose([float(row[column]) for row in given], values, rtol=1e-4, atol=1e-3)
