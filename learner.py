@@ -142,7 +142,7 @@ class MetaLearner(nn.Module, ABC):
     """
 
     settings: ClassVar[tuple[str, ...]] = ()  # keys that the method reads, beside the sizes of the network
-    network: Network  # that is adapted; unused by a method that overrides what asks it
+    network: Network  # the network that is adapted; a method with another kind of state need not use it
     noise_dim: int = 0  # standard normal numbers that `adapt` wants per task
     defaults: ClassVar[dict[str, Any]] = {}  # settings that suit this method better than the shared defaults
 
@@ -178,9 +178,7 @@ class MetaLearner(nn.Module, ABC):
 
     def prior(self) -> Tensor:
         """The state [P] for a task of which no point is known: by default the one that adapting starts from."""
-        like = next(self.parameters())
-        support = Points(like.new_zeros(1, self.input_dim), like.new_zeros(1, 1))
-        return self.adapt(support, like.new_zeros(self.noise_dim), 0).path[0]
+        return self._unadapted().path[0]
 
     def predict(self, state: Tensor, x: Tensor) -> Tensor:
         """Predictions [N] at x [N, D]: by default of the network with the weights `state` [P]."""
@@ -255,11 +253,15 @@ class MetaLearner(nn.Module, ABC):
         return lambda state: self.error(state, support)
 
     def diagnostic_names(self) -> list[str]:
-        """What the method reports, found by adapting once to a task of one point."""
+        """What the method reports beside its states."""
+        with torch.no_grad():
+            return list(self._unadapted().diagnostics)
+
+    def _unadapted(self) -> Adaptation:
+        """What `adapt` gives for a task of one point, at 0, without any gradient and noise."""
         like = next(self.parameters())
         support = Points(like.new_zeros(1, self.input_dim), like.new_zeros(1, 1))
-        with torch.no_grad():
-            return list(self.adapt(support, like.new_zeros(self.noise_dim), 0).diagnostics)
+        return self.adapt(support, like.new_zeros(self.noise_dim), 0)
 
 
 class GradientLearner(MetaLearner):

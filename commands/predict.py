@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from commands.runs import settings_of_run
+from commands.runs import runs_folder, settings_of_run
 from dataset import Points
 from regressor import NO_INTERVALS, Answer, FewShotRegressor
-from results_manager import EXPERIMENTS, load_run
+from results_manager import EXPERIMENTS, find_run, load_run
 from system.errors import RunError
 from system.files import write_atomically
 from system.terminal import print_once
@@ -40,7 +40,12 @@ Array = np.ndarray
 
 def predict(args: argparse.Namespace) -> int:
     """Adapt a run's best checkpoint to the points of a file; writes beside the points or to --output."""
-    directory, state, warning = load_run(args.predict, EXPERIMENTS, best=True)  # --output is for what is written
+    folder = runs_folder(args)
+    try:
+        find_run(args.predict, folder)
+    except RunError:
+        folder = EXPERIMENTS  # --output may be for what is written alone
+    directory, state, warning = load_run(args.predict, folder, best=True)
     method, tasks, config = settings_of_run(args, directory, state)
     file = read_points(args.points, config.INPUT_DIM, (state.get("data") or {}).get("columns", ()))
     pages = min(MOST_PAGES, -(-len(file.subjects) // PANELS)) if config.INPUT_DIM == 1 else 0
@@ -70,7 +75,7 @@ class Prediction(NamedTuple):
 
     def errors(self) -> Array:
         """The mean squared error on the given points before and after adapting, [2]."""
-        at_support = self.answer.at_support[[0, -1]]
+        at_support = self.answer.at_support
         with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged
             return np.square(at_support - self.points.y[:, 0].astype(at_support.dtype), dtype=np.float64).mean(1)
 
@@ -87,8 +92,7 @@ def predict_subjects(
         some = support[first : first + together]
         model.fit_many(*zip(*some, strict=True))
         places = query_inputs[first : first + together] or [grid_of(model, points) for points in some]
-        answers = model.answers(places, coverage_of(model))
-        for points, x, answer in zip(some, places, answers, strict=True):
+        for points, x, answer in zip(some, places, model.answers(places, coverage_of(model)), strict=True):
             ends = answer._replace(
                 stages=answer.stages[[0, -1]], at_support=answer.at_support[[0, -1]]
             )  # nothing else is written
@@ -188,7 +192,7 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
     members = np.repeat(np.arange(len(found)), [len(one.x) for one in found])
     order = np.argsort(np.argsort(file.members[file.is_query], kind="stable")) if is_query else np.arange(len(members))
     x = np.concatenate([one.x for one in found])[order]
-    outputs = np.concatenate([one.answer.stages[[0, -1]].T for one in found])[order]
+    outputs = np.concatenate([one.answer.stages.T for one in found])[order]
     digits = 7 if outputs.dtype == np.float32 else 12
     given = 15 if is_query or dim > 1 else 12  # a grid's are wrong after 12
     columns = [(name, x[:, number], given) for number, name in enumerate(file.names[1:-1])]

@@ -239,11 +239,10 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
     about = f"{title}: {len(params)} test tasks after {draw.gradients(last)}"
     own = (_axis_names(arrays)[1], float(arrays["y_scale"])) if "y_scale" in arrays else None
-    results = adaptive_results(errors, arrays)
     result = {
         "training_curves": draw.training_curves(train, validation, f"{title}: learning to learn"),
         "performance": draw.performance_over_tasks(final, params, param_names, shots, reference, about),
-        "adaptive_learning": error_against_gradients(results, f"{title}: adapting", reference, own),
+        "adaptive_learning": error_against_gradients(adaptive_results(errors, arrays), f"{title}: adapting", reference, own),
     }
     if own and "test_names" in arrays:
         names, roots = arrays["test_names"][~arrays[f"test_left_out_{shots}_shot"]].tolist(), own[1] * np.sqrt(final[shots])

@@ -189,13 +189,13 @@ def own(runs, tmp_path):
 
 
 def test_a_run_with_a_damaged_checkpoint_is_not_answered_by_another_of_its_name(runs, own, tmp_path, monkeypatch, capsys):
-    shutil.copytree(runs / "LEO_Sinusoidal_tiny", tmp_path / "out" / "own")
-    monkeypatch.setattr("commands.predict.EXPERIMENTS", own.parent)
+    shutil.copytree(runs / "LEO_Sinusoidal_tiny", tmp_path / "experiments" / "own")
+    monkeypatch.setattr("commands.predict.EXPERIMENTS", tmp_path / "experiments")
     with open(own / "checkpoints" / "best.pt", "ab") as file:
         file.write(b"x")
-    assert predict("own", POINTS, "--output", str(tmp_path / "out")) == 2
+    assert predict("own", POINTS, "--output", str(own.parent)) == 2
     assert "best.pt is damaged" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "predictions.csv").exists()
+    assert not (own.parent / "predictions.csv").exists()
 
 
 def test_a_best_checkpoint_of_another_run_is_not_judged(runs, chosen, own, capsys):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-MOST_CODE, MOST_BENCHMARK_CODE = 5401, 2000
+MOST_CODE, MOST_BENCHMARK_CODE = 5404, 2000
 MOST_TEST_LINES = 8_725
 
 
