@@ -36,8 +36,9 @@ RESUME, EVALUATE, PREDICT = ("resume",), ("resume", "evaluate"), ("resume", "eva
 # ... and what comparing runs asks: whether it says what the test tasks or the validation tasks are, and whether it tells no
 # methods apart. The seed is what a group of runs averages over; DEVICE, COMPILE and TASK_CHUNK change results by rounding only,
 # two intervals only what is recorded, and EVAL_SHOTS what is measured.
-TASKS, VALIDATION, SAME_METHOD = ("test tasks",), ("validation tasks",), ("same method",)
-RECORDED, MEASURED = RESUME + SAME_METHOD, EVALUATE + SAME_METHOD
+# Methods that are fitted at once do not read what is TRAINED.
+TASKS, VALIDATION, SAME_METHOD, TRAINED = ("test tasks",), ("validation tasks",), ("same method",), ("trained",)
+RECORDED, MEASURED = RESUME + SAME_METHOD + TRAINED, EVALUATE + SAME_METHOD
 
 
 def _key(default: Any, doc: str, low: Limit = None, high: Limit = None, *, above: bool = False, roles: Roles = ()) -> Any:
@@ -59,18 +60,18 @@ class Config:
 
     # training
     RANDOM_SEED: int = _key(0, "training's random streams and a table's split derive from it", 0, 2**64 - 1, roles=SAME_METHOD)
-    EPOCHS: int = _key(70, "visits to each training function", 1, 10**9, roles=RESUME)
-    NUM_TASKS: int = _key(25_000, "training functions; EPOCHS=1 makes every task a fresh one", 1, 10**8)
-    META_BATCH_SIZE: int = _key(25, "T: tasks in a meta-batch, one outer step", 1, 10**7)
-    META_LEARNING_RATE: float = _key(0.001, "step size of the outer optimiser", 0.0, 10.0, above=True)
-    META_OPTIMISER: str = _choice("adam", "Adam; or Muon for hidden matrices, Adam for the rest", "adam", "muon")
-    META_SCHEDULE: str = _choice("cosine", "outer step size over the run: to zero, or kept", "cosine", "constant")
-    META_GRADIENT_CLIP: float = _key(1.0, "bound on the norm of the meta-gradient; 0 = none", 0.0, 1e9)
-    META_AVERAGE: float = _key(0.0, "decay of the running average that best.pt keeps; 0 = none, 1 = plain mean", 0.0, 1.0)
+    EPOCHS: int = _key(70, "visits to each training function", 1, 10**9, roles=RESUME + TRAINED)
+    NUM_TASKS: int = _key(25_000, "training functions; EPOCHS=1 makes every task a fresh one", 1, 10**8, roles=TRAINED)
+    META_BATCH_SIZE: int = _key(25, "T: tasks in a meta-batch, one outer step", 1, 10**7, roles=TRAINED)
+    META_LEARNING_RATE: float = _key(0.001, "step size of the outer optimiser", 0.0, 10.0, above=True, roles=TRAINED)
+    META_OPTIMISER: str = _choice("adam", "Adam; or Muon for hidden matrices, Adam for the rest", "adam", "muon", roles=TRAINED)
+    META_SCHEDULE: str = _choice("cosine", "outer step size: falls to zero, or is kept", "cosine", "constant", roles=TRAINED)
+    META_GRADIENT_CLIP: float = _key(1.0, "bound on the norm of the meta-gradient; 0 = none", 0.0, 1e9, roles=TRAINED)
+    META_AVERAGE: float = _key(0.0, "decay of the average that best.pt keeps; 0 = none, 1 = mean", 0.0, 1.0, roles=TRAINED)
 
     # adaptation
     SUPPORT_SAMPLES: int = _key(10, "K: points to adapt on while training (shots)", 1, 10**6)
-    QUERY_SAMPLES: int = _key(10, "Q: points to be judged on while training", 1, 10**6)
+    QUERY_SAMPLES: int = _key(10, "Q: points to be judged on while training", 1, 10**6, roles=TRAINED)
     INNER_STEPS: int = _key(1, "S: support gradients while training; LEO's include those in z", 0, 1000)
     INNER_LEARNING_RATE: float = _key(0.004, "inner step size; LEO learns it from here, per weight", 0.0, 1e3, above=True)
     INNER_GRADIENT_CLIP: float = _key(0.0, "bound on the norm of an inner gradient; 0 = none", 0.0, 1e9)
@@ -78,7 +79,7 @@ class Config:
 
     # the adapted network
     INPUT_DIM: int = _key(1, "D: input dimension", 1, 10**4, roles=TASKS)
-    HIDDEN_DIM: int = _key(40, "units in each of its two hidden layers", 1, 10**6)
+    HIDDEN_DIM: int = _key(40, "units in each of its two hidden layers", 1, 10**6, roles=TRAINED)
     CONTEXT_DIM: int = _key(5, "C: size of the context vector, where a method adapts one", 1, 10**4)
 
     # tasks: y = A sin(u.x - phase) + noise, or y = slope (u.x) + intercept + noise
@@ -126,9 +127,9 @@ class Config:
     # the machine, and the record
     DEVICE: str = _key("auto", "auto (CUDA if there is one), cpu, cuda or cuda:N", roles=PREDICT + SAME_METHOD)
     COMPILE: str = _choice("auto", "compile or not; auto = where it pays", "auto", "always", "never", roles=RECORDED)
-    TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = what suits the machine", 0, 10**7, roles=SAME_METHOD)
+    TASK_CHUNK: int = _key(0, "tasks differentiated at a time; 0 = as fits", 0, 10**7, roles=SAME_METHOD + TRAINED)
     LOG_INTERVAL: int = _key(100, "iterations between logged training values", 1, 10**9, roles=RECORDED)
-    VALIDATION_INTERVAL: int = _key(2000, "iterations between validations", 1, 10**9, roles=RESUME)
+    VALIDATION_INTERVAL: int = _key(2000, "iterations between validations", 1, 10**9, roles=RESUME + TRAINED)
     CHECKPOINT_INTERVAL: int = _key(10_000, "iterations between checkpoints", 1, 10**9, roles=RECORDED)
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ Published = Mapping[int, Mapping[int, float]]  # shots -> gradients -> mean squa
 PURPOSES = ("weights", "functions", "order", "points", "noise", "validation", "test", "figures", "samples", "measured")
 HELD_OUT_SEED = 20170306  # fixed, so that runs of any seed are judged on identical tasks
 QUERY_INDEX = 1 << 32  # beyond any number of shots
+MOST_TASKS, MOST_POINTS = 200, 100  # of `training_points`
 
 
 def stream(seed: int, purpose: str, index: int = 0) -> np.random.Generator:
@@ -135,6 +136,20 @@ class TaskGenerator(ABC):
     def published(self) -> Published:
         """Published errors on exactly these tasks: shots -> gradients -> mean squared error."""
         return {}
+
+
+def training_points(generator: TaskGenerator, seed: int = 0) -> list[Points]:
+    """Points x [N, D], y [N, 1], float64, of training tasks, for what is fitted to all of them at once.
+
+    At most MOST_TASKS tasks with MOST_POINTS points each, a fixed random choice of measured ones: bounds time and memory.
+    """
+    if (measured := generator.measurements("train")) is None:
+        drawn = generator.tasks(generator.split("train", MOST_TASKS, seed), MOST_POINTS, 0, stream(seed, "points", QUERY_INDEX))
+        return [Points(x.astype(float), y.astype(float)) for x, y in zip(*drawn.support, strict=True)]
+    rng = np.random.default_rng(0)
+    few = [measured[place] for place in np.sort(rng.permutation(len(measured))[:MOST_TASKS])]
+    kept = [np.sort(rng.permutation(len(points.y))[:MOST_POINTS]) for points in few]
+    return [Points(*(part[rows].astype(float) for part in points)) for points, rows in zip(few, kept, strict=True)]
 
 
 @dataclass(eq=False)

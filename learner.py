@@ -176,6 +176,18 @@ class MetaLearner(nn.Module, ABC):
             steps: support gradients to take; None = as many as in training.
         """
 
+    def fit(self, tasks: Sequence[Points]) -> None:
+        """Find the meta-parameters from the points of training tasks, x [N, D], y [N, 1] each, in float64.
+
+        A method that defines it is not trained: nothing differentiates it, and no setting of the training loop has an effect.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def is_fitted(cls) -> bool:
+        """Whether `fit` takes the place of training."""
+        return cls.fit is not MetaLearner.fit
+
     def prior(self) -> Tensor:
         """The state [P] for a task of which no point is known: by default the one that adapting starts from."""
         return self._unadapted().path[0]

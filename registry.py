@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from config import Config
+from config import Config, keys_for
 from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
 from learner import MetaLearner
 from leo import LEO
@@ -18,6 +18,7 @@ from methods.alpaca import ALPaCA
 from methods.anil import ANIL
 from methods.cavia import CAVIA
 from methods.meta_sgd import MetaSGD
+from methods.mixed_model import MixedModel
 from methods.r2d2 import R2D2
 from system.errors import RunError
 from tables.table import read_table
@@ -57,6 +58,7 @@ METHODS: dict[str, type[MetaLearner]] = {
     "cavia": CAVIA,
     "r2d2": R2D2,
     "alpaca": ALPaCA,
+    "mixed-model": MixedModel,
 }
 TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid, "sine-line": sine_line, "table": table}
 
@@ -92,7 +94,10 @@ def defaults(method: str, tasks: str, generator: TaskGenerator | None = None, sh
     `shots` is the SUPPORT_SAMPLES that was asked for, where it was.
     """
     found = METHODS[method].defaults | TASK_DEFAULTS.get(tasks, {}) | PAIR_DEFAULTS.get((method, tasks), {})
-    return found | (generator.defaults(shots) | generator.implied_settings() if generator else {})
+    found |= generator.defaults(shots) if generator else {}
+    without_effect = unused(method, tasks)
+    suitable = {key: value for key, value in found.items() if key not in without_effect}
+    return suitable | (generator.implied_settings() if generator else {})
 
 
 def parse_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, dict[str, Any]]:
@@ -105,7 +110,9 @@ def parse_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, d
 
 def settings_read(name: str) -> tuple[str, ...]:
     """The keys that a method or a task family reads, beside those that every run reads."""
-    return METHODS[name].settings if name in METHODS else TASK_SETTINGS.get(name, FORMULA)
+    if name not in METHODS:
+        return TASK_SETTINGS.get(name, FORMULA)
+    return METHODS[name].settings + (() if METHODS[name].is_fitted() else keys_for("trained"))
 
 
 def unused(method: str, tasks: str) -> set[str]:

@@ -59,8 +59,10 @@ def finish(experiment: Experiment) -> None:
     print_once(table)
     for line in table.splitlines():
         manager.log(line)
-    if unfinished := done < config.iterations:
-        manager.warn(f"evaluated after {done} of {config.iterations} steps: --resume {manager.display_path} takes the others")
+    if unfinished := done < experiment.trainer.iterations:
+        manager.warn(
+            f"evaluated after {done} of {experiment.trainer.iterations} steps: --resume {manager.display_path} takes the others"
+        )
     experiment.report("unfinished" if unfinished else "complete", performance, results=evaluation)
     manager.attempt("report.html", lambda: write_page(experiment))
 

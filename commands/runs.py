@@ -102,5 +102,5 @@ def load_experiment(args: argparse.Namespace, text: str) -> tuple[Experiment, di
     except RunError:
         manager.close()
         raise
-    experiment.complete = min(experiment.trainer.iteration, manager.completed()) >= experiment.config.iterations
+    experiment.complete = min(experiment.trainer.iteration, manager.completed()) >= experiment.trainer.iterations
     return experiment, state

@@ -124,7 +124,7 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
     experiment = build(method, tasks, config, generator)
     manager = ExperimentManager.create(runs_folder(args), method, generator.name, args.name, args.command)
     experiment.manager = manager
-    values, expected = config.to_dict(), Config.resolve(defaults(method, tasks)).to_dict()
+    values, expected = config.to_dict(), Config.resolve(defaults(method, tasks, generator)).to_dict()
     ignored = [key for key in unused(method, tasks) | {*generator.unused} if values[key] != expected[key]]
     if ignored:
         manager.warn(f"{', '.join(sorted(ignored))} in {args.config}: without effect on {method} with {tasks} tasks")
@@ -144,7 +144,8 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
 def run(experiment: Experiment, signals: Signals) -> int:
     """Train from where the experiment is, evaluate and report; or record how it ended instead. Returns the exit code."""
     if experiment.complete:
-        print_once(f"already complete: {experiment.manager.display_path} (raise EPOCHS to go on)")
+        more = "" if experiment.learner.is_fitted() else " (raise EPOCHS to go on)"
+        print_once(f"already complete: {experiment.manager.display_path}{more}")
         return 0
     try:
         signals.listen()
@@ -188,8 +189,10 @@ def introduce(experiment: Experiment) -> None:
         print_once(f"{data['rows']} measurements{left_out} of subjects: {sizes}; K = {config.SUPPORT_SAMPLES} support points")
         for line in data.get("remarks", ()):
             manager.warn(line)
-    steps = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
-    print_once(f"{experiment.method} on {experiment.tasks}, {steps}: {manager.display_path}")
+    how = "fitted at once"
+    if not experiment.learner.is_fitted():
+        how = f"{config.iterations} steps of {config.META_BATCH_SIZE} tasks"
+    print_once(f"{experiment.method} on {experiment.tasks}, {how}: {manager.display_path}")
 
 
 def interrupted(experiment: Experiment, number: int) -> int:

@@ -71,7 +71,8 @@ def document() -> str:
             cells = [f"`{key}`", text(field.default), other_defaults(key), allowed(field), field.metadata["doc"], read_by]
             parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("")
-    counts = (f"{Config.resolve(defaults(method, 'sinusoid')).iterations:,} for `{method}`" for method in METHODS)
+    trained = (method for method, learner in METHODS.items() if not learner.is_fitted())
+    counts = (f"{Config.resolve(defaults(method, 'sinusoid')).iterations:,} for `{method}`" for method in trained)
     return "\n".join(parts) + "\n" + STEPS.format(counts=", ".join(counts))
 
 

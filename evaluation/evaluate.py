@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dataset import HELD_OUT_SEED, HeldOut, TaskGenerator, stream
-from evaluation.baselines import baseline_errors, baselines
+from evaluation.baselines import MIXED_MODEL, baseline_errors, baselines
 from evaluation.errors import Adapted, adapt_held_out, held_out_errors, validation_error
 from evaluation.intervals import calibrate, entry_for, evaluate_intervals
 from evaluation.statistics import mean_and_interval
 from learner import MetaLearner
+from methods.mixed_model import MixedModel
 
 COVERAGE = 0.9
 DIVERGED_ABOVE = 25.0  # variances of the test targets: a task with a larger last error, or one not finite, diverged
@@ -74,7 +75,7 @@ def evaluate(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol)
             found.problems.append(f"there are no intervals at K = {count} ({type(problem).__name__}: {problem})")
     queries = protocol.query_samples if held_out[count].owners is None else None  # None: all that there are
     found.record.update(num_tasks=len(diverged), query_samples=queries, diverged=int(diverged.sum()), shots=shots)
-    _add_baselines(generator, held_out, found)
+    _add_baselines(learner, generator, held_out, found)
     return found
 
 
@@ -125,10 +126,12 @@ def _interval_record(entry: Any, test: Adapted, unit: float, shots: int) -> tupl
     return record, {"interval_nominal": arrays["nominal"]} | named
 
 
-def _add_baselines(generator: TaskGenerator, held_out: dict[int, HeldOut], found: Evaluation) -> None:
-    """Add the baselines' errors on the same draws."""
+def _add_baselines(learner: MetaLearner, generator: TaskGenerator, held_out: dict[int, HeldOut], found: Evaluation) -> None:
+    """Add the baselines' errors on the same draws; the mixed model is no baseline of itself."""
     try:
         fitted = baselines(generator)
+        if isinstance(learner, MixedModel):
+            fitted.pop(MIXED_MODEL, None)
         errors = {
             count: {name: baseline_errors(one, tasks) for name, one in fitted.items()} for count, tasks in held_out.items()
         }

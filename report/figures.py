@@ -239,8 +239,10 @@ def run_figures(arrays: Arrays, shots: int, param_names: Sequence[str], referenc
     validation = {"iteration": arrays["validation_iteration"], "mse": arrays["validation_mse"]}
     about = f"{title}: {len(params)} test tasks after {draw.gradients(last)}"
     own = (_axis_names(arrays)[1], float(arrays["y_scale"])) if "y_scale" in arrays else None
-    result = {
-        "training_curves": draw.training_curves(train, validation, f"{title}: learning to learn"),
+    result = {}
+    if len(arrays["train_iteration"]):
+        result["training_curves"] = draw.training_curves(train, validation, f"{title}: learning to learn")
+    result |= {
         "performance": draw.performance_over_tasks(final, params, param_names, shots, reference, about),
         "adaptive_learning": error_against_gradients(adaptive_results(errors, arrays), f"{title}: adapting", reference, own),
     }

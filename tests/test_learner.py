@@ -10,6 +10,7 @@ import registry
 from config import Config
 from dataset import Points, SinusoidalTaskGenerator, TaskDataset, stream
 from learner import Adaptation, MetaLearner, Network, adapt_tasks, gradient_descent, mse
+from tests.tools.methods import learner_of
 from training.loop import Trainer
 
 
@@ -137,7 +138,7 @@ def test_what_a_method_says_of_its_states_is_what_is_evaluated(neural_process):
 
 @pytest.mark.parametrize("method", sorted(registry.METHODS))
 def test_without_a_point_a_method_answers_by_its_prior(method):
-    learner = registry.METHODS[method].from_config(Config(), stream(0, "weights"))
+    learner = learner_of(method)
     nobody, x = Points(*np.zeros((2, 3, 0, 1), np.float32)), np.linspace(-5, 5, 21, dtype=np.float32).reshape(3, 7, 1)
     adapted = adapt_tasks(learner, nobody, x, 2)
     with torch.no_grad():

@@ -19,6 +19,7 @@ import registry
 from config import Config
 from results_manager import ExperimentManager
 from system.checkpoints import read_checkpoint
+from tests.tools.methods import TRAINED
 from tests.tools.runs import ROOT, TINY, command, only_run
 from training.signals import Interrupted, Signals
 
@@ -47,7 +48,7 @@ def stopped(monkeypatch):
     return signals
 
 
-@pytest.fixture(scope="module", params=sorted(registry.METHODS))
+@pytest.fixture(scope="module", params=TRAINED)
 def finished(request, tmp_path_factory, figures):
     """A finished tiny run of each method: (method, run directory)."""
     output = tmp_path_factory.mktemp(request.param)

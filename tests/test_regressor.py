@@ -26,6 +26,7 @@ from system.host import flushes_denormals
 from tables.arrays import NotFittedError
 from tables.coding import Coding
 from tables.points import read_points
+from tests.tools.methods import learner_of
 from tests.tools.tables import toy_rows, write
 
 X, Y = [2.0, 5.0, 9.0, 14.0, 20.0], [52.0, 55.0, 61.0, 48.0, 44.0]
@@ -36,7 +37,7 @@ SMALL = {"HIDDEN_DIM": 8, "LEO_LATENT_DIM": 4, "LEO_ENCODER_DIM": 4, "LEO_RELATI
 def model_of(method="maml", dim=1, *, own=True):
     """An untrained learner; in own units, inputs from 0 to 30 and targets of about 50."""
     config = Config.resolve(METHODS[method].defaults, SMALL, {"INPUT_DIM": dim})
-    learner = METHODS[method].from_config(config, stream(0, "weights"))
+    learner = learner_of(method, config)
     coding = Coding(np.array([15.0] * dim + [50.0]), np.array([15.0] * dim + [8.0]))
     return FewShotRegressor(learner, 3, coding if own else Coding.identity(dim, (-1, 1)))
 

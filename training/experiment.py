@@ -47,7 +47,7 @@ class Experiment:
         dataset = TaskDataset(generator, *sizes, seed)
         self.trainer = Trainer(learner.from_config(config, stream(seed, "weights")), dataset, config, device)
         self.learner = self.trainer.learner
-        if config.META_OPTIMISER == "muon" and not self.learner.hidden_matrices():
+        if config.META_OPTIMISER == "muon" and not (self.learner.is_fitted() or self.learner.hidden_matrices()):
             raise ConfigError(f"META_OPTIMISER=muon needs hidden matrices (got {method}; expected a method that names some)")
         self.manager: ExperimentManager | NullManager = NullManager()  # the real one in the one process that writes
         self.history: History = {"train": [], "validation": []}
@@ -115,13 +115,13 @@ class Experiment:
 
     def train(self, signals: Signals) -> None:
         """Train to the end or to a signal; log, validate and save on the way."""
-        config, trainer, total = self.config, self.trainer, self.config.iterations
+        config, trainer, total = self.config, self.trainer, self.trainer.iterations
         validation, before = self.held_out("validation", config.SUPPORT_SAMPLES), self.train_seconds
         intervals = config.LOG_INTERVAL, config.VALIDATION_INTERVAL, config.CHECKPOINT_INTERVAL
         with closing(Progress(trainer.iteration, total, self.manager.log)) as progress:
             for iteration, metrics in trainer.train(intervals):
                 last = iteration == total
-                if last or iteration % config.LOG_INTERVAL == 0:
+                if len(metrics) and (last or iteration % config.LOG_INTERVAL == 0):
                     values = metrics.tolist()  # waits for the device
                     progress.update(iteration, self.log_step(iteration, values, progress.steps_per_second(iteration)))
                 if last or iteration % config.VALIDATION_INTERVAL == 0:
@@ -166,7 +166,7 @@ class Experiment:
                 self.best = error
                 self.new_best = self.snapshot()
             count = iteration // self.config.VALIDATION_INTERVAL
-            if self.config.INPUT_DIM == 1 and count in PICTURED_VALIDATIONS and iteration < self.config.iterations:
+            if self.config.INPUT_DIM == 1 and count in PICTURED_VALIDATIONS and iteration < self.trainer.iterations:
                 self.manager.attempt("figures", lambda: self.show_progress(iteration))
 
     def show_progress(self, iteration: int) -> None:

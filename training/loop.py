@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from config import Config
-from dataset import Task, TaskDataset, stream
+from dataset import Task, TaskDataset, stream, training_points
 from learner import MetaLearner, on_device
 from system.compiler_cache import load_derivatives, one_line, with_cache
 from system.threads import SMALL_WORK
@@ -41,6 +41,7 @@ class Trainer:
     """Trains `learner` on `dataset` by Adam, or Adam and Muon, on the meta-loss.
 
     Args:
+        learner: its meta-parameters; one that is fitted takes a single step.
         config: read are the number of iterations, where the cosine schedule ends, the keys META_*, TASK_CHUNK and COMPILE.
             TASK_CHUNK bounds memory, and makes the result independent of the number of processes: with several
             (`torch.distributed` initialised) each takes some of every meta-batch.
@@ -48,7 +49,8 @@ class Trainer:
     """
 
     def __init__(self, learner: MetaLearner, dataset: TaskDataset, config: Config, device: torch.device | str = "cpu"):
-        self.learner, self.dataset, self.iterations = learner, dataset, config.iterations
+        self.learner, self.dataset = learner, dataset
+        self.iterations = 1 if learner.is_fitted() else config.iterations
         self.meta_lr, self.schedule = config.META_LEARNING_RATE, config.META_SCHEDULE
         self.task_work = (dataset.shots + dataset.queries) * learner.state_size  # points x weights
         self.device = torch.device(device)
@@ -58,7 +60,7 @@ class Trainer:
         cut = config.TASK_CHUNK > 0 or at_once < local_batch
         self.one_thread = self.device.type == "cpu" and (cut or dataset.meta_batch * self.task_work < SMALL_WORK)
         load_derivatives()
-        self.meta = MetaState(learner, self.device, averaged=config.META_AVERAGE > 0)
+        self.meta = MetaState(learner, self.device, averaged=config.META_AVERAGE > 0 and not learner.is_fitted())
         micro_batches = MicroBatches(dataset.meta_batch, at_once if cut else 0, rank, self.world)
         optimiser = Optimiser(config.META_GRADIENT_CLIP, config.META_AVERAGE, config.META_OPTIMISER == "muon")
         eager = SeparateStep(MetaGradient(learner, self.meta), optimiser, micro_batches)
@@ -66,7 +68,9 @@ class Trainer:
         self._compile = functools.partial(compiled_step, eager)
         self.iteration = 0  # outer steps taken
         self.compile_seconds = 0.0
-        self.compiled, self.compile_note = decide_compiling(config.COMPILE, self.iterations, self.device)
+        self.compiled, self.compile_note = False, "nothing to compile"
+        if not learner.is_fitted():
+            self.compiled, self.compile_note = decide_compiling(config.COMPILE, self.iterations, self.device)
         self.compile_trouble = False  # the compiler, or where it keeps its files, was not as it should be
         self._drawing = ThreadPoolExecutor(1)
         self._prefetched: dict[int, Future[tuple[Task, np.ndarray]]] = {}  # at most the next block
@@ -112,7 +116,7 @@ class Trainer:
         self.limit_threads()
         torch.set_flush_denormal(True)  # second derivatives of dead units are full of denormals, each 100 times slower
         if not self.compiled:
-            return f"eager meta-step: {self.compile_note}"
+            return self.compile_note if self.learner.is_fitted() else f"eager meta-step: {self.compile_note}"
         started = time.perf_counter()
         tasks, noise = self._block(self.iteration // self.dataset.block)
         try:
@@ -133,8 +137,11 @@ class Trainer:
 
         It yields after each step, but where the compiled step loops over a block only after multiples of one of `every`, at
         the end of a block and at the end. The log values stay on their device: reading them there synchronises, so read
-        them seldom.
+        them seldom. A learner that is fitted takes one step, without log values.
         """
+        if self.learner.is_fitted() and self.iteration < self.iterations:
+            self._fit()
+            yield self.iteration, torch.empty(0)
         size = self.dataset.block
         while self.iteration < self.iterations:
             start = self.iteration - self.iteration % size
@@ -148,6 +155,15 @@ class Trainer:
                 self.iteration = stop
                 yield stop, metrics
             self.check()  # the only synchronisation of the loop: once a block
+
+    def _fit(self) -> None:
+        try:
+            self.learner.fit(training_points(self.dataset.generator, self.dataset.seed))
+        except torch.linalg.LinAlgError:
+            self.meta.flat.fill_(math.nan)
+        self.iteration = self.iterations
+        if not self.meta.flat.isfinite().all():
+            raise Diverged(self.iteration, "what was fitted", math.nan, 1.0)
 
     def _block(self, number: int) -> tuple[Task, Tensor]:
         """A block of meta-batches, drawn and sent to the device at once: tasks [B, T, ...] and noise [B, T, noise_dim]."""

@@ -20,6 +20,7 @@ from regressor import FewShotRegressor
 from system.errors import RunError
 from tables.coding import Coding
 from tables.points import PointsFile, read_points
+from tests.tools.methods import learner_of
 
 RANGE = (-5.0, 5.0)
 
@@ -165,7 +166,7 @@ def test_every_method_adapts_to_points(method):
     tiny = {"HIDDEN_DIM": 6, "LEO_LATENT_DIM": 3, "LEO_ENCODER_DIM": 4, "LEO_RELATION_DIM": 4, "LEO_DECODER_DIM": 4}
     for dim in (1, 2):
         config = Config.resolve(METHODS[method].defaults, tiny, {"INPUT_DIM": dim})
-        learner, rng = METHODS[method].from_config(config, stream(0, "weights")), np.random.default_rng(0)
+        learner, rng = learner_of(method, config), np.random.default_rng(0)
         points = Points(*(rng.uniform(-4, 4, (7, size)).astype(np.float32) for size in (dim, 1)))
         first, again = Case(learner, points, 8), Case(learner, points, 8)
         before, after = first.prediction.errors()

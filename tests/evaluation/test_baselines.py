@@ -1,6 +1,5 @@
 """Baselines: what they predict, what they may know, and where a run shows them."""
 
-import itertools
 import json
 
 import numpy as np
@@ -9,104 +8,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import main
 from dataset import Points, SinusoidalTaskGenerator
-from evaluation.baselines import (
-    baseline_errors,
-    baselines,
-    choose_mixed_model,
-    fit_mixed_model,
-    mean_function,
-    nearest_subject,
-    shifted_mean_curve,
-    spline_features,
-)
+from evaluation.baselines import baseline_errors, baselines, mean_function, mixed_model, nearest_subject, shifted_mean_curve
 from evaluation.statistics import relative_difference
+from methods.mixed_model import choose_mixed_model
 from report.figures import adaptive_results, error_against_gradients
 from report.rows import verdict
-from tests.tools.tables import generator_of, toy_rows, train, write
+from tests.tools.tables import generator_of, lines, stacked, toy_rows, train, write
 
-COVARIANCE, NOISE = np.array([[1.0, 0.3], [0.3, 0.5]]), 0.04
-
-
-def lines(subjects, points=8, seed=0, inputs=1, noise=NOISE):
-    """Subjects with random intercepts and slopes around 2 + 3 x, at irregular places."""
-    rng = np.random.default_rng(seed)
-    effects = rng.multivariate_normal([2, 3], COVARIANCE, subjects)
-    x = np.sort(rng.uniform(-1, 1, (subjects, points, inputs)), 1)
-    y = effects[:, :1] + effects[:, 1:] * x[..., 0] + np.sqrt(noise) * rng.standard_normal((subjects, points))
-    return [Points(*pair) for pair in zip(x, y[..., None], strict=True)]
-
-
-def stacked(subjects, first):
-    """The `first` points of each subject, and the others."""
-    x, y = (np.stack(parts) for parts in zip(*subjects, strict=True))
-    return Points(x[:, :first], y[:, :first]), Points(x[:, first:], y[:, first:])
-
-
-KINDS = {"mean": shifted_mean_curve, "nearest": nearest_subject, "mixed": lambda subjects: choose_mixed_model(subjects).predict}
-
-
-def constant_and_line(x):
-    return np.concatenate([np.ones((*x.shape[:-1], 1)), x[..., :1]], -1)
-
-
-def test_the_mixed_model_recovers_the_effects_that_were_simulated():
-    model = fit_mixed_model(lines(2000), constant_and_line)
-    assert_allclose(model.beta[:, 0], [2, 3], atol=0.07)
-    assert_allclose(model.covariance, COVARIANCE, atol=0.06)
-    assert_allclose(model.noise, NOISE, rtol=0.05)
-
-
-def test_its_likelihood_is_that_of_the_gaussian_and_no_step_lowers_it():
-    subjects = lines(9)
-    model = fit_mixed_model(subjects, constant_and_line)
-    expected = 0.0
-    for points in subjects:
-        given = constant_and_line(points.x)
-        variance = given @ model.covariance @ given.T + model.noise * np.eye(len(given))
-        rest = points.y - given @ model.beta
-        log_determinant = np.linalg.slogdet(2 * np.pi * variance)[1]
-        expected -= 0.5 * (log_determinant + (rest.T @ np.linalg.solve(variance, rest)).item())
-    assert_allclose(model.likelihood, expected, atol=0.02)  # of the step before the last
-    values = [fit_mixed_model(lines(5, 4), constant_and_line, steps, -np.inf).likelihood for steps in range(1, 40)]
-    assert (np.diff(values) >= -1e-9).all() and values[-1] > values[0] + 1
-
-
-def test_predictions_are_the_best_linear_unbiased_ones_for_given_variances():
-    subjects = lines(20)
-    model = fit_mixed_model(subjects, constant_and_line)
-    support, query = stacked(lines(3, 9, seed=1), 4)
-    found = model.predict(support, query.x)
-    for row in range(3):
-        given, asked = constant_and_line(support.x[row]), constant_and_line(query.x[row])
-        precision = given.T @ given / model.noise + np.linalg.inv(model.covariance)  # of the effects, by Bayes' rule
-        mean = np.linalg.solve(precision, given.T @ (support.y[row] - given @ model.beta) / model.noise)
-        assert_allclose(found[row], (asked @ (model.beta + mean))[:, 0], rtol=1e-9)
-
-
-def test_few_subjects_with_few_points_give_finite_and_sensible_predictions():
-    for subjects, inputs in itertools.product((2, 3, 5), (1, 3)):
-        model = choose_mixed_model([*lines(subjects, 2, inputs=inputs), Points(np.zeros((1, inputs)), np.zeros((1, 1)))])
-        support, query = stacked(lines(50, 9, seed=1, inputs=inputs), 1)
-        assert np.abs(model.predict(support, query.x) - query.y[..., 0]).mean() < 4
-
-
-def test_targets_without_noise_are_fitted_without_it_and_a_curve_gets_more_features_than_a_line():
-    support, query = stacked(lines(20, noise=0, seed=1), 2)
-    assert_allclose(choose_mixed_model(lines(30, noise=0)).predict(support, query.x), query.y[..., 0], atol=0.1)
-    curves = [Points(points.x, points.y + 3 * np.sin(6 * points.x)) for points in lines(30)]
-    assert len(choose_mixed_model(lines(30)).beta) == 2 < len(choose_mixed_model(curves).beta)
-
-
-def test_features_are_orthonormal_on_the_points_and_straight_beyond_them():
-    x = np.random.default_rng(0).lognormal(0, 1, (400, 2))
-    features = spline_features(x, 5)
-    values = features(x)
-    assert values.shape == (400, 9)
-    assert_allclose(values.T @ values / 400, np.eye(9), atol=1e-9)
-    beyond = features(np.linspace(50, 60, 5)[:, None] * np.ones(2))
-    assert_allclose(np.diff(beyond, 2, axis=0), 0, atol=1e-6 * np.abs(beyond).max())
-    x = np.tile([[0.0, 0.0, 5.0], [1.0, 1.0, 5.0]], (20, 1))  # equal and constant inputs leave fewer
-    assert spline_features(x, 6)(x).shape == (40, 2)
+KINDS = {
+    "mean": shifted_mean_curve,
+    "nearest": nearest_subject,
+    "mixed": lambda subjects: mixed_model(*choose_mixed_model(subjects)),
+}
 
 
 def test_the_nearest_subject_is_found_and_its_curve_is_interpolated():

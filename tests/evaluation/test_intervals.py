@@ -18,6 +18,7 @@ from registry import METHODS, TASKS, defaults
 from regressor import FewShotRegressor
 from report.figures import run_figures
 from system.checkpoints import read_checkpoint
+from tests.tools.methods import learner_of
 from tests.tools.tables import toy_rows, write
 from training.experiment import Experiment
 
@@ -132,7 +133,7 @@ def test_the_spread_is_the_posterior_deviation_of_ridge_regression_on_the_last_h
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_spread_of_any_method_grows_away_from_the_support_points_whatever_becomes_of_other_tasks(method):
-    learner = METHODS[method].from_config(Config(HIDDEN_DIM=20), stream(0, "weights"))
+    learner = learner_of(method, Config(HIDDEN_DIM=20))
     support = Points(np.array([[[-1.0], [1.0]], [[-1.0], [1e30]]], np.float32), np.array([[[0.5], [1.0]]] * 2, np.float32))
     x = np.array([[[1.0], [5.0]]] * 2, np.float32)  # the second task's support point at 1e30 makes most methods diverge
     near, far = adapt_tasks(learner, support, x, 5).std[0]

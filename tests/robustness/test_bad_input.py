@@ -30,6 +30,7 @@ from results_manager import ExperimentManager
 from system.checkpoints import checkpoint_bytes, read_checkpoint
 from tests.tools.chaos import ROOT, Say, command, only_run, ranks, report_of, result_of, run, same, side_by_side, tree, whole
 from tests.tools.hostile import accidents, attacks, misfits
+from tests.tools.methods import TRAINED
 
 Refused = Callable[..., str]
 FLAGS = [
@@ -113,7 +114,7 @@ def test_a_value_that_cannot_be_used_is_refused_by_flag_and_by_file(refused: Ref
         assert re.search(rf"{key} .*\(got .*surely-not.*; expected .+\)$", message)
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", TRAINED)
 def test_a_hidden_size_that_does_not_fit_in_memory_is_refused_unmade(
     method: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,8 @@ def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None
     experiment = build(method, tasks, Config.resolve(config.to_dict(), generator.implied_settings()), generator)
     trainer, record = experiment.trainer, Record(plain)
     experiment.manager = record
-    record.note("start", trainer.compile_note, trainer.step.micro_batches.size, str(trainer.device), trainer.meta.flat.tolist())
+    cut = 0 if trainer.learner.is_fitted() else trainer.step.micro_batches.size
+    record.note("start", trainer.compile_note, cut, str(trainer.device), trainer.meta.flat.tolist())
     experiment.train(StopAfter(left=steps, save=0))  # type: ignore[arg-type]
     record.note("evaluation", evaluated(experiment, None))
     return record.events

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import main
+from dataset import Points
 from tables.table import SPLITS, read_table
 from tables.tasks import TableTaskGenerator
 
@@ -45,3 +46,21 @@ COLUMNS = ["--columns", "task=who", "x=day (d)", "y=mass_g"]
 def train(output: Path, data: Path, name: str, *arguments: str) -> Path:
     assert main.main(["--data", str(data), "--output", str(output), "--name", name, *SETTINGS, *arguments]) == 0
     return next(output.glob(f"*_Table_{name}"))
+
+
+COVARIANCE, NOISE = np.array([[1.0, 0.3], [0.3, 0.5]]), 0.04
+
+
+def lines(subjects: int, points: int = 8, seed: int = 0, inputs: int = 1, noise: float = NOISE) -> list[Points]:
+    """Subjects with random intercepts and slopes around 2 + 3 x, at irregular places."""
+    rng = np.random.default_rng(seed)
+    effects = rng.multivariate_normal([2, 3], COVARIANCE, subjects)
+    x = np.sort(rng.uniform(-1, 1, (subjects, points, inputs)), 1)
+    y = effects[:, :1] + effects[:, 1:] * x[..., 0] + np.sqrt(noise) * rng.standard_normal((subjects, points))
+    return [Points(*pair) for pair in zip(x, y[..., None], strict=True)]
+
+
+def stacked(subjects: list[Points], first: int) -> tuple[Points, Points]:
+    """The `first` points of each subject, and the others."""
+    x, y = (np.stack(parts) for parts in zip(*subjects, strict=True))
+    return Points(x[:, :first], y[:, :first]), Points(x[:, first:], y[:, first:])

@@ -10,15 +10,14 @@ from functorch.compile import make_boxed_func
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext
 
-import registry
 from dataset import SinusoidalTaskGenerator, TaskDataset
 from evaluation.errors import errors
 from learner import Points
+from tests.tools.methods import TRAINED
 from tests.tools.training import assert_same_bits, make, run
 from training.compilation import LOOPS_FROM
 from training.loop import Diverged
 
-METHODS = sorted(registry.METHODS)
 FEW = {"INNER_STEPS": 2, "LEO_LATENT_STEPS": 1}  # of each kind of gradient one is enough, and quickly compiled
 needs_loops = pytest.mark.skipif(torch.__version__ < LOOPS_FROM, reason="needs a newer torch")
 
@@ -30,7 +29,7 @@ def assert_close_steps(one, other):
     torch.testing.assert_close(one.meta.flat, other.meta.flat, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_training_lowers_the_error_on_held_out_tasks(method):
     trainer = make(method, iterations=60, tasks=6, settings=FEW)
     tasks = SinusoidalTaskGenerator().held_out("validation", 100, 6, 20)[1]
@@ -39,7 +38,7 @@ def test_training_lowers_the_error_on_held_out_tasks(method):
     assert errors(trainer.learner, tasks, 3).mean(0)[3] < before[3]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_resuming_at_every_step_gives_the_same_bits(method):
     whole = make(method, iterations=8)
     states = [whole.state()] + [whole.state() for _ in whole.train()]
@@ -71,7 +70,7 @@ def test_within_averaged_learner_and_state_have_the_average_and_training_goes_on
     assert_same_bits(run(interrupted), run(make()))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_chunks_of_tasks_give_the_whole_batch_gradient(method):
     (_, whole), *parts = (
         next(make(method, iterations=1, settings=FEW | {"TASK_CHUNK": chunk}).train()) for chunk in (0, 1, 2, 4)
@@ -110,15 +109,15 @@ def test_short_runs_are_not_compiled_and_their_cosine_schedule_ends_at_zero():
     assert make(settings={"META_SCHEDULE": "constant"}).learning_rate(11) == 1e-3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_evaluation_of_a_task_is_the_query_error_of_its_adapted_networks_whatever_its_company(method):
     trainer = make(method)
     tasks = SinusoidalTaskGenerator().held_out("test", 2, 5, 9)[1]
     support = Points(*(torch.from_numpy(values[1]) for values in tasks.support))
     with torch.no_grad():
         path = trainer.learner.adapt(support, torch.zeros(trainer.learner.noise_dim), 4).path
-        outputs = [trainer.learner.network(weights, torch.from_numpy(tasks.query.x[1])).numpy() for weights in path]
-    expected = [((output - tasks.query.y[1]) ** 2).mean() for output in outputs]
+        outputs = [trainer.learner.predict(weights, torch.from_numpy(tasks.query.x[1])).numpy() for weights in path]
+    expected = [((output - tasks.query.y[1, :, 0]) ** 2).mean() for output in outputs]
     np.testing.assert_allclose(errors(trainer.learner, tasks, 4)[1], expected, rtol=1e-4)
 
 
@@ -224,7 +223,7 @@ def test_loops_keep_bad_numbers_off_the_weights_and_one_that_the_compiler_refuse
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_cuda_equals_cpu_for_twenty_steps(method):
     cpu, cuda = run(make(method, iterations=20)), run(make(method, iterations=20, device="cuda"))
     for name, tensor in cpu["meta_parameters"].items():

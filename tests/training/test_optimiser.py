@@ -10,6 +10,7 @@ from config import Config, ConfigError
 from dataset import stream
 from leo import LEO
 from maml import MAML
+from tests.tools.methods import TRAINED
 from tests.tools.training import make
 from training.experiment import Experiment
 from training.optimiser import MATRIX_STEP, Optimiser, clipped_step, offsets_of, orthogonal
@@ -80,7 +81,7 @@ def test_orthogonal_keeps_singular_vectors_and_brings_singular_values_near_one()
         assert values.diag().min() > 0.5 and values.diag().max() < 1.3
 
 
-@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_the_places_of_hidden_matrices_in_the_flat_vector_hold_their_numbers(method):
     trainer = make(method, iterations=1, settings={"META_OPTIMISER": "muon"})
     matrices = trainer.learner.hidden_matrices()
