@@ -121,7 +121,9 @@ class Config:
     EVAL_TASKS: int = _key(1000, "test tasks", 2, 10**6, roles=EVALUATE + TASKS)
     EVAL_QUERY_SAMPLES: int = _key(100, "points a held-out task is judged on", 1, 10**5, roles=EVALUATE + TASKS + VALIDATION)
     EVAL_STEPS: int = _key(10, "most support gradients at evaluation", 0, 1000, roles=PREDICT)
-    EVAL_SHOTS: tuple[int, ...] = _key((), "K at evaluation; empty = by SUPPORT_SAMPLES", 1, MOST_SHOTS, roles=MEASURED)
+    EVAL_SHOTS: tuple[int, ...] = _key(
+        (), "K at evaluation, beside 0; empty = by SUPPORT_SAMPLES", 0, MOST_SHOTS, roles=MEASURED
+    )
     VALIDATION_TASKS: int = _key(200, "validation tasks; best.pt is the best on them", 2, 10**6, roles=VALIDATION)
 
     # the machine, and the record
@@ -148,8 +150,8 @@ class Config:
 
     @property
     def evaluation_shots(self) -> tuple[int, ...]:
-        """All K at which a run is judged: the one that it is trained for as well."""
-        return tuple(sorted({*self.EVAL_SHOTS, self.SUPPORT_SAMPLES}))
+        """All K at which a run is judged: the one that it is trained for, and no point at all, as well."""
+        return tuple(sorted({0, *self.EVAL_SHOTS, self.SUPPORT_SAMPLES}))
 
     @property
     def iterations(self) -> int:

@@ -27,7 +27,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from config import Config
 from dataset import Points, stream
 from evaluation.intervals import difficulty_features, entry_for, half_widths
-from learner import MetaLearner, adapted_predictions, adapted_states, sample_tasks
+from learner import MetaLearner, adapted_predictions, adapted_states, predict_tasks, sample_tasks
+from methods.mixed_model import MixedModel
 from registry import METHODS, TASKS, parse_checkpoint
 from results_manager import EXPERIMENTS, load_run
 from system.errors import checkpoint_errors
@@ -66,6 +67,7 @@ class FewShotRegressor:
         coding: between own units and those that the learner was trained in.
         seed: of `sample`, where that is given none.
         calibration: of intervals, by the number of gradients: what `--evaluate` adds to the best checkpoint.
+        without: what answers where no point is known; None = the learner.
     """
 
     def __init__(
@@ -76,8 +78,9 @@ class FewShotRegressor:
         *,
         seed: int = 0,
         calibration: Mapping[str, Any] | None = None,
+        without: MetaLearner | None = None,
     ):
-        self.learner, self.steps, self.coding = learner, steps, coding
+        self.learner, self.steps, self.coding, self.without = learner, steps, coding, without or learner
         self.seed, self.calibration = seed, calibration or {}
 
     @classmethod
@@ -100,6 +103,10 @@ class FewShotRegressor:
             learner.load_state_dict(state["meta_parameters"])
             if not all(parameter.isfinite().all() for parameter in learner.parameters()):
                 raise ValueError("numbers that are not finite")
+            without = None
+            if curve := state.get("mean_curve"):
+                without = MixedModel.from_config(config, stream(0, "weights"))
+                without.load_state_dict(curve)
             if data := state.get("data"):
                 coding = Coding.from_record(data)
             else:
@@ -107,12 +114,13 @@ class FewShotRegressor:
         learner = learner.to(resolve_device(config.DEVICE))
         one_vector = parameters_to_vector(learner.parameters()).detach()
         vector_to_parameters(one_vector, learner.parameters())  # as in training: where they lie decides the last bits
-        return cls(learner, config.EVAL_STEPS, coding, seed=config.RANDOM_SEED, calibration=state.get("calibration"))
+        about: dict[str, Any] = {"seed": config.RANDOM_SEED, "calibration": state.get("calibration"), "without": without}
+        return cls(learner, config.EVAL_STEPS, coding, **about)
 
     # ---- fitting
 
     def fit(self, x: Any, y: Any) -> FewShotRegressor:
-        """Adapt to the points of one task, x [K, D] and y [K]; returns itself."""
+        """Adapt to the points of one task, x [K, D] and y [K], which may be none; returns itself."""
         return self.fit_many([x], [y])
 
     def fit_many(self, xs: Sequence[Any], ys: Sequence[Any]) -> FewShotRegressor:
@@ -146,7 +154,7 @@ class FewShotRegressor:
         for places in batches([(len(points.x),) for points in self.support_], [len(points.x) ** 2 for points in self.support_]):
             support = self._support_of(places)
             with np.errstate(over="ignore", invalid="ignore"):  # points far from the trained tasks may diverge
-                paths = torch.from_numpy(adapted_states(self.learner, support, self.steps))
+                paths = torch.from_numpy(adapted_states(self._answering(support), support, self.steps))
             for place, path in zip(places, paths, strict=True):
                 self.paths_[place] = path.clone()
 
@@ -156,6 +164,13 @@ class FewShotRegressor:
         """Predictions [N] for the task of `fit` at x [N, D]; with `return_std` also the samples' standard deviation [N]."""
         after = self._last([x])[0]
         return (after, finite_curves(self.sample(x)).std(0)) if return_std else after
+
+    def predict_prior(self, x: Any) -> Array:
+        """Predictions [N] at x [N, D] for a task of which no point is known, whatever was fitted."""
+        nobody = Points(np.empty((1, 0, self.input_dim), np.float32), np.empty((1, 0, 1), np.float32))
+        parts = np.array_split(self._encoded_inputs(x), len(x) // PAIRS_AT_ONCE + 1)
+        found = [predict_tasks(self.without, nobody, part[None], 0)[0][0, 0] for part in parts]
+        return self.coding.decode_targets(np.concatenate(found))
 
     def predict_many(self, xs: Sequence[Any]) -> list[Array]:
         """Predictions [N_t] for each task of `fit_many` at its own x [N_t, D]; as one by one, to rounding."""
@@ -191,6 +206,8 @@ class FewShotRegressor:
     def sample(self, x: Any, num_samples: int = 100, seed: int | None = None) -> Array:
         """Curves [M, N] of a method with randomness; equal seeds give equal ones. One that diverges has no finite values."""
         (points,) = self._fitted(1)
+        if not len(points.x):
+            raise InputError("samples are drawn around points (got a task without any; expected at least one)")
         if not self.learner.noise_dim:
             raise InputError("the method has no randomness (got a request for samples; expected one that samples its weights)")
         if not is_whole(num_samples) or num_samples < 1:
@@ -207,6 +224,8 @@ class FewShotRegressor:
         """R^2 of the predictions at x [N, D] for targets y [N]: 1 at best, 0 for their mean."""
         target, prediction = as_columns(y, "y", 1)[:, 0], self.predict(x)
         check_lengths(prediction, target)
+        if not len(target):
+            raise InputError("nothing to score (got no rows; expected at least one)")
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # of equal targets, of huge ones
             return float(1 - np.square(target - prediction).sum() / np.square(target - target.mean()).sum())
 
@@ -267,6 +286,10 @@ class FewShotRegressor:
             raise InputError(f"the question is for another number of tasks (got {count}; expected {expected})")
         return self.support_
 
+    def _answering(self, support: Points) -> MetaLearner:
+        """What answers for tasks with as many points as `support` [T, K, *]."""
+        return self.learner if support.x.shape[1] else self.without
+
     def _support_of(self, places: Sequence[int]) -> Points:
         """The points of tasks with equal numbers of them, x [T, K, D] and y [T, K, 1]."""
         return Points(*(_stack(part) for part in zip(*(self.support_[place] for place in places), strict=True)))
@@ -287,7 +310,7 @@ class FewShotRegressor:
             support, x = self._support_of(places), _stack([inputs[place] for place in places])
             paths = torch.stack([self.paths_[place] for place in places]).numpy()
             with np.errstate(over="ignore", invalid="ignore"):
-                stages, at_support, std = adapted_predictions(self.learner, paths, support, x)
+                stages, at_support, std = adapted_predictions(self._answering(support), paths, support, x)
                 intervals = np.empty((len(places), 0, x.shape[1]))
                 if coverage is not None:
                     features = difficulty_features(stages, at_support, support, x, std)
@@ -298,8 +321,9 @@ class FewShotRegressor:
 
     def _intervals(self, predictions: Array, features: Array, shots: int, coverage: float) -> Array:
         """The ends [T, 2, N] of intervals around `predictions` [T, N]."""
-        entry = entry_for(self.calibration[str(self.steps)], shots)
-        half = half_widths(entry, features, coverage) * self.coding.unit[-1]
+        known, half = self.calibration[str(self.steps)], np.full(predictions.shape, np.inf)
+        if shots or "0" in known:
+            half = half_widths(entry_for(known, shots), features, coverage) * self.coding.unit[-1]
         centre = np.where(np.isfinite(half), self.coding.decode_targets(predictions), 0).astype(float)
         return np.stack([centre - half, centre + half], 1)
 

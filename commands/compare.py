@@ -120,6 +120,7 @@ def draw(comparison: Comparison, title: str, reference: Published | None = None)
         results = {
             shots: {label: interval(values.mean(0)) | {"seeds": values.mean(1)} for label, values in groups.items()}
             for shots, groups in comparison.errors.items()
+            if shots
         }
     steps = sorted({min(1, comparison.last), comparison.last})
     return {

@@ -12,7 +12,7 @@ import numpy as np
 from commands.runs import load_experiment
 from config import Config
 from dataset import stream
-from evaluation.evaluate import Protocol
+from evaluation.evaluate import Evaluation, Protocol
 from evaluation.evaluate import evaluate as evaluate_learner
 from evaluation.examples import example_arrays, example_samples
 from registry import defaults
@@ -89,7 +89,8 @@ def evaluated(experiment: Experiment, state: dict[str, Any] | None) -> tuple[dic
         manager.warn(problem)
     if state is not None and found.calibration:
         others = state.get("calibration") or {}  # of other numbers of gradients
-        manager.save_best(state | {"calibration": others | {str(config.EVAL_STEPS): found.calibration}})
+        curve = None if found.without is experiment.learner else dict(found.without.state_dict())
+        manager.save_best(state | {"mean_curve": curve, "calibration": others | {str(config.EVAL_STEPS): found.calibration}})
     shots, arrays = config.SUPPORT_SAMPLES, found.arrays
     if "baselines" in arrays:
         own, baselines = arrays[f"test_errors_{shots}_shot"][:, -1], arrays[f"baseline_errors_{shots}_shot"]
@@ -99,23 +100,24 @@ def evaluated(experiment: Experiment, state: dict[str, Any] | None) -> tuple[dic
         found.record["verdict"] = verdict(
             experiment.method.upper(), own[evaluable], by_name, scale, generator.axis_names[1], shots
         )
-    return found.record, arrays | figure_arrays(experiment, arrays["test_params"], found.codes[shots])
+    return found.record, arrays | figure_arrays(experiment, found)
 
 
-def figure_arrays(experiment: Experiment, test_params: np.ndarray, codes: np.ndarray) -> dict[str, np.ndarray]:
+def figure_arrays(experiment: Experiment, found: Evaluation) -> dict[str, np.ndarray]:
     """What the figures show beside the test errors: the table of data.npz in docs/run_directory.md."""
     config, learner, generator = experiment.config, experiment.learner, experiment.generator
+    codes = found.codes[config.SUPPORT_SAMPLES]
     arrays = history_arrays(experiment.history)
     if generator.y_scale is not None:
         arrays |= {"y_scale": np.array(generator.y_scale), "axis_names": np.array(generator.axis_names)}
     if config.INPUT_DIM == 1:
         subject, steps = experiment.record.get("columns", [""])[0], config.EVAL_STEPS
-        examples, support, x = example_arrays(learner, generator, config.SUPPORT_SAMPLES, steps, subject)
+        examples, support, x = example_arrays(learner, found.without, generator, config.SUPPORT_SAMPLES, steps, subject)
         arrays |= examples
         if learner.noise_dim:
             rng = stream(config.RANDOM_SEED, "samples")
             arrays["grid_samples"] = example_samples(learner, generator, support, x, steps, rng)
-    if names := generator.task_names(test_params):
+    if names := generator.task_names(found.arrays["test_params"]):
         arrays["test_names"] = np.array(names)
     if codes.shape[1] >= 2:
         arrays["codes"] = codes

@@ -71,13 +71,16 @@ class Prediction(NamedTuple):
     points: Points  # x [K, D], y [K, 1]
     x: Array  # [N, D]: the questions of the file; where it has none a fine grid for D = 1, and the points themselves otherwise
     is_query: bool  # whether these are questions
-    answer: Answer  # before and after adapting: 2 stages
+    answer: Answer  # after adapting: 1 stage
+    before: Array  # [N], the prediction at x if no point were known
+    before_at_support: Array  # [K], the same at the points
 
     def errors(self) -> Array:
-        """The mean squared error on the given points before and after adapting, [2]."""
-        at_support = self.answer.at_support
+        """The mean squared error on the given points before and after adapting, [2]; 0 where there are none."""
+        at_support = np.stack([self.before_at_support, self.answer.at_support[-1]])
         with np.errstate(over="ignore", invalid="ignore"):  # of a prediction that diverged
-            return np.square(at_support - self.points.y[:, 0].astype(at_support.dtype), dtype=np.float64).mean(1)
+            squares = np.square(at_support - self.points.y[:, 0].astype(at_support.dtype), dtype=np.float64)
+            return squares.sum(1) / max(1, squares.shape[1])
 
 
 def predict_subjects(
@@ -92,11 +95,11 @@ def predict_subjects(
         some = support[first : first + together]
         model.fit_many(*zip(*some, strict=True))
         places = query_inputs[first : first + together] or [grid_of(model, points) for points in some]
+        inputs = [part for points, x in zip(some, places, strict=True) for part in (x, points.x)]
+        before = iter(np.split(model.predict_prior(np.concatenate(inputs)), np.cumsum([len(part) for part in inputs[:-1]])))
         for points, x, answer in zip(some, places, model.answers(places, coverage_of(model)), strict=True):
-            ends = answer._replace(
-                stages=answer.stages[[0, -1]], at_support=answer.at_support[[0, -1]]
-            )  # nothing else is written
-            found.append(Prediction(points, x, bool(query_inputs), ends))
+            ends = answer._replace(stages=answer.stages[-1:], at_support=answer.at_support[-1:])  # nothing else is written
+            found.append(Prediction(points, x, bool(query_inputs), ends, next(before), next(before)))
     return found
 
 
@@ -171,6 +174,8 @@ def merged_inputs(found: Sequence[Prediction], model: FewShotRegressor, names: S
 def summary(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFile) -> str:
     """The error on the given points before and after adapting, in one line."""
     counts = [len(one.points.x) for one in found]
+    if not any(counts):
+        return "no point is known: each prediction is that for any task like those of training"
     errors = np.average([one.errors() for one in found], axis=0, weights=counts)
     what, unit = f"mean squared error on the {sum(counts)} points", ""
     if file.of_table:
@@ -192,7 +197,7 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
     members = np.repeat(np.arange(len(found)), [len(one.x) for one in found])
     order = np.argsort(np.argsort(file.members[file.is_query], kind="stable")) if is_query else np.arange(len(members))
     x = np.concatenate([one.x for one in found])[order]
-    outputs = np.concatenate([one.answer.stages.T for one in found])[order]
+    outputs = np.concatenate([np.stack([one.before, one.answer.stages[-1]], 1) for one in found])[order]
     digits = 7 if outputs.dtype == np.float32 else 12
     given = 15 if is_query or dim > 1 else 12  # a grid's are wrong after 12
     columns = [(name, x[:, number], given) for number, name in enumerate(file.names[1:-1])]
@@ -238,14 +243,14 @@ def curves(found: Sequence[Prediction], model: FewShotRegressor) -> list[dict[st
     grids = [grid_of(model, one.points) for one in found]
     pictures = []
     for one, grid, answer in zip(found, grids, model.answers(grids, coverage_of(model)), strict=True):
-        picture = {"grid": grid[:, 0], "predictions": answer.stages[[0, -1]]}
+        picture = {"grid": grid[:, 0], "predictions": np.stack([model.predict_prior(grid), answer.stages[-1]])}
         picture |= {"support_x": one.points.x[:, 0], "support_y": one.points.y[:, 0]}
         picture |= {"band": answer.interval} if len(answer.interval) else {}
         if one.is_query:
             inside = (one.x[:, 0] >= grid[0]) & (one.x[:, 0] <= grid[-1])
             picture["asked"] = np.stack([one.x[:, 0], one.answer.stages[-1]])[:, inside]
         pictures.append(picture)
-    if len(found) == 1 and model.learner.noise_dim:
+    if len(found) == 1 and len(found[0].points.x) and model.learner.noise_dim:
         pictures[0]["samples"] = finite_curves(model.sample(grids[0], SAMPLES_SHOWN))
     return pictures
 

@@ -29,7 +29,7 @@ def baselines(generator: TaskGenerator) -> dict[str, Baseline]:
         return {"best single function": mean_function(generator)}
     train = training_points(generator)
     return {
-        "mean curve, shifted": shifted_mean_curve(train),
+        "mean curve, shifted": shifted_mean_curve(mean_curve(train)),
         "nearest training subject": nearest_subject(train),
         MIXED_MODEL: mixed_model(*choose_mixed_model(train)),
     }
@@ -65,17 +65,21 @@ def mean_function(generator: TaskGenerator) -> Baseline:
     return predict
 
 
-def shifted_mean_curve(train: Sequence[Points]) -> Baseline:
-    """A spline through all training points, moved up or down to the mean of the support points."""
-    x, y = (np.concatenate(parts) for parts in zip(*train, strict=True))
-    splines = spline_features(torch.from_numpy(x), 10)
-    weights = splines(torch.from_numpy(x)).numpy().T @ y / len(x)  # least squares: the features are orthonormal
+def mean_curve(train: Sequence[Points]) -> MixedModel:
+    """A spline through all training points by least squares, the same for every task: a mixed model without random effects."""
+    x, y = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*train, strict=True))
+    splines = spline_features(x, 10)
+    weights = (splines(x).T @ y)[:, 0] / len(x)  # the features are orthonormal
+    return _mixed_model(splines, Estimate(weights, weights.new_zeros(len(weights), len(weights)), 1.0, -np.inf))
 
-    def curve(x: Array) -> Array:
-        return splines(torch.from_numpy(x)).numpy() @ weights
+
+def shifted_mean_curve(curve: MixedModel) -> Baseline:
+    """The mean curve, moved up or down to the mean of the support points, if there are any."""
 
     def predict(support: Points, x: Array) -> Array:
-        return (curve(x) + (support.y - curve(support.x)).mean(1, keepdims=True))[..., 0]
+        at_support, at_x = (predict_tasks(curve, support, part, 0)[0][:, 0] for part in (support.x, x))
+        shifts = support.y[..., 0] - at_support  # [B, K]
+        return at_x + shifts.sum(1, keepdims=True) / max(1, shifts.shape[1])
 
     return predict
 
@@ -97,6 +101,8 @@ def nearest_subject(train: Sequence[Points]) -> Baseline:
     curves = [curve(points) for points in train]
 
     def predict(support: Points, x: Array) -> Array:
+        if not support.x.shape[1]:  # nobody is nearest: the mean of all
+            return np.mean([own(x) for own in curves], axis=0)
         distances = [np.square(own(support.x) - support.y[..., 0]).sum(1) for own in curves]  # [M, B]
         chosen = np.argmin(distances, axis=0)
         result = np.empty(x.shape[:2])
@@ -109,6 +115,11 @@ def nearest_subject(train: Sequence[Points]) -> Baseline:
 
 def mixed_model(splines: Splines, estimate: Estimate) -> Baseline:
     """The linear mixed model, as the method of that name has it."""
+    learner = _mixed_model(splines, estimate)
+    return lambda support, x: predict_tasks(learner, support, x, 1)[0][:, -1]
+
+
+def _mixed_model(splines: Splines, estimate: Estimate) -> MixedModel:
     learner = MixedModel(Config(INPUT_DIM=len(splines.knots)), stream(0, "weights"))
     learner.keep(splines, estimate)
-    return lambda support, x: predict_tasks(learner, support, x, 1)[0][:, -1]
+    return learner

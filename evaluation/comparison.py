@@ -131,15 +131,15 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
 def choice(runs: Sequence[Run]) -> str:
     """Which of several methods to use: the one with the lowest validation error, as a choice by test errors would spoil them.
 
-    The error is the geometric mean over the K that all runs have. Empty where there is one method; where validation errors
-    decide nothing, the reason.
+    The error is the geometric mean over the K above 0 that all runs have. Empty where there is one method; where
+    validation errors decide nothing, the reason.
     """
     labels, none = [entry.label for entry in entries(runs)], "no method is chosen: "
     if len(set(labels)) < 2:
         return ""
     if unrecorded := [run.directory.name for run in runs if not run.validation]:
         return f"{none}no validation error is on record for {', '.join(unrecorded)} (--evaluate adds it)"
-    shots = sorted(set.intersection(*(set(run.validation) for run in runs)))
+    shots = sorted(set.intersection(*(set(run.validation) - {0} for run in runs)))
     if not shots or len({tuple(run.config[key] for key in VALIDATION_KEYS) for run in runs}) > 1:
         return f"{none}validation errors are of other tasks (EVAL_SHOTS, {' or '.join(VALIDATION_KEYS)} differ)"
     by_label: dict[str, list[tuple[float, Run]]] = {}
@@ -175,7 +175,7 @@ def compare_entries(found: Sequence[Entry], subjects: bool = False) -> Compariso
     A group that takes fewer gradients than another keeps the errors of its last. Raises `RunError` where no K is common.
     """
     common = sorted(set.intersection(*(set(entry.errors) for entry in found)))
-    if not common:
+    if not any(common):
         each = "; ".join(f"{entry.label}: {sorted(entry.errors)}" for entry in found)
         raise RunError(f"EVAL_SHOTS has no value in common (got {each[:200]}; expected at least one K that all have)")
     taken = {entry.label: entry.errors[common[0]].shape[1] - 1 for entry in found}

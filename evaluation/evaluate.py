@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset import HELD_OUT_SEED, HeldOut, TaskGenerator, stream
-from evaluation.baselines import MIXED_MODEL, baseline_errors, baselines
+from dataset import HELD_OUT_SEED, HeldOut, TaskGenerator, stream, training_points
+from evaluation.baselines import MIXED_MODEL, baseline_errors, baselines, mean_curve
 from evaluation.errors import Adapted, adapt_held_out, held_out_errors, validation_error
 from evaluation.intervals import calibrate, entry_for, evaluate_intervals
 from evaluation.statistics import mean_and_interval
@@ -18,6 +18,8 @@ from methods.mixed_model import MixedModel
 
 COVERAGE = 0.9
 DIVERGED_ABOVE = 25.0  # variances of the test targets: a task with a larger last error, or one not finite, diverged
+POOR = 1.1  # times the mean squared error of the mean curve
+MOST_INPUTS = 16  # of a mean curve, which has 11 numbers for each at each of 20,000 points
 
 
 class Protocol(NamedTuple):
@@ -37,6 +39,7 @@ class Evaluation(NamedTuple):
     arrays: dict[str, np.ndarray]  # of data.npz, see docs/run_directory.md
     calibration: dict[str, dict[str, Any]]  # of intervals: shots -> entry
     codes: dict[int, np.ndarray]  # shots -> codes of the test tasks [T, Z]
+    without: MetaLearner  # what answers where no point is known: the learner, or the mean curve
     problems: list[str]  # why something is missing
 
 
@@ -45,13 +48,15 @@ def evaluate(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol)
 
     Intervals or baselines that fail are a problem that is reported: they must not cost a run its results.
     """
-    found = Evaluation({}, {}, {}, {}, [])
+    found = Evaluation({}, {}, {}, {}, learner_without_points(learner, generator, protocol), [])
+    found.record["without_points"] = "prior" if found.without is learner else "mean curve"
     shots: dict[str, dict[str, Any]] = {}
     held_out: dict[int, HeldOut] = {}
     diverged = np.zeros(0, bool)
     for count in protocol.shots:
         held_out[count] = generator.held_out("test", protocol.test_tasks, count, protocol.query_samples)
-        test = _adapted(learner, generator, "test", held_out[count], protocol, count)
+        answering = learner if count else found.without
+        test = _adapted(answering, generator, "test", held_out[count], protocol, count)
         found.codes[count] = test.codes
         shots[str(count)] = _error_record(test.errors, held_out[count], generator.y_scale)
         found.arrays.update({"test_params": held_out[count].params, f"test_errors_{count}_shot": test.errors})
@@ -61,7 +66,7 @@ def evaluate(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol)
             found.arrays[f"test_left_out_{count}_shot"] = left_out
         this = _diverged(test.errors, held_out[count])
         diverged = diverged | this if len(diverged) else this
-        validation, error = _adapted_validation(learner, generator, protocol, count)
+        validation, error = _adapted_validation(answering, generator, protocol, count)
         if error is not None:
             shots[str(count)]["validation"] = error
         try:
@@ -77,6 +82,20 @@ def evaluate(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol)
     found.record.update(num_tasks=len(diverged), query_samples=queries, diverged=int(diverged.sum()), shots=shots)
     _add_baselines(learner, generator, held_out, found)
     return found
+
+
+def learner_without_points(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol) -> MetaLearner:
+    """The learner if its prior is an answer, or else the mean curve of the training tasks; by errors on validation tasks.
+
+    Weights that are good to adapt may predict nothing themselves: on a table those of one method erred by 20 times as much as
+    the mean curve. A prior that errs by less than `POOR` is kept: it goes with the answers at other K.
+    """
+    held_out = generator.held_out("validation", protocol.validation_tasks, 0, protocol.query_samples)
+    if learner.is_fitted() or generator.input_dim > MOST_INPUTS or not held_out.evaluable.any():
+        return learner
+    curve = mean_curve(training_points(generator))
+    own, other = (validation_error(held_out_errors(one, held_out, 0), held_out) for one in (learner, curve))
+    return learner if own <= POOR * other else curve
 
 
 def _adapted(

@@ -12,11 +12,12 @@ SAMPLES = 100  # of a stochastic method, for each example task
 
 
 def example_arrays(
-    learner: MetaLearner, generator: TaskGenerator, shots: int, steps: int, subject: str = ""
+    learner: MetaLearner, without: MetaLearner, generator: TaskGenerator, shots: int, steps: int, subject: str = ""
 ) -> tuple[dict[str, np.ndarray], Points, np.ndarray]:
-    """Example tasks and the predictions of `learner` after 0 to `steps` gradients on `shots` points of each.
+    """Example tasks and the predictions of `learner` without any point, and after 1 to `steps` gradients on `shots` points.
 
     Args:
+        without: what answers where no point is known.
         subject: what a task is called where its own name is a bare number.
 
     Returns arrays for figures, in own units; and in the network's units the support and the grid [T, 201, 1].
@@ -34,6 +35,7 @@ def example_arrays(
         arrays["grid_names"] = np.array([f"{subject} {name}".strip() if name.isdecimal() else name for name in names])
     arrays |= _measured_points(generator, params)
     predictions = predict_tasks(learner, support, x, steps)[0]
+    predictions[:, 0] = predict_tasks(without, Points(support.x[:, :0], support.y[:, :0]), x, 0)[0][:, 0]
     arrays["grid_predictions"] = unscale(Points(grid[:, None], predictions)).y
     return arrays, support, x
 

@@ -54,12 +54,14 @@ def difficulty_features(
     first, middle, last = np.moveaxis(path[:, stages].astype(float), 1, 0)
     near = np.full((2, *x.shape[:2]), np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        residuals = np.sqrt(np.square(at_support[:, stages].astype(float) - support.y[:, None, :, 0]).mean(-1))  # [T, 3]
+        squares = np.square(at_support[:, stages].astype(float) - support.y[:, None, :, 0])  # [T, 3, K]
+        residuals = np.sqrt(squares.sum(-1) / max(1, squares.shape[-1]))  # [T, 3]
         for point in range(support.x.shape[1]):
             distance = np.sqrt(np.square(x - support.x[:, point : point + 1], dtype=float).sum(-1))
             near[1] = np.minimum(near[1], np.maximum(near[0], distance))
             near[0] = np.minimum(near[0], distance)
         near[1] = np.where(np.isinf(near[1]), near[0], near[1])  # of a single point
+        near[np.isinf(near)] = 0  # without any point
         moves = np.abs(last - first), np.abs(last - middle)
     rows = (np.broadcast_to(part[:, None], last.shape) for part in residuals.T)
     return np.stack([*rows, *moves, *near, np.abs(x).max(-1).astype(float), np.abs(last), std], axis=-1)
@@ -158,8 +160,11 @@ def scale(entry: Entry, features: np.ndarray) -> np.ndarray:
 
 
 def entry_for(calibration: Calibration, shots: int) -> Entry:
-    """What is used for `shots` support points: the entry of the nearest K below, or of the smallest."""
-    known = sorted(map(int, calibration))
+    """What is used for `shots` support points: the entry of the nearest K below, or of the smallest; K = 0 has one of its own.
+
+    Raises KeyError where there is none.
+    """
+    known = sorted(count for count in map(int, calibration) if count) if shots else [0]
     return calibration[str(max([count for count in known if count <= shots], default=known[0]))]
 
 

@@ -204,8 +204,9 @@ def _axis_names(arrays: Arrays) -> tuple[str, str]:
 
 
 def _judged_errors(arrays: Arrays) -> dict[int, np.ndarray]:
-    """Test errors [T, S+1] for each K, without tasks that were left out there."""
+    """Test errors [T, S+1] for each K above 0, without tasks that were left out there."""
     errors = {int(name.split("_")[2]): values for name, values in arrays.items() if name.startswith("test_errors_")}
+    errors.pop(0, None)  # there is nothing to take gradients on
     for count in errors:
         if (left_out := arrays.get(f"test_left_out_{count}_shot")) is not None:
             errors[count] = errors[count][~left_out]

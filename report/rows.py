@@ -49,6 +49,8 @@ def run_table(evaluation: Mapping[str, Any], method: str, reference: Published) 
     cells = [["K", "", *gradients, "in own unit", "90% interval: holds, width"]]
     for shots, found in evaluation["shots"].items():
         errors = [with_interval(found["mse"][step], found["ci95"][step]) for step in steps]
+        if shots == "0":  # there is nothing to take gradients on
+            errors[:-1] = [""] * (len(errors) - 1)
         own_unit = number(found["rmse"][-1]) if "rmse" in found else ""
         cells.append([shots, method, *errors, own_unit, _interval(found.get("interval"))])
         if known := reference.get(int(shots)):
@@ -75,6 +77,8 @@ def _run_notes(evaluation: Mapping[str, Any]) -> list[str]:
         )
     skipped = {shots: found["left_out"] for shots, found in evaluation["shots"].items() if found.get("left_out")}
     notes += [f"Skipped, too few points: {count} at K = {shots}." for shots, count in skipped.items()]
+    if evaluation.get("without_points") == "mean curve":
+        notes.append("At K = 0 the answer is the mean curve of the training tasks: without points the method itself errs more.")
     return notes + ([f"{evaluation['diverged']} test tasks diverged."] if evaluation["diverged"] else [])
 
 

@@ -26,6 +26,8 @@ class NotFittedError(InputError, AttributeError):
 def as_columns(values: Any, name: str, columns: int) -> Array:
     """`values` as float64 [N, `columns`]; raises `InputError` for anything but finite numbers of this shape."""
     numbers = as_numbers(values, name)
+    if not numbers.size:
+        return np.empty((0, columns))
     shaped = numbers[:, None] if columns == 1 and numbers.ndim == 1 else numbers
     if shaped.ndim != 2 or shaped.shape[1] != columns:
         expected = "[N] or [N, 1]" if columns == 1 else f"[N, {columns}]"
@@ -74,9 +76,7 @@ def is_whole(value: Any) -> bool:
 
 
 def check_lengths(x: Array, y: Array) -> None:
-    """Raise `InputError` for points whose inputs and targets differ in number, and for none."""
-    if not len(x):
-        raise InputError("x is empty (got no rows; expected at least one)")
+    """Raise `InputError` for points whose inputs and targets differ in number."""
     if len(x) != len(y):
         raise InputError(f"x and y differ in length (got {len(x)} and {len(y)}; expected as many)")
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from dataset import Array, Points
 from system.errors import RunError
-from system.text import quoted
 from tables.cells import MAX_POINTS, Sheet, open_sheet
 
 MAX_ROWS = 100 * MAX_POINTS  # of all subjects
@@ -69,12 +68,7 @@ def read_points(path: Path, input_dim: int, columns: Sequence[str] = ()) -> Poin
         rows.refuse(texts.index(""), names[0], "an empty name", "a subject's")
     numbers: dict[str, int] = {}
     members = np.array([numbers.setdefault(text, len(numbers)) for text in texts])
-    file = PointsFile(names, list(numbers), members, values, bool(columns))
-    counts = np.bincount(members[~file.is_query], minlength=len(numbers))
-    for empty in np.flatnonzero(counts == 0)[:1].tolist():  # there is nothing to adapt to
-        name = f"subject {quoted(file.subjects[empty])}" if names[0] else "the file"
-        rows.refuse(members.tolist().index(empty), names[-1], f"no number in any row of {name}", "at least one measured point")
-    return file
+    return PointsFile(names, list(numbers), members, values, bool(columns))
 
 
 def _columns_of(sheet: Sheet, input_dim: int, columns: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

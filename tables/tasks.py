@@ -21,6 +21,8 @@ WIDEST = 500  # query points of a row that is judged: bounds the memory
 def distinct(counts: Array, most: int, rng: np.random.Generator) -> Array:
     """Random numbers [B, most], each row's different and below its count; where the count is less, only so many are."""
     picked = np.empty((len(counts), most), np.int64)
+    if not most:
+        return picked
     small = counts <= 16 * most
     if small.any():  # shuffle the first `most` of all numbers (Fisher and Yates); beyond its count a row keeps them as they are
         here, steps = counts[small], np.arange(most)[:, None]
@@ -141,7 +143,8 @@ class TableTaskGenerator(TaskGenerator):
         A subject's query points fill as many rows as they need; a row's width suits most subjects, the rest is padding.
         """
         members = self._members(split)
-        draws = np.repeat(np.flatnonzero(self.counts[members] > shots), 1 if self.in_order else self.repeats)  # [P]
+        repeats = 1 if self.in_order or not shots else self.repeats
+        draws = np.repeat(np.flatnonzero(self.counts[members] > shots), repeats)  # [P]
         start, counts = self.start[members[draws]], self.counts[members[draws]]
         rng = stream(HELD_OUT_SEED, split, shots)
         support = np.tile(np.arange(shots), (len(draws), 1)) if self.in_order else distinct(counts, shots, rng)

@@ -50,7 +50,7 @@ def test_shots_at_evaluation_follow_those_of_training() -> None:
         assert judged == config.EVAL_SHOTS and config.to_dict()["EVAL_SHOTS"] == list(judged)
         assert judged == Config.resolve(config.to_dict(), {"EPOCHS": 1}).EVAL_SHOTS
         assert Config(SUPPORT_SAMPLES=trained, EVAL_SHOTS=(3,)).EVAL_SHOTS == (3,)
-    assert Config(SUPPORT_SAMPLES=6, EVAL_SHOTS=(20, 2)).evaluation_shots == (2, 6, 20)
+    assert Config(SUPPORT_SAMPLES=6, EVAL_SHOTS=(20, 2)).evaluation_shots == (0, 2, 6, 20)
 
 
 def test_a_config_counts_its_iterations_and_cannot_be_changed() -> None:
@@ -107,7 +107,7 @@ def test_a_device_may_be_named_before_it_is_looked_for_but_must_be_one() -> None
 
 
 def test_shots_that_are_no_list_of_distinct_counts_are_refused_in_one_short_line() -> None:
-    for value in (5, "5", [5, 5], [0], [-5], [5.0], [True], [math.nan], [None], [[5]], {"5": 1}, [10**9], [10**400]):
+    for value in (5, "5", [5, 5], [-5], [5.0], [True], [math.nan], [None], [[5]], {"5": 1}, [10**9], [10**400]):
         assert "EVAL_SHOTS can't be used" in refusal(EVAL_SHOTS=value)
     assert len(refusal(COMPILE="x" * 10_000)) < 200 and "\n" not in refusal(COMPILE="a\nb")
 

@@ -81,7 +81,7 @@ def test_metrics_follow_the_schema_and_agree_with_the_arrays_and_the_best_checkp
     assert [record["iteration"] for record in metrics["validation"]] == [5, 10, 15]
     assert all(len(record["mse"]) == 7 for record in metrics["validation"])
     evaluation = metrics["evaluation"]
-    assert (evaluation["num_tasks"], evaluation["query_samples"], list(evaluation["shots"])) == (12, 8, ["5", "10"])
+    assert (evaluation["num_tasks"], evaluation["query_samples"], list(evaluation["shots"])) == (12, 8, ["0", "5", "10"])
     assert all(len(result[name]) == 7 for result in evaluation["shots"].values() for name in ("mse", "ci95", "median"))
     assert all(0 <= result["interval"]["coverage"] <= 1 for result in evaluation["shots"].values())
     assert metrics["performance"]["iterations"] == 15

@@ -98,7 +98,6 @@ WRONG = {
     "a question before fit": (lambda m: m.predict(AT), "expected fit"),
     "samples before fit": (lambda m: m.sample(AT), "expected fit"),
     "different lengths": (lambda m: m.fit(X, Y[:3]), "got 5 and 3"),
-    "no points": (lambda m: m.fit([], []), "x is empty"),
     "NaN": (lambda m: m.fit(X, [1, 2, np.nan, 4, 5]), "y can't be used (got nan in row 2"),
     "infinity": (lambda m: m.fit(X, Y).predict([1, -np.inf]), "x can't be used (got -inf in row 1"),
     "a masked number": (lambda m: m.fit(np.ma.masked_array(X, [0, 0, 0, 1, 0]), Y), "got nan in row 3"),
@@ -196,6 +195,16 @@ def test_tasks_of_different_sizes_at_once_are_as_one_by_one(method):
     together = model.fit_many(xs, ys).predict_many(ats)
     for x, y, at, found in zip(xs, ys, ats, together, strict=True):
         assert_allclose(found, model.fit(x, y).predict(at), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_without_any_point_a_method_answers_by_its_prior(method):
+    model = model_of(method).fit([], [])
+    assert_allclose(model.predict(AT), model.predict_prior(AT), rtol=1e-4)
+    together = model.fit_many([[], [2.0], []], [[], [52.0], []]).predict_many([AT, AT, [3.0]])
+    assert_allclose(together[0], model.predict_prior(AT), rtol=1e-4)
+    assert_allclose(together[2], model.predict_prior([3.0]), rtol=1e-4)
+    assert_allclose(together[1], model.fit([2.0], [52.0]).predict(AT), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["maml", "leo"])
@@ -353,11 +362,36 @@ def test_new_subjects_are_answered_in_the_files_order_with_the_numbers_of_the_cl
         at = [float(row[1]) for row in own if row[2] in ("", "NA")]
         if not at:
             continue
-        path = model.fit(*measured(own)).staged_predict(at)
-        assert_allclose(found[place].answer.stages, path[[0, -1]], rtol=1e-6)
+        after = model.fit(*measured(own)).predict(at)
+        assert_allclose(found[place].answer.stages, [after], rtol=1e-6)
         given = [row for row in rows if row["who"] == subject]
-        for column, values in zip(names, (path[0], path[-1], *model.predict_interval(at)), strict=True):
+        for column, values in zip(names, (model.predict_prior(at), after, *model.predict_interval(at)), strict=True):
             assert_allclose([float(row[column]) for row in given], values, rtol=1e-4, atol=1e-3)
+
+
+def test_subjects_without_points_are_answered_by_the_prior_with_intervals(runs, tmp_path, capsys):
+    for name in ("LEO_Table_toy", "R2D2_Table_toy"):
+        write(tmp_path / "new.csv", [["a", "3", "48"], ["b", "8", ""], ["a", "8", ""], ["b", "20", "NA"]], "who,day (d),mass_g")
+        rows = asked_by_command(runs / name, tmp_path / "new.csv")
+        model = FewShotRegressor.load(runs / name).fit([], [])
+        low, high = model.predict_interval([8, 20])
+        assert (low < model.predict([8, 20])).all() and (model.predict([8, 20]) < high).all() and np.isfinite(high).all()
+        for row, expected in zip((rows[0], rows[2]), model.predict_prior([8, 20]), strict=True):
+            assert row["who"] == "b" and row["prediction_before"] == row["prediction_after"]
+            assert_allclose(float(row["prediction_after"]), expected, rtol=1e-6)
+        assert_allclose(float(rows[2]["upper_95"]), high[1], rtol=1e-6)
+        assert "on the 1 points of 2 subjects" in capsys.readouterr().out
+        write(tmp_path / "new.csv", [["b", "8", ""], ["c", "20", "NA"]], "who,day (d),mass_g")
+        assert len(asked_by_command(runs / name, tmp_path / "new.csv")) == 2
+        assert capsys.readouterr().out.startswith("no point is known: ")
+
+
+def test_a_run_without_a_calibration_at_no_point_has_no_finite_interval_there(runs):
+    model = FewShotRegressor.load(runs / "R2D2_Table_toy").fit([], [])
+    model.calibration = {
+        steps: {k: entry for k, entry in by_shots.items() if k != "0"} for steps, by_shots in model.calibration.items()
+    }
+    assert np.isinf(model.predict_interval([8.0])).all()
 
 
 def test_without_questions_each_subject_has_a_grid_and_pages_of_twelve_panels(runs, tmp_path, capsys, undrawn):
@@ -381,12 +415,10 @@ def test_a_file_without_the_subjects_column_is_about_one(runs, tmp_path, capsys,
 def test_a_file_of_subjects_that_can_not_be_used_is_refused_with_its_place(runs, tmp_path, capsys):
     head, points = "who,day (d),mass_g\n", tmp_path / "new.csv"
     wrong = {
-        head + "a,1,2\nb,3,\nb,4,NA\n": "line 3, column 'mass_g' can't be used (got no number in any row of",
         head + ",1,2\n": "line 2, column 'who' can't be used (got an empty name",
         head + "a,x,2\n": "line 2, column 'day (d)'",
         head: "has no points",
         "who,day,mass_g\na,1,2\n": "no column 'day (d)' (got 'who', 'day', 'mass_g'",
-        "day (d),mass_g\n1,\n": "got no number in any row of the file",
     }
     for text, says in wrong.items():
         points.write_text(text)

@@ -175,7 +175,9 @@ class Experiment:
         from visualization import png_bytes
 
         config, subject = self.config, self.record.get("columns", [""])[0]
-        arrays = example_arrays(self.learner, self.generator, config.SUPPORT_SAMPLES, config.EVAL_STEPS, subject)[0]
+        arrays = example_arrays(self.learner, self.learner, self.generator, config.SUPPORT_SAMPLES, config.EVAL_STEPS, subject)[
+            0
+        ]
         figure = example_figure(arrays, f"after {iteration} outer steps", most=3)
         self.manager.log_picture("training/task_predictions", png_bytes(figure, dpi=70), iteration)
 

@@ -58,7 +58,7 @@ class Lines(MetaLearner):
 
     def __init__(self, noise_dim=0, limit=np.inf):
         torch.nn.Module.__init__(self)
-        self.noise_dim, self.network = noise_dim, Slope(limit)
+        self.noise_dim, self.network, self.input_dim = noise_dim, Slope(limit), 1
         self.start = torch.nn.Parameter(torch.zeros(1))
 
     @classmethod
@@ -135,7 +135,7 @@ def test_errors_are_those_on_the_points_before_and_after_adapting():
     case = Case(Lines(), points_at(1, 2))
     prediction = case.prediction
     assert_allclose(prediction.errors(), [1, (4 + 25) / 2])
-    assert_allclose(prediction.answer.stages[[0, -1]], [0 * prediction.x[:, 0], 3 * prediction.x[:, 0]], rtol=1e-6)
+    assert_allclose([prediction.before, prediction.answer.stages[-1]], np.outer([0, 3], prediction.x), rtol=1e-6)
     assert len(prediction.answer.interval) == 0
     line = predict.summary(case.found, case.model, case.file)
     assert line == "mean squared error on the 2 points: 1 before adapting, 14.5 after 3 gradients"

@@ -8,7 +8,15 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import main
 from dataset import Points, SinusoidalTaskGenerator
-from evaluation.baselines import baseline_errors, baselines, mean_function, mixed_model, nearest_subject, shifted_mean_curve
+from evaluation.baselines import (
+    baseline_errors,
+    baselines,
+    mean_curve,
+    mean_function,
+    mixed_model,
+    nearest_subject,
+    shifted_mean_curve,
+)
 from evaluation.statistics import relative_difference
 from methods.mixed_model import choose_mixed_model
 from report.figures import adaptive_results, error_against_gradients
@@ -16,7 +24,7 @@ from report.rows import verdict
 from tests.tools.tables import generator_of, lines, stacked, toy_rows, train, write
 
 KINDS = {
-    "mean": shifted_mean_curve,
+    "mean": lambda subjects: shifted_mean_curve(mean_curve(subjects)),
     "nearest": nearest_subject,
     "mixed": lambda subjects: mixed_model(*choose_mixed_model(subjects)),
 }
@@ -30,6 +38,13 @@ def test_the_nearest_subject_is_found_and_its_curve_is_interpolated():
     subjects = [Points(np.array([[0.0], [2.0]]), np.array([[0.0], [4.0]])), Points(np.zeros((1, 1)), np.full((1, 1), 9.0))]
     found = nearest_subject(subjects)(Points(np.ones((1, 1, 1)), np.full((1, 1, 1), 3.0)), np.array([[[1.5], [3.0]]]))
     assert_array_equal(found, [[3.0, 4.0]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_point_a_baseline_answers_with_the_population(kind):
+    subjects, (support, query) = lines(40), stacked(lines(10, seed=1), 0)
+    found = KINDS[kind](subjects)(support, query.x)
+    assert np.square(found - (2 + 3 * query.x[..., 0])).mean() < 0.2
 
 
 @pytest.mark.parametrize("kind", KINDS)

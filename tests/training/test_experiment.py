@@ -96,7 +96,7 @@ def test_a_family_of_formulas_may_name_its_tasks(monkeypatch):
     generator = TASKS["sinusoid"](config)
     monkeypatch.setattr(type(generator), "task_names", lambda self, params: [str(number) for number in range(len(params))])
     begun = build("maml", "sinusoid", config, generator)
-    assert example_arrays(begun.learner, generator, 5, 1)[0]["grid_names"].tolist() == list("012345")
+    assert example_arrays(begun.learner, begun.learner, generator, 5, 1)[0]["grid_names"].tolist() == list("012345")
     begun.close()
 
 

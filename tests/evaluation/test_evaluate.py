@@ -1,0 +1,44 @@
+"""What is recorded of a learner where no point is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from config import Config
+from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, stream
+from evaluation.evaluate import Protocol, evaluate, learner_without_points
+from maml import MAML
+from report.rows import run_table
+from tests.tools.methods import learner_of
+
+PROTOCOL = Protocol(shots=(0, 3), steps=1, test_tasks=60, validation_tasks=60, query_samples=20)
+
+
+def constant(value):
+    """A network that says the same everywhere before it adapts."""
+    learner = MAML.from_config(Config(HIDDEN_DIM=4), stream(0, "weights"))
+    with torch.no_grad():
+        learner.theta.zero_()
+        learner.theta[-1] = value
+    return learner
+
+
+@pytest.mark.parametrize(("value", "kept"), [(0.0, True), (100.0, False)])
+def test_a_poor_prior_gives_way_to_the_mean_curve(value, kept):
+    learner, generator = constant(value), SineLineTaskGenerator()
+    assert (learner_without_points(learner, generator, PROTOCOL) is learner) == kept
+    found = evaluate(learner, generator, PROTOCOL)
+    own, curve = found.record["shots"]["0"]["mse"][-1], found.record["baselines"]["best single function"]["0"]["mse"]
+    assert own == pytest.approx(curve, rel=0.1)
+    assert any("the answer is the mean curve" in note for note in run_table(found.record, "MAML", {}).notes) != kept
+
+
+def test_intervals_without_a_point_hold_what_they_say():
+    found = evaluate(learner_of("mixed-model"), SinusoidalTaskGenerator(), PROTOCOL._replace(test_tasks=500))
+    interval = found.record["shots"]["0"]["interval"]
+    assert 0.85 < interval["coverage"] < 0.95 and np.isfinite(interval["width"])
+
+
+def test_errors_without_a_point_are_the_same_after_any_gradient():
+    record = evaluate(learner_of("maml"), SinusoidalTaskGenerator(), PROTOCOL).record["shots"]
+    assert record["0"]["mse"][0] == record["0"]["mse"][1] and record["3"]["mse"][0] != record["3"]["mse"][1]
