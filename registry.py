@@ -17,9 +17,11 @@ from maml import MAML
 from methods.alpaca import ALPaCA
 from methods.anil import ANIL
 from methods.cavia import CAVIA
+from methods.cnp import CNP
 from methods.meta_sgd import MetaSGD
 from methods.mixed_model import MixedModel
 from methods.r2d2 import R2D2
+from methods.tnet import TNet
 from system.errors import RunError
 from tables.table import read_table
 from tables.tasks import TableTaskGenerator
@@ -58,6 +60,8 @@ METHODS: dict[str, type[MetaLearner]] = {
     "cavia": CAVIA,
     "r2d2": R2D2,
     "alpaca": ALPaCA,
+    "tnet": TNet,
+    "cnp": CNP,
     "mixed-model": MixedModel,
 }
 TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid, "sine-line": sine_line, "table": table}

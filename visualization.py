@@ -255,8 +255,9 @@ FAMILIES = {True: (BLUE, "samples like a sinusoid"), False: (VERMILION, "samples
 
 def _draw_task(axis: Axes, task: Arrays, steps: Sequence[int], view: tuple[float, float]) -> None:
     grid = task["grid"]
-    if "band" in task:  # over the whole height where adapting diverged
-        axis.fill_between(grid, *task["band"].clip(*view), color=SKY, alpha=0.35, lw=0, label="90% interval for a measurement")
+    if "band" in task:  # over the whole height where it is not finite
+        band = np.where(np.isnan(task["band"]), np.reshape(view, (2, 1)), task["band"].clip(*view))
+        axis.fill_between(grid, *band, color=SKY, alpha=0.35, lw=0, label="90% interval for a measurement")
     for number, curve in enumerate(task.get("samples", ())):
         colour, label = FAMILIES[bool(task["is_sine"][number]) if "is_sine" in task else None]
         axis.plot(grid, curve, color=colour, lw=0.6, alpha=0.3, label=label)

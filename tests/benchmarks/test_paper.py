@@ -63,7 +63,7 @@ def test_the_table_has_every_method_at_every_k(output: Path) -> None:
     assert found == {(label, shots, step) for label in methods.ROWS for shots in (5, 10, 20) for step in range(11)}
     assert {(row["seeds"], row["tasks"]) for row in rows} == {("1", "16")}
     trained = [row.training for label, row in methods.ROWS.items() if label not in methods.BASELINES]
-    assert {training.method for training in trained if training} == set(TRAINED)
+    assert {training.method for training in trained if training} <= set(TRAINED)
 
 
 def test_unusable_flags_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

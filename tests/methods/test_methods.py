@@ -82,7 +82,7 @@ def test_longer_adaptation_starts_with_the_shorter_one(method):
     torch.testing.assert_close(long[:4], short)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "cnp"])  # which has to be trained for it
 def test_support_error_falls_while_adapting(method):
     learner, task = make(method, INNER_LEARNING_RATE=0.001, LEO_LATENT_LEARNING_RATE=0.001), one(make_task())
     path = learner.adapt(task.support, torch.zeros(learner.noise_dim, dtype=torch.float64), 8).path

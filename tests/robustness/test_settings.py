@@ -132,7 +132,9 @@ def test_a_setting_that_nothing_reads_is_refused_with_those_that_read_it(
 ) -> None:
     words = ["--method", "r2d2", "--tasks", "sine-line", "--set", "FIRST_ORDER=True"]
     assert main.main([*words, "--output", str(tmp_path / "output")]) == 2 and not (tmp_path / "output").exists()
-    message = "FIRST_ORDER has no effect on r2d2 with sine-line tasks (got True; expected with maml, leo, meta-sgd, anil, cavia"
+    message = (
+        "FIRST_ORDER has no effect on r2d2 with sine-line tasks (got True; expected with maml, leo, meta-sgd, anil, cavia, tnet"
+    )
     assert capsys.readouterr().err == f"error: {message} only)\n"
 
 
