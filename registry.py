@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, keys_for
-from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
+from dataset import FunctionFamily, SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
@@ -23,6 +23,7 @@ from methods.mixed_model import MixedModel
 from methods.r2d2 import R2D2
 from methods.tnet import TNet
 from system.errors import RunError
+from tables.scaled import in_usual_units
 from tables.table import read_table
 from tables.tasks import TableTaskGenerator
 
@@ -102,6 +103,12 @@ def defaults(method: str, tasks: str, generator: TaskGenerator | None = None, sh
     without_effect = unused(method, tasks)
     suitable = {key: value for key, value in found.items() if key not in without_effect}
     return suitable | (generator.implied_settings() if generator else {})
+
+
+def tasks_of(name: str, config: Config) -> TaskGenerator:
+    """The tasks of a family, in usual units. Raises `RunError` where they can't be made."""
+    generator = TASKS[name](config)
+    return in_usual_units(generator) if isinstance(generator, FunctionFamily) else generator
 
 
 def parse_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, dict[str, Any]]:

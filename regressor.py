@@ -29,13 +29,14 @@ from dataset import Points, stream
 from evaluation.intervals import difficulty_features, entry_for, half_widths
 from learner import MetaLearner, adapted_predictions, adapted_states, predict_tasks, sample_tasks
 from methods.mixed_model import MixedModel
-from registry import METHODS, TASKS, parse_checkpoint
+from registry import METHODS, parse_checkpoint, tasks_of
 from results_manager import EXPERIMENTS, load_run
 from system.errors import checkpoint_errors
 from system.host import resolve_device
 from system.threads import EVAL_CHUNK
 from tables.arrays import Array, InputError, NotFittedError, as_columns, check_lengths, each, finite_curves, is_whole
 from tables.coding import Coding
+from tables.scaled import ScaledFamily
 
 MOST = 1e18  # of an input or target, as the network sees it: its square is finite in float32
 NO_INTERVALS = (
@@ -110,7 +111,9 @@ class FewShotRegressor:
             if data := state.get("data"):
                 coding = Coding.from_record(data)
             else:
-                coding = Coding.identity(config.INPUT_DIM, TASKS[tasks](config).x_range)
+                generator = tasks_of(tasks, config)
+                usual = Coding.identity(config.INPUT_DIM, generator.x_range)
+                coding = generator.coding if isinstance(generator, ScaledFamily) else usual
         learner = learner.to(resolve_device(config.DEVICE))
         one_vector = parameters_to_vector(learner.parameters()).detach()
         vector_to_parameters(one_vector, learner.parameters())  # as in training: where they lie decides the last bits

@@ -10,7 +10,7 @@ from typing import Any
 
 from config import KEYS, Config, ConfigError, load_settings, parse_assignment
 from dataset import TaskGenerator
-from registry import METHODS, TASKS, defaults, parse_checkpoint, settings_read, unused
+from registry import METHODS, TASKS, defaults, parse_checkpoint, settings_read, tasks_of, unused
 from results_manager import EXPERIMENTS, ExperimentManager, load_run
 from system.errors import RunError
 from training.experiment import Experiment
@@ -53,7 +53,7 @@ def resolve_settings(args: argparse.Namespace) -> tuple[str, str, Config, TaskGe
             del changes[key]  # it is meant for another one of several methods
     config = Config.resolve(defaults(method, tasks), given, changes)
     refuse_unused(method, tasks, changes)
-    generator = TASKS[tasks](config)
+    generator = tasks_of(tasks, config)
     for key in changes.keys() & generator.unused:
         raise ConfigError(f"{key} has no effect on these tasks (got {changes[key]}; expected {generator.unused[key]})")
     for key, value in generator.implied_settings().items():
@@ -65,11 +65,11 @@ def resolve_settings(args: argparse.Namespace) -> tuple[str, str, Config, TaskGe
 
 def tasks_of_run(directory: Path, tasks: str, config: Config) -> TaskGenerator:
     """Where the tasks of a run that exists come from: what its directory keeps of them, wherever the source is by then."""
-    return TASKS[tasks](dataclasses.replace(config, DATA=str(directory / "table.csv")) if config.DATA else config)
+    return tasks_of(tasks, dataclasses.replace(config, DATA=str(directory / "table.csv")) if config.DATA else config)
 
 
 def build(method: str, tasks: str, config: Config, generator: TaskGenerator | None = None) -> Experiment:
-    return Experiment(method, METHODS[method], tasks, generator or TASKS[tasks](config), config)
+    return Experiment(method, METHODS[method], tasks, generator or tasks_of(tasks, config), config)
 
 
 def settings_of_run(args: argparse.Namespace, directory: Path, state: dict[str, Any]) -> tuple[str, str, Config]:

@@ -4,6 +4,7 @@ each number of support points.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,11 @@ from methods.mixed_model import MixedModel
 COVERAGE = 0.9
 DIVERGED_ABOVE = 25.0  # variances of the test targets: a task with a larger last error, or one not finite, diverged
 POOR = 1.1  # times the mean squared error of the mean curve
+NO_BETTER = 0.95  # times the mean curve's error on validation tasks: a method that errs more has not learned to adapt
+USELESS = (
+    "with known points it predicts no better than one curve for all tasks (got a validation error of {:.4g}; "
+    "expected below {:.4g}): try a smaller META_LEARNING_RATE, INNER_GRADIENT_CLIP=10 or more EPOCHS"
+)
 MOST_INPUTS = 16  # of a mean curve, which has 11 numbers for each at each of 20,000 points
 
 
@@ -48,54 +54,66 @@ def evaluate(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol)
 
     Intervals or baselines that fail are a problem that is reported: they must not cost a run its results.
     """
-    found = Evaluation({}, {}, {}, {}, learner_without_points(learner, generator, protocol), [])
-    found.record["without_points"] = "prior" if found.without is learner else "mean curve"
-    shots: dict[str, dict[str, Any]] = {}
-    held_out: dict[int, HeldOut] = {}
-    diverged = np.zeros(0, bool)
+    without, curve_error = learner_without_points(learner, generator, protocol)
+    found = Evaluation({}, {}, {}, {}, without, [])
+    shots, diverged, held_out = dict[str, dict[str, Any]](), list[np.ndarray](), dict[int, HeldOut]()
     for count in protocol.shots:
         held_out[count] = generator.held_out("test", protocol.test_tasks, count, protocol.query_samples)
-        answering = learner if count else found.without
-        test = _adapted(answering, generator, "test", held_out[count], protocol, count)
-        found.codes[count] = test.codes
-        shots[str(count)] = _error_record(test.errors, held_out[count], generator.y_scale)
-        found.arrays.update({"test_params": held_out[count].params, f"test_errors_{count}_shot": test.errors})
-        if held_out[count].owners is not None:
-            left_out = ~held_out[count].evaluable
-            shots[str(count)]["left_out"] = int(left_out.sum())
-            found.arrays[f"test_left_out_{count}_shot"] = left_out
-        this = _diverged(test.errors, held_out[count])
-        diverged = diverged | this if len(diverged) else this
-        validation, error = _adapted_validation(answering, generator, protocol, count)
-        if error is not None:
-            shots[str(count)]["validation"] = error
-        try:
-            if validation is not None:
-                found.calibration[str(count)] = calibrate(*validation.residuals)
-            if found.calibration:
-                entry = entry_for(found.calibration, count)
-                shots[str(count)]["interval"], arrays = _interval_record(entry, test, generator.y_scale or 1.0, count)
-                found.arrays.update(arrays)
-        except Exception as problem:
-            found.problems.append(f"there are no intervals at K = {count} ({type(problem).__name__}: {problem})")
+        answering = learner if count else without
+        shots[str(count)] = _evaluate_at(count, answering, generator, protocol, held_out[count], found)
+        diverged.append(_diverged(found.arrays[f"test_errors_{count}_shot"], held_out[count]))
     queries = protocol.query_samples if held_out[count].owners is None else None  # None: all that there are
-    found.record.update(num_tasks=len(diverged), query_samples=queries, diverged=int(diverged.sum()), shots=shots)
+    found.record.update(num_tasks=len(diverged[0]), query_samples=queries, diverged=int(np.any(diverged, 0).sum()), shots=shots)
+    found.record["without_points"] = "prior" if without is learner else "mean curve"
+    if generator.y_scale is not None and generator.measurements("train") is None:
+        found.record["y_scale"] = generator.y_scale
+    reached = min((shots[count]["validation"] for count in shots if count != "0" and "validation" in shots[count]), default=0.0)
+    if not reached < NO_BETTER * curve_error:
+        found.problems.append(USELESS.format(reached, curve_error))
     _add_baselines(learner, generator, held_out, found)
     return found
 
 
-def learner_without_points(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol) -> MetaLearner:
+def _evaluate_at(
+    count: int, learner: MetaLearner, generator: TaskGenerator, protocol: Protocol, held_out: HeldOut, found: Evaluation
+) -> dict[str, Any]:
+    """The record of errors and intervals at K = `count`; adds to `found` all but the record."""
+    test = _adapted(learner, generator, "test", held_out, protocol, count)
+    found.codes[count] = test.codes
+    found.arrays.update({"test_params": held_out.params, f"test_errors_{count}_shot": test.errors})
+    record = _error_record(test.errors, held_out, generator.y_scale)
+    if held_out.owners is not None:
+        left_out = ~held_out.evaluable
+        record["left_out"], found.arrays[f"test_left_out_{count}_shot"] = int(left_out.sum()), left_out
+    validation, error = _adapted_validation(learner, generator, protocol, count)
+    if error is not None:
+        record["validation"] = error
+    try:
+        if validation is not None:
+            found.calibration[str(count)] = calibrate(*validation.residuals)
+        if found.calibration:
+            entry = entry_for(found.calibration, count)
+            record["interval"], arrays = _interval_record(entry, test, generator.y_scale or 1.0, count)
+            found.arrays.update(arrays)
+    except Exception as problem:
+        found.problems.append(f"there are no intervals at K = {count} ({type(problem).__name__}: {problem})")
+    return record
+
+
+def learner_without_points(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol) -> tuple[MetaLearner, float]:
     """The learner if its prior is an answer, or else the mean curve of the training tasks; by errors on validation tasks.
+
+    Also returns the mean curve's validation error, infinite where there is none.
 
     Weights that are good to adapt may predict nothing themselves: on a table those of one method erred by 20 times as much as
     the mean curve. A prior that errs by less than `POOR` is kept: it goes with the answers at other K.
     """
     held_out = generator.held_out("validation", protocol.validation_tasks, 0, protocol.query_samples)
-    if learner.is_fitted() or generator.input_dim > MOST_INPUTS or not held_out.evaluable.any():
-        return learner
+    if generator.input_dim > MOST_INPUTS or not held_out.evaluable.any():
+        return learner, math.inf
     curve = mean_curve(training_points(generator))
     own, other = (validation_error(held_out_errors(one, held_out, 0), held_out) for one in (learner, curve))
-    return learner if own <= POOR * other else curve
+    return (learner if own <= POOR * other else curve), other
 
 
 def _adapted(
@@ -110,7 +128,8 @@ def _adapted_validation(
 ) -> tuple[Adapted | None, float | None]:
     """The validation tasks that intervals are calibrated on, where there are two; and the validation error, where there is one.
 
-    The number of validation tasks of a formula is chosen for speed, and too small for a calibration: it has more of its own.
+    Of a formula there are as many tasks as are wanted. Training validates often, and so on few; calibration draws as many as
+    there are test tasks.
     """
     held_out = generator.held_out("validation", protocol.test_tasks, shots, protocol.query_samples)
     adapted = None
@@ -124,9 +143,19 @@ def _adapted_validation(
 
 
 def _error_record(errors: np.ndarray, held_out: HeldOut, y_scale: float | None) -> dict[str, Any]:
-    """Statistics [S+1] of errors [T, S+1], with their root in the target's own unit on a table."""
-    record: dict[str, Any] = dict(mean_and_interval(errors[held_out.evaluable], held_out.owners is not None))
-    return record if y_scale is None else record | {"rmse": y_scale * np.sqrt(record["mse"])}
+    """Statistics [S+1] of errors [T, S+1], with their root in the target's own unit where that is another.
+
+    Where tasks diverged, their number, and under "others" the statistics without them.
+    """
+    few, diverged = held_out.owners is not None, _diverged(errors, held_out)
+    record: dict[str, Any] = dict(mean_and_interval(errors[held_out.evaluable], few))
+    if y_scale is not None:
+        record["rmse"] = y_scale * np.sqrt(record["mse"])
+    if diverged.any():
+        record["diverged"] = int(diverged.sum())
+        if (rest := held_out.evaluable & ~diverged).sum() > 1:
+            record["others"] = dict(mean_and_interval(errors[rest], few))
+    return record
 
 
 def _diverged(errors: np.ndarray, held_out: HeldOut) -> np.ndarray:
@@ -161,6 +190,7 @@ def _add_baselines(learner: MetaLearner, generator: TaskGenerator, held_out: dic
     for count, by_name in errors.items():
         for name, values in by_name.items():
             record = _error_record(values[:, None], held_out[count], generator.y_scale)
-            found.record["baselines"][name][str(count)] = {key: value.item() for key, value in record.items()}
+            numbers = {key: value.item() for key, value in record.items() if isinstance(value, np.ndarray)}
+            found.record["baselines"][name][str(count)] = numbers
         found.arrays[f"baseline_errors_{count}_shot"] = np.stack(list(by_name.values()))
     found.arrays["baselines"] = np.array(list(fitted))

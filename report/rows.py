@@ -48,7 +48,7 @@ def run_table(evaluation: Mapping[str, Any], method: str, reference: Published) 
     gradients = ["1 gradient" if step == 1 else f"{step} gradients" for step in steps]
     cells = [["K", "", *gradients, "in own unit", "90% interval: holds, width"]]
     for shots, found in evaluation["shots"].items():
-        errors = [with_interval(found["mse"][step], found["ci95"][step]) for step in steps]
+        errors = [_error(found, step) for step in steps]
         if shots == "0":  # there is nothing to take gradients on
             errors[:-1] = [""] * (len(errors) - 1)
         own_unit = number(found["rmse"][-1]) if "rmse" in found else ""
@@ -65,6 +65,13 @@ def run_table(evaluation: Mapping[str, Any], method: str, reference: Published) 
     return Table([[row[column] for column in used] for row in cells], _run_notes(evaluation), evaluation.get("verdict", ""))
 
 
+def _error(found: Mapping[str, Any], step: int) -> str:
+    """A mean error; where it is not finite, that of the tasks that did not diverge."""
+    if "others" in found and not math.isfinite(found["mse"][step]):
+        return with_interval(found["others"]["mse"][step], found["others"]["ci95"][step]) + " *"
+    return with_interval(found["mse"][step], found["ci95"][step])
+
+
 def _interval(record: Mapping[str, Any] | None) -> str:
     return f"{record['coverage']:.1%}, {number(record['width'], missing='unbounded')}" if record else ""
 
@@ -72,14 +79,18 @@ def _interval(record: Mapping[str, Any] | None) -> str:
 def _run_notes(evaluation: Mapping[str, Any]) -> list[str]:
     notes = [f"Mean squared errors over {evaluation['num_tasks']} test tasks, with 95% intervals over tasks."]
     if any("rmse" in found for found in evaluation["shots"].values()):
-        notes.append(
-            "They are in standard deviations of the training subjects' target, squared; in own unit: the root of the last."
-        )
+        unit = "standard deviations of the training subjects' target"
+        if "y_scale" in evaluation:
+            unit = f"units of {evaluation['y_scale']:g}"
+        notes.append(f"They are in {unit}, squared; in own unit: the root of the last.")
     skipped = {shots: found["left_out"] for shots, found in evaluation["shots"].items() if found.get("left_out")}
     notes += [f"Skipped, too few points: {count} at K = {shots}." for shots, count in skipped.items()]
     if evaluation.get("without_points") == "mean curve":
         notes.append("At K = 0 the answer is the mean curve of the training tasks: without points the method itself errs more.")
-    return notes + ([f"{evaluation['diverged']} test tasks diverged."] if evaluation["diverged"] else [])
+    diverged = {shots: found["diverged"] for shots, found in evaluation["shots"].items() if found.get("diverged")}
+    return notes + [
+        f"Test tasks that diverged: {count} at K = {shots}; means with * leave them out." for shots, count in diverged.items()
+    ]
 
 
 def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scale: float, target: str, shots: int) -> str:

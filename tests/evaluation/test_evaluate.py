@@ -26,11 +26,26 @@ def constant(value):
 @pytest.mark.parametrize(("value", "kept"), [(0.0, True), (100.0, False)])
 def test_a_poor_prior_gives_way_to_the_mean_curve(value, kept):
     learner, generator = constant(value), SineLineTaskGenerator()
-    assert (learner_without_points(learner, generator, PROTOCOL) is learner) == kept
+    assert (learner_without_points(learner, generator, PROTOCOL)[0] is learner) == kept
     found = evaluate(learner, generator, PROTOCOL)
     own, curve = found.record["shots"]["0"]["mse"][-1], found.record["baselines"]["best single function"]["0"]["mse"]
     assert own == pytest.approx(curve, rel=0.1)
     assert any("the answer is the mean curve" in note for note in run_table(found.record, "MAML", {}).notes) != kept
+
+
+def test_a_learner_that_learned_nothing_is_said_to_be_no_better_than_one_curve():
+    for learner, told in ((constant(0.0), True), (learner_of("mixed-model"), False)):
+        problems = evaluate(learner, SinusoidalTaskGenerator(), PROTOCOL).problems
+        assert [line.startswith("with known points it predicts no better than one curve") for line in problems] == [True] * told
+
+
+def test_tasks_that_diverged_are_counted_and_left_out_of_a_second_mean():
+    learner = constant(0.0)
+    learner.inner_lr = 1e30
+    with torch.no_grad():
+        learner.theta += 1.0
+    found = evaluate(learner, SinusoidalTaskGenerator(), PROTOCOL).record
+    assert found["diverged"] == found["shots"]["3"]["diverged"] == 60 and "others" not in found["shots"]["3"]
 
 
 def test_intervals_without_a_point_hold_what_they_say():

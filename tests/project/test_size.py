@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-MOST_CODE, MOST_BENCHMARK_CODE = 5635, 2000
-MOST_TEST_LINES = 9_020
+MOST_CODE, MOST_BENCHMARK_CODE = 5720, 2000
+MOST_TEST_LINES = 9_115
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:

@@ -6,10 +6,10 @@ from report.rows import run_table
 from report.text import text_table
 
 
-def record(mse, diverged=0, **more):
+def record(mse, **more):
     """The "evaluation" of metrics.json, for 5 shots."""
     result = {"mse": mse, "ci95": [0.01] * len(mse)} | more
-    return {"num_tasks": 1000, "diverged": diverged, "shots": {"5": result}}
+    return {"num_tasks": 1000, "shots": {"5": result}}
 
 
 def test_errors_stand_after_0_1_5_and_10_gradients_above_the_published_ones():
@@ -37,7 +37,10 @@ def test_a_table_of_subjects_has_the_own_unit_the_baselines_and_the_interval():
 
 
 def test_diverged_tasks_are_counted_and_what_is_not_finite_has_its_place():
-    assert "3 test tasks diverged." in run_table(record([1.0], diverged=3), "MAML", {}).notes
+    others = {"mse": [0.5, 0.25], "ci95": [0.1, 0.1]}
+    table = run_table(record([1.0, np.inf], diverged=3, others=others), "MAML", {})
+    assert table.cells[1][2:] == ["1 +- 0.01", "0.25 +- 0.1 *"]
+    assert table.notes[-1] == "Test tasks that diverged: 3 at K = 5; means with * leave them out."
     for bad in (np.nan, np.inf, None):  # null is how JSON writes it
         (row,) = run_table(record([1.0, bad], interval={"coverage": 1.0, "width": bad}), "MAML", {}).cells[1:]
         assert row[2:] == ["1 +- 0.01", "- +- 0.01", "100.0%, unbounded"]

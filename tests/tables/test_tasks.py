@@ -313,7 +313,8 @@ def test_several_seeds_share_one_split_and_idle_settings_of_a_file_are_one_warni
     argv = ["--data", str(path), "--output", str(tmp_path), "--config", str(file), "--seeds", "3-4", *settings]
     assert main.main(argv) == 0
     idle = "EVAL_REPEATS, TRAIN_SHARE" if splits else "EVAL_REPEATS"
-    assert capsys.readouterr().err == f"warning: {idle} in {file}: without effect on maml with table tasks\n" * 2
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "no better than one curve" not in line]
+    assert warnings == [f"warning: {idle} in {file}: without effect on maml with table tasks"] * 2
     tables = [path.read_bytes() for path in tmp_path.glob("*_Table_*/table.csv")]
     assert len(tables) == 2 and tables[0] == tables[1]
 
@@ -325,7 +326,8 @@ def test_the_figures_of_a_run_on_a_table_are_drawn_in_own_units(
     monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
     monkeypatch.setattr("report.figures.run_figures", lambda *args: {"subjects": run_figures(*args)["subjects"]})
     run = train(tmp_path, write(toy, toy_rows(), "who,day (d),mass_g"), "a", *COLUMNS, "--set", "EVAL_SHOTS=2,8")
-    assert "warning" not in capsys.readouterr().err and (run / "plots" / "subjects.png").exists()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "no better than one curve" not in line]
+    assert warnings == [] and (run / "plots" / "subjects.png").exists()
     with np.load(run / "plots" / "data.npz") as arrays:
         assert list(arrays["axis_names"]) == ["day (d)", "mass_g"]
         assert arrays["grid_names"][0] in arrays["test_names"] and arrays["grid_points_y"].shape[0] == len(arrays["grid_names"])
