@@ -95,6 +95,12 @@ class Config:
     X_MAX: float = _key(5.0, "largest input", -1e6, 1e6, roles=TASKS)
     NOISE_STD: float = _key(0.0, "standard deviation of the noise on targets", 0.0, 1e6, roles=TASKS)
 
+    # tasks of a Gaussian process
+    GP_KERNEL: str = _choice("rbf", "its kernel: RBF, Matern 5/2, periodic", "rbf", "matern", "periodic", roles=TASKS)
+    GP_LENGTH: float = _key(0.5, "length over which its functions vary", 0.0, 1e6, above=True, roles=TASKS)
+    GP_SCALE: float = _key(1.0, "standard deviation of its functions", 0.0, 1e6, above=True, roles=TASKS)
+    GP_PERIOD: float = _key(1.0, "period, of the periodic kernel", 0.0, 1e6, above=True, roles=TASKS)
+
     # tasks from a table of measurements
     DATA: str = _key("", "its file; empty = tasks of another family", roles=SAME_METHOD)
     COLUMNS: tuple[str, ...] = _key((), "task=NAME, x=NAME for each input, y=NAME, split=NAME", roles=SAME_METHOD)

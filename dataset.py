@@ -108,6 +108,10 @@ class TaskGenerator(ABC):
         """Noise-free values [..., N, 1] of the tasks `params` [..., F] at `x` [..., N, D]; None where nobody knows them."""
         return None
 
+    def posterior(self, support: Points, x: Array) -> Array | None:
+        """The best prediction [B, N] at x [B, N, D] from the points x [B, K, D], y [B, K, 1]; None where nobody knows it."""
+        return None
+
     def measured(self, y: Array, rng: np.random.Generator) -> Array:
         """The targets `y` of `held_out` as somebody would measure them: with noise, where these have none."""
         return y

@@ -11,6 +11,9 @@ from typing import Any
 
 from config import Config, keys_for
 from dataset import FunctionFamily, SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
+from families.damped import DampedTaskGenerator
+from families.five import FiveTaskGenerator
+from families.gaussian_process import GaussianProcessTaskGenerator
 from learner import MetaLearner
 from leo import LEO
 from maml import MAML
@@ -39,6 +42,22 @@ def sine_line(config: Config) -> TaskGenerator:
     return SineLineTaskGenerator(*_shared_arguments(config), *lines)
 
 
+def damped(config: Config) -> TaskGenerator:
+    return DampedTaskGenerator(*_shared_arguments(config)[:3])
+
+
+def five(config: Config) -> TaskGenerator:
+    return FiveTaskGenerator(*_shared_arguments(config)[:3])
+
+
+def gaussian_process(config: Config) -> TaskGenerator:
+    if config.INPUT_DIM > 1:
+        raise RunError(f"functions of a Gaussian process have one input (got INPUT_DIM={config.INPUT_DIM}; expected 1)")
+    dim, x_range, noise = _shared_arguments(config)[:3]
+    kernel = config.GP_KERNEL, config.GP_LENGTH, config.GP_SCALE, config.GP_PERIOD
+    return GaussianProcessTaskGenerator(dim, x_range, noise, *kernel)
+
+
 def table(config: Config) -> TaskGenerator:
     if not config.DATA:
         raise RunError("tasks from a table need the table (got none; expected --data FILE.csv)")
@@ -65,16 +84,29 @@ METHODS: dict[str, type[MetaLearner]] = {
     "cnp": CNP,
     "mixed-model": MixedModel,
 }
-TASKS: dict[str, Callable[[Config], TaskGenerator]] = {"sinusoid": sinusoid, "sine-line": sine_line, "table": table}
+TASKS: dict[str, Callable[[Config], TaskGenerator]] = {
+    "sinusoid": sinusoid,
+    "sine-line": sine_line,
+    "damped": damped,
+    "five": five,
+    "gp": gaussian_process,
+    "table": table,
+}
 
 # which settings each of these families reads; another family of formulas reads FORMULA
 FORMULA = ("X_MIN", "X_MAX", "NOISE_STD", "EVAL_TASKS", "EVAL_QUERY_SAMPLES", "VALIDATION_TASKS")
 WAVES = ("AMPLITUDE_MIN", "AMPLITUDE_MAX", "PHASE_MIN", "PHASE_MAX")
 LINES = ("SLOPE_MIN", "SLOPE_MAX", "INTERCEPT_MIN", "INTERCEPT_MAX")
 TABLE = ("DATA", "COLUMNS", "SUPPORT_FROM", "TRAIN_SHARE", "VALIDATION_SHARE", "TEST_SHARE", "SPLIT_SEED", "EVAL_REPEATS")
-TASK_SETTINGS = {"sinusoid": FORMULA + WAVES, "sine-line": FORMULA + WAVES + LINES, "table": TABLE}
+PROCESS = ("GP_KERNEL", "GP_LENGTH", "GP_SCALE", "GP_PERIOD")
+TASK_SETTINGS = {"sinusoid": FORMULA + WAVES, "sine-line": FORMULA + WAVES + LINES, "gp": FORMULA + PROCESS, "table": TABLE}
 
-TASK_DEFAULTS: dict[str, dict[str, Any]] = {"sine-line": {"NOISE_STD": 0.3, "SUPPORT_SAMPLES": 5}}  # as Rusu et al. 2019
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "sine-line": {"NOISE_STD": 0.3, "SUPPORT_SAMPLES": 5},  # as Rusu et al. 2019
+    "damped": {"X_MIN": 0.0, "X_MAX": 10.0},
+    "five": {"NOISE_STD": 0.3},
+    "gp": {"X_MIN": -2.0, "X_MAX": 2.0, "NOISE_STD": 0.1},
+}
 PAIR_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # lines reach 18, four times as far as sinusoids: without a bound, 5 points send a few test tasks off for good
     ("maml", "sine-line"): {"INNER_GRADIENT_CLIP": 300.0},

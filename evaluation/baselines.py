@@ -6,7 +6,7 @@ They know the training tasks alone, and predict for rows of points as a network 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,11 @@ MIXED_MODEL = "linear mixed model"
 def baselines(generator: TaskGenerator) -> dict[str, Baseline]:
     """Every baseline that suits the family, by name, fitted to its training tasks."""
     if generator.measurements("train") is None:
-        return {"best single function": mean_function(generator)}
+        known: dict[str, Baseline] = {"best single function": mean_function(generator)}
+        origin = np.zeros((1, 1, generator.input_dim))
+        if generator.posterior(Points(origin, origin[..., :1]), origin) is not None:
+            known["exact posterior"] = cast(Baseline, generator.posterior)
+        return known
     train = training_points(generator)
     return {
         "mean curve, shifted": shifted_mean_curve(mean_curve(train)),

@@ -58,6 +58,11 @@ class ScaledFamily(TaskGenerator):
         own = self.family.truth(params, self.coding.decode_inputs(x).astype(np.float32))
         return None if own is None else self.coding.encode_targets(own).astype(np.float32)
 
+    def posterior(self, support: Points, x: Array) -> Array | None:
+        own = self.unscale(support)
+        found = self.family.posterior(own, self.coding.decode_inputs(x))
+        return None if found is None else self.coding.encode_targets(found)
+
     def measured(self, y: Array, rng: np.random.Generator) -> Array:
         return self.coding.encode_targets(self.family.measured(self.coding.decode_targets(y), rng))
 

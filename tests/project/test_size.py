@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-MOST_CODE, MOST_BENCHMARK_CODE = 5720, 2000
-MOST_TEST_LINES = 9_115
+MOST_CODE, MOST_BENCHMARK_CODE = 5760, 2000
+MOST_TEST_LINES = 9_215
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:
@@ -32,7 +32,8 @@ def sources(*rooms: str) -> list[str]:
 
 
 def program() -> list[str]:
-    rooms = [path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "benchmarks"]
+    """All but the benchmarks and the families of functions, of which there may be as many as anyone likes."""
+    rooms = [path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name not in ("benchmarks", "families")]
     return [path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")] + sources(*rooms)
 
 

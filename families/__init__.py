@@ -1,0 +1,1 @@
+"""Families of functions beside those of the papers: a file each."""
