@@ -67,9 +67,10 @@ def run_table(evaluation: Mapping[str, Any], method: str, reference: Published) 
 
 def _error(found: Mapping[str, Any], step: int) -> str:
     """A mean error; where it is not finite, that of the tasks that did not diverge."""
-    if "others" in found and not math.isfinite(found["mse"][step]):
+    mean = found["mse"][step]
+    if "others" in found and (mean is None or not math.isfinite(mean)):  # JSON has null for what is not finite
         return with_interval(found["others"]["mse"][step], found["others"]["ci95"][step]) + " *"
-    return with_interval(found["mse"][step], found["ci95"][step])
+    return with_interval(mean, found["ci95"][step])
 
 
 def _interval(record: Mapping[str, Any] | None) -> str:

@@ -18,6 +18,7 @@ from system.host import resolve_device
 from system.terminal import print_once, rank
 from training.loop import Trainer
 from training.memory import check_memory
+from training.method_check import checked_learner
 from training.processes import max_over_processes, wait_for_peers
 from training.progress import Progress
 from training.signals import Signals
@@ -45,7 +46,7 @@ class Experiment:
         seed = config.RANDOM_SEED
         sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
         dataset = TaskDataset(generator, *sizes, seed)
-        self.trainer = Trainer(learner.from_config(config, stream(seed, "weights")), dataset, config, device)
+        self.trainer = Trainer(checked_learner(method, learner, config, stream(seed, "weights")), dataset, config, device)
         self.learner = self.trainer.learner
         if config.META_OPTIMISER == "muon" and not (self.learner.is_fitted() or self.learner.hidden_matrices()):
             raise ConfigError(f"META_OPTIMISER=muon needs hidden matrices (got {method}; expected a method that names some)")

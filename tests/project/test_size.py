@@ -9,8 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-MOST_CODE, MOST_BENCHMARK_CODE = 5760, 2000
-MOST_TEST_LINES = 9_215
+MOST_CODE, MOST_BENCHMARK_CODE = 5845, 2000
+MOST_TEST_LINES = 9_365
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:
