@@ -187,7 +187,11 @@ def test_no_step_of_the_loop_waits_for_the_device_without_a_comment():
 
 def test_the_meta_loss_and_the_evaluation_are_vectorised_in_one_place_each():
     called = {(module, ast.unparse(call.func)) for module, function in functions() for call in calls(function)}
-    assert {module for module, name in called if name in ("vmap", "torch.vmap")} == {"learner", "training.step", "training.method_check"}
+    assert {module for module, name in called if name in ("vmap", "torch.vmap")} == {
+        "learner",
+        "training.step",
+        "training.method_check",
+    }
 
 
 def test_nobody_calls_backward_and_every_torch_load_names_weights_only():

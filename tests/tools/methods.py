@@ -7,6 +7,9 @@ from dataset import SinusoidalTaskGenerator, stream, training_points
 from learner import MetaLearner
 from registry import METHODS
 
+# What the project itself has; a method or family that somebody adds needs no mention in its documents.
+OWN_METHODS = ("maml", "leo", "meta-sgd", "anil", "cavia", "r2d2", "alpaca", "tnet", "cnp", "mixed-model")
+OWN_TASKS = ("sinusoid", "sine-line", "damped", "five", "gp", "table")
 TRAINED = sorted(name for name, method in METHODS.items() if not method.is_fitted())
 
 
