@@ -21,6 +21,7 @@ def test_network_equals_explicit_layers():
     first, second, last = network.layers(weights)
     hidden = torch.relu(torch.relu(x @ first[0] + first[1]) @ second[0] + second[1])
     torch.testing.assert_close(network(weights, x), hidden @ last[0] + last[1])
+    assert Network((1, 40, 40, 1)).num_weights == 1761  # of the default network
 
 
 def test_the_gradient_of_an_error_is_one_concatenation():
@@ -29,10 +30,6 @@ def test_the_gradient_of_an_error_is_one_concatenation():
     joined = [node for node in traced.graph.nodes if "cat" in str(node.target)]
     (result,) = traced.graph.output_node().args
     assert joined == [result]  # no sum of vectors that are mostly zeros
-
-
-def test_default_network_has_1761_weights():
-    assert Network((1, 40, 40, 1)).num_weights == 1761
 
 
 def test_initial_weights_have_the_stated_variance():
