@@ -121,20 +121,6 @@ def test_evaluation_of_a_task_is_the_query_error_of_its_adapted_networks_whateve
     np.testing.assert_allclose(errors(trainer.learner, tasks, 4)[1], expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "value", "says"),
-    [
-        ("meta_parameters", "theta", torch.zeros(3), "meta-parameter theta does not fit"),
-        ("adam", "exp_avg", torch.tensor(math.nan), "finite"),
-    ],
-)
-def test_a_state_of_another_shape_or_with_nan_is_refused(part, name, value, says):
-    state = make().state()
-    state[part][name] = value if len(value.shape) else torch.full_like(state[part][name], value.item())
-    with pytest.raises(ValueError, match=says):
-        make().load(state)
-
-
 class Poisoned(TaskDataset):
     """A dataset in which one number of one meta-batch is not finite."""
 
