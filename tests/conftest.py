@@ -9,7 +9,7 @@ import torch
 from commands import compare, evaluate
 from dataset import SinusoidalTaskGenerator
 from training.experiment import Experiment
-from training.signals import SAVING, STOPPING
+from training.signals import SAVING, STOPPING, Signals
 
 torch.set_num_threads(1)  # the networks are small: threads would only wait for each other
 
@@ -73,6 +73,15 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
+def two_threads():
+    """The caller's thread may use two threads for torch; its number is put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def sinusoids():
     """The paper's tasks: amplitude in [0.1, 5], phase in [0, pi], x in [-5, 5], no noise."""
     return SinusoidalTaskGenerator()
@@ -87,6 +96,16 @@ def say(capsys):
             print(text)
 
     return line
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Signals of which each run gets SIGTERM in its first step, while `stop` is set."""
+    signals = Signals()
+    signals.stop = 15
+    monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
+    monkeypatch.setattr("commands.train.Signals", lambda _: signals)
+    return signals
 
 
 @pytest.fixture
