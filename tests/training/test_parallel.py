@@ -14,15 +14,6 @@ from tests.tools.training import assert_same_bits, make, run
 from training.parallel import PAYS_FROM, MicroBatches, micro_batches_worth, tasks_at_once
 
 
-@pytest.fixture
-def two_threads():
-    """The caller's thread may use two threads; its number is put back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_micro_batches_weigh_every_task_once_and_have_one_size():
     cuts = [(25, 13), (25, 25), (7, 3), (6, 3), (5, 1), (5, 0)]
     for (total, size), world in itertools.product(cuts, (1, 2, 4)):
