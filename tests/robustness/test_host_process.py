@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -52,14 +53,10 @@ def host_state() -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def a_host_of_its_own(original_signal_handlers: None) -> Any:
+def a_host_of_its_own(original_signal_handlers: None, two_threads: None) -> None:
     """It has the usual handlers, whatever whoever started the tests ignores, and two threads for torch: a change is seen."""
     for number in NUMBERS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def fail(error: Exception) -> None:
@@ -80,7 +77,7 @@ WILD = {"META_LEARNING_RATE": 10.0, "META_GRADIENT_CLIP": 0, "AMPLITUDE_MAX": 1e
 ERRORS = (["--method", "nobody"], ["--set", "EPOCHS=no"], ["--resume", "nowhere"], ["--compare", "nowhere"], ["--seed", "x"])
 
 
-def test_every_way_out_leaves_the_host_as_it_was(tmp_path: Path) -> None:
+def test_every_way_out_leaves_the_host_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(leo(tmp_path / "first"))  # imports and caches, once
     before = host_state()
 
@@ -95,8 +92,10 @@ def test_every_way_out_leaves_the_host_as_it_was(tmp_path: Path) -> None:
     assert leaves("end", usual) == 0
     assert leaves("divergence", leo(tmp_path, **WILD)[2:]) == 3
     assert [leaves("refused", argv) for argv in ERRORS] == [2] * len(ERRORS)
-    for error in (OSError(28, "No space left on device"), MemoryError()):
+    for error, says in ((OSError(28, "No space left on device"), "No space left"), (MemoryError(), "out of memory")):
+        capsys.readouterr()
         assert leaves("failure", usual, lambda error=error: fail(error)) == 1
+        assert re.fullmatch(rf"error: [^\n]*{says}[^\n]*\n", capsys.readouterr().err)
     with pytest.raises(RuntimeError, match="a fault of the code"):
         leaves("fault", usual, lambda: fail(RuntimeError("a fault of the code")))
     assert host_state() == before
