@@ -132,17 +132,6 @@ def test_a_hidden_size_that_does_not_fit_in_memory_is_refused_unmade(
     assert "memory" in refused(["--method", method, *settings(HIDDEN_DIM=size)])
 
 
-def test_memory_that_runs_out_is_one_line_and_exit_code_1(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def exhausted(*_: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(METHODS["maml"], "from_config", exhausted)
-    assert main(["--output", str(tmp_path)]) == 1
-    assert re.fullmatch(r"error: out of memory [^\n]+\n", capsys.readouterr().err)
-
-
 @pytest.mark.usefixtures("no_run_is_made")
 def test_unusual_but_sound_input_is_accepted(tmp_path: Path) -> None:
     for argv in UNUSUAL:
