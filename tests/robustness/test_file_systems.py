@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import stat
 import subprocess
@@ -99,13 +100,15 @@ def test_a_file_is_written_whole_without(fault: str, tmp_path: Path, monkeypatch
     assert write_atomically(tmp_path / "file", b"new") == ("fsync" not in fault or fault == "fsync of a folder")
 
 
-def test_what_is_not_optional_stays_an_error(tmp_path: Path) -> None:
-    for call in ("fsync", "replace"):
-        for number in (errno.EIO, errno.ENOSPC, errno.EROFS):
+def test_what_is_not_optional_stays_an_error_that_leaves_what_was_there(tmp_path: Path) -> None:
+    for before in ([], [b"old"]):
+        for content in before:
+            write_atomically(tmp_path / "file", content)
+        for call, number in itertools.product(("fsync", "replace"), (errno.EIO, errno.ENOSPC, errno.EROFS)):
             with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError) as caught:
                 refuse(os, call, number)(patch)
                 write_atomically(tmp_path / "file", b"new")
-            assert caught.value.errno == number and list(tmp_path.iterdir()) == []
+            assert caught.value.errno == number and [path.read_bytes() for path in tmp_path.iterdir()] == before
 
 
 WITHOUT_POSIX = """
