@@ -30,17 +30,6 @@ def test_a_file_is_synced_then_renamed_then_its_directory_synced(tmp_path, monke
     assert happened == ["sync file of 5 bytes", f"rename {tmp_path.name} to file", "sync directory"]
 
 
-def test_a_write_replaces_the_old_file_or_leaves_what_was_there_and_nothing_else(tmp_path, full_disk):
-    for content in (b"old", b"new"):
-        for step in ("fsync", "replace"):
-            before = [(path.name, path.read_bytes()) for path in tmp_path.iterdir()]
-            with full_disk(step), pytest.raises(OSError, match="No space left"):
-                write_atomically(tmp_path / "file", content)
-            assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == before
-        write_atomically(tmp_path / "file", content)
-        assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", content)]
-
-
 def test_values_are_written_as_strict_json():
     cases = [
         ([math.nan, math.inf, -math.inf, np.float32("nan"), np.float64("inf")], [None] * 5),
