@@ -25,7 +25,7 @@ from results_manager import ExperimentManager
 from system.terminal import print_once
 from system.text import UNPRINTABLE, columns, padded, printable
 from tests.tools.hostile import NAMES
-from visualization import drawable_text, figure_function, pdf_bytes, png_bytes
+from visualization import drawable_text, pdf_bytes, png_bytes
 
 GRID = np.linspace(-5, 5, 9)
 WORST = ["$\\undefined{$", "_hidden", "测量\n\udcff\U0001f469", "W_$1^" * 51, "a\\$b$c$"]
@@ -61,21 +61,6 @@ def test_a_name_is_one_line_of_letters_with_a_shape_that_its_fonts_have() -> Non
         drawable = drawable_text(name, 5000)
         assert drawable_text(drawable, 5000) == drawable and (not name.isascii() or drawable == shown)
     assert {name: drawable_text(name) for name in SHOWN} == SHOWN
-
-
-def test_every_name_is_drawn_without_a_formula_or_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    @figure_function
-    def listed(names: list[str]) -> Figure:
-        figure = Figure((12, 14), dpi=30, layout="none")
-        for place, name in enumerate(names):
-            figure.text(0.02, 0.98 - place / len(names), name, fontsize=7)
-        return figure
-
-    figure = listed(NAMES)
-    for text in figure.texts:
-        assert not text.get_parse_math() and text.get_text()
-    assert png_bytes(figure) and pdf_bytes(figure)
-    assert not caplog.records
 
 
 def results(labels: list[str]) -> dict[int, dict[str, dict[str, np.ndarray]]]:
@@ -119,11 +104,14 @@ def test_a_figure_with_hostile_names_is_drawn_without_a_warning_or_a_formula(
     assert png_bytes(figure) and not caplog.records
 
 
-def test_every_label_is_in_the_legend_whatever_it_begins_with() -> None:
-    (legend,) = error_against_gradients(results(NAMES), "a title").legends
-    for label, text in zip(NAMES, legend.get_texts(), strict=True):
+def test_every_name_is_drawn_in_a_legend_without_a_formula_or_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    figure = error_against_gradients(results(NAMES), "a title")
+    for name, text in zip(NAMES, figure.legends[0].get_texts(), strict=True):
         entry = text.get_text().lstrip(HAIR_SPACE).partition("…")[0]
-        assert drawable_text(label, 5000).startswith(entry) and entry
+        assert drawable_text(name, 5000).startswith(entry) and entry and not text.get_parse_math()
+    figure.set_dpi(30)
+    figure.set_layout_engine("none")
+    assert png_bytes(figure) and pdf_bytes(figure) and not caplog.records
 
 
 @pytest.fixture(scope="module")
