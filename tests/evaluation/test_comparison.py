@@ -17,6 +17,7 @@ from report.rows import comparison_table
 from report.text import csv_table, markdown_table, text_table
 from system.errors import RunError
 from system.files import to_json
+from tests.tools.runs import command
 
 TASKS = 12
 
@@ -70,13 +71,11 @@ def change(path, **entries):
 
 
 def test_a_run_of_the_command_line_can_be_compared(tmp_path):
-    settings = {"EPOCHS": 1, "NUM_TASKS": 8, "META_BATCH_SIZE": 4, "HIDDEN_DIM": 4, "COMPILE": "never", "VALIDATION_TASKS": 2}
-    settings |= {"EVAL_TASKS": 4, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": "3,4", "SUPPORT_SAMPLES": 4}
-    flags = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    assert main.main([*flags, "--output", str(tmp_path), "--name", "mine"]) == 0
+    sizes = {"EVAL_TASKS": 4, "EVAL_STEPS": 2, "EVAL_SHOTS": [3, 4], "SUPPORT_SAMPLES": 4}
+    assert main.main(command(tmp_path, "--name", "mine", **sizes)) == 0
     directory = tmp_path / "MAML_Sinusoidal_mine"
     run = read_run(directory)
-    assert (run.method, run.tasks, run.config["HIDDEN_DIM"], run.params.shape) == ("maml", "sinusoid", 4, (4, 3))
+    assert (run.method, run.tasks, run.config["HIDDEN_DIM"], run.params.shape) == ("maml", "sinusoid", 6, (4, 3))
     comparison = compare_entries(entries([run]))
     metrics = json.loads((directory / "metrics.json").read_text())
     evaluation = metrics["evaluation"]["shots"]
@@ -193,16 +192,13 @@ def test_where_validation_errors_decide_nothing_the_reason_is_given(make):
     assert "EVAL_SHOTS, EVAL_QUERY_SAMPLES or VALIDATION_TASKS differ" in choice(other_tasks) == choice(other_shots)
 
 
-def test_a_validation_error_that_is_null_diverged_and_one_that_is_no_number_is_damaged(make):
+def test_a_validation_error_that_is_null_diverged(make):
     metrics = make("a") / "metrics.json"
     evaluation = json.loads(metrics.read_text())["evaluation"]
     first, second = evaluation["shots"].values()
     first["validation"], second["validation"] = None, 0.5
     change(metrics, evaluation=evaluation)
     assert list(read_run(metrics.parent).validation.values()) == [math.inf, 0.5]
-    first["validation"] = "low"
-    change(metrics, evaluation=evaluation)
-    assert "damaged record" in refusal(metrics.parent)
 
 
 def test_means_and_intervals_are_taken_over_tasks_and_one_that_diverged_shows_in_the_mean_alone():
@@ -315,10 +311,13 @@ def test_the_terminals_table_shows_0_1_5_and_the_last_gradient_in_columns_and_ma
 
 
 @pytest.mark.usefixtures("with_figures")
-def test_the_files_are_written_whole_and_equal_each_time(tmp_path, monkeypatch):
+def test_the_files_are_written_whole_and_equal_each_time_for_few_gradients(tmp_path, monkeypatch):
     monkeypatch.setattr("visualization.png_bytes", lambda figure: b"png")
     monkeypatch.setattr("visualization.pdf_bytes", lambda *figures: b"pdf")
-    comparison = compare_entries([Entry(name, errors_of(seed, (5,), 1)) for seed, name in enumerate("ab")])
+    for steps in (0, 1):
+        comparison = compare_entries([Entry(name, errors_of(seed, (5,), steps)) for seed, name in enumerate("ab")])
+        assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
+        assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2
     files = write(tmp_path / "new" / "folder", comparison, "A title")
     names = {"comparison.md", "comparison.csv", "comparison_gradients.png", "comparison.pdf"}
     assert {file.name for file in files} == names | {"comparison_shots.png", "report.html"}
@@ -326,10 +325,3 @@ def test_the_files_are_written_whole_and_equal_each_time(tmp_path, monkeypatch):
     before = {file: file.read_bytes() for file in files}
     write(tmp_path / "new" / "folder", comparison, "A title")
     assert all(file.read_bytes() == data for file, data in before.items())
-
-
-def test_few_gradients_can_be_compared():
-    for steps in (0, 1):
-        comparison = compare_entries([Entry("a", errors_of(0, (5,), steps)), Entry("b", errors_of(1, (5,), steps))])
-        assert len(draw(comparison, "a title")["comparison_shots"].axes) == 1
-        assert len(text_of(comparison).splitlines()) == 2 + 2 * (steps + 1) + 2
