@@ -221,13 +221,3 @@ def test_without_a_compiler_the_step_is_traced_says_so_and_equals_the_eager_one(
     eager, traced = (make(iterations=3, settings=FEW | {"TASK_CHUNK": 2}, compile_mode=mode) for mode in ("never", "always"))
     assert "no C++ compiler (no-such-compiler) was found: traced" in traced.prepare()
     assert_close_steps(eager, traced)
-
-
-def test_a_failing_compiler_falls_back_to_the_eager_step(monkeypatch):
-    def broken(*_):
-        raise RuntimeError("the compiler is broken\nbeyond repair")
-
-    trainer = make(compile_mode="always")
-    monkeypatch.setattr("training.step.Compiled", broken)
-    assert trainer.prepare() == "eager meta-step: compiling failed: the compiler is broken beyond repair"
-    assert_same_bits(run(trainer), run(make()))
