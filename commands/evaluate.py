@@ -81,7 +81,7 @@ def write_page(experiment: Experiment) -> None:
 
 
 def evaluated(experiment: Experiment, state: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The record for metrics.json and the arrays of data.npz; saves the calibration in best.pt, where `state` is from there."""
+    """The record for metrics.json and the arrays of data.npz; if `state` is best.pt's, the calibration is saved into it."""
     config, generator, manager = experiment.config, experiment.generator, experiment.manager
     sizes = config.EVAL_TASKS, config.VALIDATION_TASKS, config.EVAL_QUERY_SAMPLES
     found = evaluate_learner(experiment.learner, generator, Protocol(config.evaluation_shots, config.EVAL_STEPS, *sizes))

@@ -195,11 +195,12 @@ def predictions_csv(found: Sequence[Prediction], model: FewShotRegressor, file: 
     """
     is_query, dim = found[0].is_query, model.input_dim
     members = np.repeat(np.arange(len(found)), [len(one.x) for one in found])
+    # questions are answered in the file's order: the inverse of the order subject after subject
     order = np.argsort(np.argsort(file.members[file.is_query], kind="stable")) if is_query else np.arange(len(members))
     x = np.concatenate([one.x for one in found])[order]
     outputs = np.concatenate([np.stack([one.before, one.answer.stages[-1]], 1) for one in found])[order]
     digits = 7 if outputs.dtype == np.float32 else 12
-    given = 15 if is_query or dim > 1 else 12  # a grid's are wrong after 12
+    given = 15 if is_query or dim > 1 else 12  # a grid's x are exact to 12 digits
     columns = [(name, x[:, number], given) for number, name in enumerate(file.names[1:-1])]
     if dim > 1 and not is_query:
         columns.append((file.names[-1], np.concatenate([one.points.y[:, 0] for one in found]), given))

@@ -64,7 +64,7 @@ def resolve_settings(args: argparse.Namespace) -> tuple[str, str, Config, TaskGe
 
 
 def tasks_of_run(directory: Path, tasks: str, config: Config) -> TaskGenerator:
-    """Where the tasks of a run that exists come from: what its directory keeps of them, wherever the source is by then."""
+    """The tasks of a run that exists: a table is read from the copy in its directory, as the original may have moved."""
     return tasks_of(tasks, dataclasses.replace(config, DATA=str(directory / "table.csv")) if config.DATA else config)
 
 

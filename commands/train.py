@@ -127,6 +127,7 @@ def new_experiment(args: argparse.Namespace) -> tuple[Experiment, dict[str, Any]
     values, expected = config.to_dict(), Config.resolve(defaults(method, tasks, generator)).to_dict()
     ignored = [key for key in unused(method, tasks) | {*generator.unused} if values[key] != expected[key]]
     if ignored:
+        # on the command line they were refused: only a settings file gets this far
         manager.warn(f"{', '.join(sorted(ignored))} in {args.config}: without effect on {method} with {tasks} tasks")
     for name, data in generator.files().items():
         write_atomically(manager.directory / name, data)
@@ -154,7 +155,7 @@ def run(experiment: Experiment, signals: Signals) -> int:
             experiment.prepare()
         signals.defer()
         experiment.train(signals)
-        torch.set_flush_denormal(False)  # libraries that draw warn about it
+        torch.set_flush_denormal(False)  # matplotlib warns where denormals are flushed
         processes.disconnect()
         if signals.stop:
             return interrupted(experiment, signals.stop)

@@ -59,7 +59,7 @@ class Row(NamedTuple):
     difference_ci: float  # over tasks
 
     @property
-    def verdict(self) -> str:
+    def in_words(self) -> str:
         """What the difference says, in words: an interval that contains 0 decides nothing."""
         if not math.isfinite(self.difference_ci):
             return "" if math.isfinite(self.mean) else "diverged"

@@ -17,9 +17,9 @@ from dataset import Points
 
 LEVELS = np.arange(1, 200) / 200  # for which quantiles are kept; above the last one an interval is the whole line
 FOLDS = 10
-LINEAR, SQUARES = 10.0, 100.0  # ridge penalties, in tasks: few subjects leave the squares out
+LINEAR, SQUARES = 10.0, 100.0  # ridge penalties, in numbers of tasks: with few tasks the squares hardly count
 GROWING = [2, 9]  # features in proportion to which widths grow beyond what was seen: residuals after adapting, and the std
-SURE = 100  # so many tasks hold the levels up to 0.99 with the guarantee; fewer take the plain quantiles of their points
+SURE = 100  # from so many tasks on, conformal quantiles exist up to 0.99; with fewer, plain quantiles are taken
 LARGEST = 1e100  # of a residual: one beyond it counts as diverged
 LOG_MEAN = 0.53  # exp(E log |e|) of a standard normal e
 PIECE = 512  # rows of a product that starts no threads

@@ -35,7 +35,7 @@ def geometric_mean(errors: Any) -> float:
 
 
 def relative_difference(own: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """By what part the root of `own`'s mean is above that of `other`'s, paired by task [T] each: the estimate, a 95% interval.
+    """The relative difference of root mean errors, `own` [T] against `other` [T] (0.1: 10% higher), with its 95% interval.
 
     The interval is Student's around the logarithm of the ratio, whose standard error is that of its linear approximation
     (delta method). Its degrees of freedom are those of the effective number of tasks (Kish 1965): a few hard ones make most
@@ -45,7 +45,8 @@ def relative_difference(own: np.ndarray, other: np.ndarray) -> tuple[float, floa
         parts = own / own.mean(), other / other.mean()
         weights = parts[0] + parts[1]
         degrees = np.nan_to_num(weights.sum() ** 2 / np.square(weights).sum() - 1).clip(1)
-        quantile = np.interp(degrees, whole := [int(degrees), int(degrees) + 1], [t_quantile(number) for number in whole])
+        whole = [int(degrees), int(degrees) + 1]
+        quantile = np.interp(degrees, whole, [t_quantile(number) for number in whole])
         error = (parts[0] - parts[1]).std(ddof=1) / math.sqrt(len(own))
         ratio = np.log(own.mean() / other.mean())
         centre, low, high = np.expm1((ratio + quantile * error * np.array([0, -1, 1])) / 2).tolist()

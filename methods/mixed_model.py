@@ -87,7 +87,7 @@ def shrinkage(gram: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Splines:
-    """Features of x [..., D]: `turn` times a constant and a natural cubic spline of each input.
+    """Features of x [..., D]: `turn` times a constant, the intercept, and a natural cubic spline of each input.
 
     Beyond the lowest and the highest knot a spline goes on as a straight line (Hastie, Tibshirani and Friedman 2009, equations
     5.4 and 5.5). Knots that are equal count once.
@@ -111,7 +111,7 @@ def spline_basis(x: Tensor, knots: Tensor) -> Tensor:
 
 
 def spline_features(x: Tensor, knots: int) -> Splines:
-    """Orthonormal features on the training points `x` [N, D], whose quantiles are the knots.
+    """Features whose products average to the identity over the training points `x` [N, D], whose quantiles are the knots.
 
     Of collinear features the needed ones are kept, at most 16.
     """
@@ -154,11 +154,11 @@ def fit_mixed_model(train: Sequence[Points], features: Features, steps: int = 20
     square, count = sum(float(y.square().sum()) for _, y in pairs), sum(len(y) for _, y in pairs)
     unit = torch.eye(gram.shape[1], dtype=gram.dtype)
     beta = _least_squares(gram.sum(0), moment.sum(0))
-    lowest = 1e-8 * square / count + 1e-30  # a variance of the noise of 0 would end it
+    lowest = 1e-8 * square / count + 1e-30  # a noise variance of 0 would be a division by 0
     noise = max(lowest, (square - float((moment.sum(0) * beta).sum())) / count / 2)
     covariance, likelihood = unit * noise / len(unit), -np.inf
     for _ in range(steps):
-        shrink = shrinkage(gram, covariance, torch.tensor(noise, dtype=gram.dtype))  # [M, F, F]
+        shrink = shrinkage(gram, covariance, torch.tensor(noise, dtype=gram.dtype))  # times noise: b's posterior covariance
         left = gram @ shrink
         beta = _least_squares((gram - left @ gram).sum(0), (moment - left @ moment).sum(0))
         rest = moment - gram @ beta

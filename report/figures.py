@@ -36,7 +36,10 @@ def _legend_label(name: str) -> str:
 
 
 def _usual_range(curves: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The lowest error above zero, and the highest of those that are not of a curve that explodes: infinity if none does."""
+    """The lowest error above zero, and where to cut the axis; infinity where nothing has to be cut.
+
+    It is cut at the highest error that is at most 1000 times the largest of the curves' lowest errors.
+    """
     values = np.concatenate([curve.ravel() for curve in curves])
     known = [curve[np.isfinite(curve) & (curve > 0)] for curve in curves]
     lows = np.array([curve.min() for curve in known if len(curve)])

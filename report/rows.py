@@ -106,12 +106,13 @@ def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scal
     words = "which can't be compared"
     if low > 0 or high < 0:
         ends = sorted([abs(low), abs(high)])
-        words = f"{abs(change):.0f}% {'lower' if change < 0 else 'higher'}, interval {ends[0]:.0f} to {ends[1]:.0f}%"
+        direction = "lower" if change < 0 else "higher"
+        words = f"{method}'s is {abs(change):.0f}% {direction} (95% interval {ends[0]:.0f} to {ends[1]:.0f}%)"
     elif low <= 0 <= high:
-        words = f"not distinguishable, interval {round(low):+d} to {round(high):+d}%"
+        words = f"not distinguishable (95% interval {round(low):+d} to {round(high):+d}%)"
     with np.errstate(over="ignore", invalid="ignore"):
         roots = [f"{name} {scale * np.sqrt(errors.mean()):.3g}" for name, errors in ((method, own), (best, others[best]))]
-    return f"{printable(target)}, root mean squared error at K = {shots}: {roots[0]}, {roots[1]}: {words}"
+    return f"{printable(target)}, root mean squared error at K = {shots}: {roots[0]}, {roots[1]}; {words}"
 
 
 # ---- a comparison
@@ -129,7 +130,7 @@ def comparison_table(comparison: Comparison) -> Table:
         difference = f"{number(row.difference, 3)} +- {number(row.difference_ci, 2)}"
         where = [str(row.shots), str(row.gradients), printable(row.group), with_interval(row.mean, row.ci_tasks)]
         compared = "" if row.group == comparison.labels[0] else difference
-        cells.append([*where, str(row.seeds), over_seeds, compared, row.verdict])
+        cells.append([*where, str(row.seeds), over_seeds, compared, row.in_words])
     return Table(cells, _comparison_notes(comparison), printable(comparison.choice))
 
 

@@ -48,7 +48,7 @@ def has_compiler(device: torch.device) -> bool:
 
 def can_loop() -> bool:
     """Whether this torch's compiler takes a loop around steps."""
-    return torch.__version__ >= LOOPS_FROM
+    return torch.__version__ >= LOOPS_FROM  # compared as versions, not as text
 
 
 def _compiler() -> str:
@@ -60,7 +60,7 @@ class Compiled:
 
     What it reads of its object has to be the same tensors in every call. The first call goes through `torch.compile`, and
     tells which inputs of the graph are arguments; all others are tensors of the object. So later calls need no guards and no
-    bytecode, only the graph: a tenth to a sixth of a small step.
+    bytecode, only the graph, which saves a tenth to a sixth of a small step.
     """
 
     def __init__(self, method: Callable[..., Tensor], device: torch.device):
@@ -70,7 +70,8 @@ class Compiled:
         bound = types.MethodType(own, cast(Any, method).__self__)
         self.device = device
         self.first = torch.compile(bound, fullgraph=True, dynamic=False, backend=cast(Any, self._compile))
-        # the answer takes seconds, and so does tracing, which comes first; whoever is interrupted does not wait for it
+        # Asking which vector instructions there are takes seconds: it runs beside the tracing, in a thread that a process
+        # which is interrupted does not wait for.
         self.probe = threading.Thread(target=_probe_processor, daemon=True)
         self.places: list[tuple[int, int]] | None = None  # input of the graph, and the argument that it is; None at first
 
@@ -183,8 +184,9 @@ def _compiler_options(device: torch.device) -> dict[str, Any]:
             return "widen-products-1"
 
     # Calling the kernels from C++ instead of Python saves a tenth of a small step, the pass another tenth. Precompiled
-    # headers take longer to make than they save, 140 MB, openssl, and a folder that no variable moves. A graph with a loop
-    # is kept only where that is allowed: the body of the loop is part of the graph, and so of its key.
+    # headers cost more time than they save; they also need 140 MB, openssl, and a folder that no environment variable can
+    # move. The compiler caches a graph with a loop only if `while_loop` is declared cacheable. That is safe: the loop's body is
+    # part of the graph, and so of the cache's key.
     loops = {"torch.ops.higher_order.while_loop": torch.__version__}
     return {
         "cpp_wrapper": True,

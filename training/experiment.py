@@ -76,7 +76,7 @@ class Experiment:
     def save(self) -> None:
         """Write where training is, and the best so far where that is new since the last save."""
         if rank():
-            return self.trainer.check()
+            return self.trainer.check()  # raises `Diverged`, as `snapshot` does in process 0
         self.manager.save_checkpoint(self.snapshot(), best=self.new_best)
         self.new_best = None
 

@@ -135,9 +135,9 @@ class Trainer:
     def train(self, every: Sequence[int] = (1,)) -> Iterator[tuple[int, Tensor]]:
         """Train to the end; yields (steps taken, log values of the last one by `meta.names`). Raises `Diverged`.
 
-        It yields after each step, but where the compiled step loops over a block only after multiples of one of `every`, at
-        the end of a block and at the end. The log values stay on their device: reading them there synchronises, so read
-        them seldom. A learner that is fitted takes one step, without log values.
+        It yields after each step. A compiled step that loops over a block yields only after steps that are multiples of a
+        number in `every`, at the end of each block, and at the end of training. The log values stay on their device: reading
+        them synchronises, so read them seldom. A learner that is fitted takes one step, without log values.
         """
         if self.learner.is_fitted() and self.iteration < self.iterations:
             self._fit()

@@ -52,7 +52,9 @@ def offsets_of(matrices: Sequence[Tensor], vector: Tensor) -> list[Offset]:
 def clipped_step(
     optimiser: Optimiser, matrices: Sequence[Offset], state: tuple[Tensor, ...], vector: Tensor, lr: Tensor
 ) -> tuple[Tensor, ...]:
-    """`state` after one step, in new tensors; if something is not finite, nothing changes but the last two, now or later.
+    """`state` after one step, in new tensors.
+
+    In the first step with something that is not finite, only the last two of the state change; in later steps nothing does.
 
     Args:
         matrices: those that take a step of Muon, in their order.

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 CACHE_WORK = 3_600_000  # points x weights that a CPU's cache holds; beyond, a task takes two to three times as long
 FEWEST = 25  # tasks that are worth a micro-batch of their own for the cache's sake
-PAYS_FROM = 15_000_000  # floating-point operations of a step from which two threads that meet once in it pay
+PAYS_FROM = 15_000_000  # floating-point operations of a step from which on two threads are faster than one
 MICRO_BATCH_WORK = 400_000_000  # floating-point operations of one micro-batch, where there are more than two
 
 
@@ -26,7 +26,7 @@ def tasks_at_once(chunk: int, local_batch: int, work: int, device: torch.device)
     cached = CACHE_WORK // max(work, 1)
     if device.type != "cpu" or not FEWEST <= cached < local_batch:
         return local_batch
-    return -(-local_batch // -(-local_batch // cached))  # of one size: a short last one is computed as a whole
+    return -(-local_batch // -(-local_batch // cached))  # of equal size: a short last one costs as much as a full one
 
 
 def micro_batches_worth(operations: int) -> int:

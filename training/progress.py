@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, first: int, total: int, log: Callable[[str], None]):
         self.first, self.total, self.log = first, total, log
-        nowhere = True if sys.stderr is None else None  # closed, as in some services; None = where it is no terminal
+        nowhere = True if sys.stderr is None else None  # tqdm's `disable`: True = no bar, None = none unless it is a terminal
         self.bar = tqdm(total=total, initial=first, unit="step", disable=nowhere, dynamic_ncols=True)
         self.began = self.last_line = time.perf_counter()
 

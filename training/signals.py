@@ -26,8 +26,8 @@ class Signals:
     """Inside `with`: `STOPPING` signals ask to save and leave, `SAVING` ones to save and go on; then all is as before.
 
     A handler only sets a flag, `stop` or `save`, on which the training loop acts after the step. After `listen`, when
-    there is nothing to save, a signal to stop raises `Interrupted` instead. A second SIGINT quits at once: it ends the process
-    of a program, and raises KeyboardInterrupt in somebody else's.
+    there is nothing to save, a signal to stop raises `Interrupted` instead. A SIGINT after another signal to stop quits at
+    once: it ends the process of a program, and raises KeyboardInterrupt in somebody else's.
 
     Signals that are ignored (nohup) stay so. Handlers belong to the main thread: in any other nothing is changed.
 
@@ -52,7 +52,7 @@ class Signals:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in reversed(self._before.items()):  # SIGINT last: its own handler raises
+        for number, handler in reversed(self._before.items()):  # SIGINT last: Python's handler of it raises
             signal.signal(number, handler)
 
     def listen(self) -> None:

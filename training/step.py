@@ -32,7 +32,8 @@ MetaBatch = tuple[tuple[Task, Tensor], ...]  # tasks and noise of each micro-bat
 class Block(NamedTuple):
     """Meta-batches drawn together: tasks [B, T, K or Q, D or 1], noise [B, T, noise_dim], step sizes [B].
 
-    `meta_batches` has the same one by one; they are empty for a step that loops over them itself.
+    `meta_batches[b]` holds the micro-batches of step b that this process computes; it is empty where the step loops over
+    `tasks` itself.
     """
 
     tasks: Task
@@ -86,7 +87,7 @@ class MetaStep(ABC):
         """Take steps number `first` to `end` - 1 of `block`; returns the last one's log values, on their device."""
 
     def warm_up(self, block: Block) -> None:
-        """Run everything once, which compiles it. It may change the state, but speaks to no other process."""
+        """Run everything once, which compiles it. It takes a real step: `_warmed_up` makes it one that changes nothing."""
         self(block, 0, 1)
 
     def close(self) -> None:
@@ -107,7 +108,7 @@ class MetaStep(ABC):
         return Block(tasks, noise, torch.tensor(rates, device=self.device), meta_batches)
 
     def _after(self, state: tuple[Tensor, ...], vector: Tensor, lr: Tensor) -> tuple[Tensor, ...]:
-        """`state` after a step along `vector`; the same if something is not finite, now or later."""
+        """`state` after a step along `vector`, as `clipped_step` says."""
         return clipped_step(self.optimiser, self.offsets, state, vector, lr)
 
     def _update(self, vector: Tensor) -> Tensor:

@@ -120,14 +120,15 @@ def test_of_few_subjects_with_a_few_hard_ones_equals_are_told_apart_as_seldom_as
 
 
 def test_the_verdict_says_by_how_much_in_own_units():
-    words = {0.64: "20% lower, interval ", 1.44: "20% higher, interval ", 1.0: "not distinguishable, interval +0 to +0%"}
+    words = {0.64: "NET's is 20% lower (95% interval ", 1.44: "NET's is 20% higher (95% interval "}
+    words |= {1.0: "not distinguishable (95% interval +0 to +0%)"}
     other = np.random.default_rng(0).gamma(3, 1, 50)
     other /= other.mean()
     noise = np.random.default_rng(1).normal(0, 0.02, 50)
     for factor, said in (words | {np.nan: "which can't be compared"}).items():
         own = factor * (other + noise - noise.mean())
         line = verdict("NET", own, {"worse": other + 1, "better": other}, 30.0, "weight\n", 4)
-        assert line.startswith("weight\\n, root mean squared error at K = 4: NET ") and ", better 30: " + said in line
+        assert line.startswith("weight\\n, root mean squared error at K = 4: NET ") and ", better 30; " + said in line
         assert "\n" not in line and ("interval" in line) == bool(np.isfinite(factor))
 
 

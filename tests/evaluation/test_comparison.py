@@ -247,16 +247,16 @@ def test_a_row_holds_means_intervals_and_paired_differences(found, comparison):
     assert_allclose(one.ci_seeds, 4.303 * np.sqrt(np.square(seeds - seeds.mean()).sum() / 2 / 3))  # Student's
     paired = second.mean(0) - each
     assert_allclose([two.difference, two.difference_ci], [paired.mean(), 1.96 * paired.std(ddof=1) / np.sqrt(TASKS)])
-    assert np.isnan([row(comparison, "baseline").ci_seeds, one.difference, one.difference_ci]).all() and one.verdict == ""
+    assert np.isnan([row(comparison, "baseline").ci_seeds, one.difference, one.difference_ci]).all() and one.in_words == ""
 
 
 def test_a_difference_is_found_where_its_interval_excludes_zero_however_much_the_tasks_differ():
     for difference, half, verdict in ((-2, 1, "lower"), (2, 1, "higher"), (0.5, 1, "not"), (-1, 1, "not"), (0, 0, "not")):
-        found = Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).verdict
+        found = Row("a", 5, 0, 1, 9, 1.0, 0.1, 0.1, difference, half).in_words
         assert found == ("not distinguishable" if verdict == "not" else verdict)
     hard = np.random.default_rng(0).lognormal(0, 3, (50, 1))
     comparison = compare_entries([Entry("a", {5: hard}), Entry("b", {5: hard - 1e-3})])
-    assert row(comparison, "b", 5, 0).verdict == "lower" and row(comparison, "b", 5, 0).ci_tasks > 1
+    assert row(comparison, "b", 5, 0).in_words == "lower" and row(comparison, "b", 5, 0).ci_tasks > 1
 
 
 def test_gradients_that_change_nothing_have_no_rows_of_their_own():
@@ -282,7 +282,7 @@ def test_a_diverged_task_shows_and_spoils_nothing_else(found, bad):
     found[4].errors[10][2, 4:] = bad
     found[5].errors[10][:, 4:] = bad
     comparison = compare_entries(found)
-    assert not row(comparison, "TWO").mean < 1e300 and row(comparison, "TWO", gradients=3).verdict == "lower"
+    assert not row(comparison, "TWO").mean < 1e300 and row(comparison, "TWO", gradients=3).in_words == "lower"
     assert "diverged" in text_of(comparison)
     assert csv_table(comparison) and draw(comparison, "a title")
 
