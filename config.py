@@ -79,7 +79,9 @@ class Config:
 
     # the adapted network
     INPUT_DIM: int = _key(1, "D: input dimension", 1, 10**4, roles=TASKS)
-    HIDDEN_DIM: int = _key(40, "units in each of its two hidden layers", 1, 10**6, roles=TRAINED)
+    HIDDEN_DIM: int = _key(40, "units in each of its hidden layers", 1, 10**6, roles=TRAINED)
+    HIDDEN_LAYERS: int = _key(2, "hidden layers", 1, 100, roles=TRAINED)
+    ACTIVATION: str = _choice("relu", "between layers", "relu", "tanh", "elu", "silu", "sine", roles=TRAINED)
     CONTEXT_DIM: int = _key(5, "C: size of the context vector, where a method adapts one", 1, 10**4)
 
     # tasks: y = A sin(u.x - phase) + noise, or y = slope (u.x) + intercept + noise

@@ -27,6 +27,15 @@ from system.threads import EVAL_CHUNK, threads_for
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "elu": nn.functional.elu,
+    "silu": nn.functional.silu,
+    "sine": torch.sin,
+}
+
+
 class Network:
     """A multilayer perceptron whose weights come in as ONE flat vector: it holds shapes, never numbers.
 
@@ -149,7 +158,12 @@ class MetaLearner(nn.Module, ABC):
     def __init__(self, config: Any, rng: np.random.Generator):
         super().__init__()
         self.input_dim: int = config.INPUT_DIM
-        self.network = Network((config.INPUT_DIM, config.HIDDEN_DIM, config.HIDDEN_DIM, 1))
+        self.hidden_sizes, self.activation = [config.HIDDEN_DIM] * config.HIDDEN_LAYERS, ACTIVATIONS[config.ACTIVATION]
+        self.network = self.perceptron(config.INPUT_DIM, 1)
+
+    def perceptron(self, inputs: int, outputs: int) -> Network:
+        """A network with the hidden layers and the activation of the settings."""
+        return Network((inputs, *self.hidden_sizes, outputs), self.activation)
 
     @classmethod
     def from_config(cls, config: Any, rng: np.random.Generator) -> MetaLearner:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from config import Config
 from dataset import Points
-from learner import Adaptation, MetaLearner, Network
+from learner import Adaptation, MetaLearner
 
 CODE = 64
 PRIOR_WEIGHT = 0.1  # of the loss without points
@@ -33,8 +33,8 @@ class CNP(MetaLearner):
 
     def __init__(self, config: Config, rng: np.random.Generator):
         super().__init__(config, rng)
-        hidden, dim = config.HIDDEN_DIM, config.INPUT_DIM
-        self.encode, self.decode = Network((dim + 1, hidden, hidden, CODE)), Network((dim + CODE, hidden, hidden, 2))
+        self.encode = self.perceptron(config.INPUT_DIM + 1, CODE)
+        self.decode = self.perceptron(config.INPUT_DIM + CODE, 2)
         self.encoder, self.decoder = (nn.Parameter(network.init(rng)) for network in (self.encode, self.decode))
         self.start = nn.Parameter(torch.zeros(CODE))
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.func import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -131,6 +132,19 @@ def test_what_a_method_says_of_its_states_is_what_is_evaluated(neural_process):
         )
     np.testing.assert_allclose(adapted.predictions[1, -1], mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(adapted.std[1], log_std.exp(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "elu", "silu", "sine"])
+def test_the_network_has_the_layers_and_the_activation_of_the_settings(activation):
+    config = Config(HIDDEN_LAYERS=3, HIDDEN_DIM=5, ACTIVATION=activation, INPUT_DIM=2)
+    learner, x = registry.METHODS["maml"](config, stream(0, "weights")), torch.linspace(-1, 1, 8).view(4, 2)
+    own = {"relu": nn.ReLU(), "tanh": nn.Tanh(), "elu": nn.ELU(), "silu": nn.SiLU(), "sine": torch.sin}[activation]
+    expected = x
+    *hidden, (matrix, bias) = learner.network.layers(learner.theta)
+    for weights, shift in hidden:
+        expected = own(expected @ weights + shift)
+    assert len(hidden) == 3
+    torch.testing.assert_close(learner.predict(learner.theta, x), (expected @ matrix + bias)[:, 0])
 
 
 @pytest.mark.parametrize("method", sorted(registry.METHODS))

@@ -14,12 +14,13 @@ from training.parallel import tasks_at_once
 def check_memory(config: Config, learner: type[MetaLearner], device: torch.device) -> None:
     """Raise `ConfigError` where the numbers that a run has to keep at once, by a lower bound, need more than all memory."""
     hidden, points, tasks = config.HIDDEN_DIM, config.SUPPORT_SAMPLES + config.QUERY_SAMPLES, config.META_BATCH_SIZE
-    weights = (config.INPUT_DIM + hidden + 3) * hidden
+    layers = config.HIDDEN_LAYERS
+    weights = (config.INPUT_DIM + 2 + (layers - 1) * (hidden + 1)) * hidden
     at_once = min(tasks_at_once(config.TASK_CHUNK, tasks, points * weights, device), tasks)
     micro_batches = -(-tasks // at_once)
     # parameters, two moments, gradient and its clipped copy; a gradient of each micro-batch; the adapted weights of each task
     training = weights * (learner.meta_parameters_per_weight(config) * (5 + micro_batches) + at_once)
-    training += at_once * points * hidden * (2 + config.INNER_STEPS)  # units of both layers, kept for each inner step
+    training += at_once * points * hidden * (layers + config.INNER_STEPS)  # units of all layers, kept for each inner step
     training += at_once * learner.numbers_per_task(config, config.SUPPORT_SAMPLES)
     training += tasks * points * (config.INPUT_DIM + 1) * 2  # this block of points and the next
     training += config.NUM_TASKS * (config.INPUT_DIM + 7)  # what the functions are drawn from

@@ -152,6 +152,8 @@ DIFFERENTIATED = {
         {"INNER_STEPS": 4, "LEO_LATENT_STEPS": 2, "LEO_ENCODER_PENALTY": 0.0, "LEO_ORTHOGONALITY": 0.1, "LEO_KL_WEIGHT": 0.1},
     ),
     "alpaca": ("alpaca", {}),
+    "t-net, 3 layers of tanh": ("tnet", {"HIDDEN_LAYERS": 3, "ACTIVATION": "tanh", "INNER_LEARNING_RATE": 0.01}),
+    "cnp, 1 layer of silu": ("cnp", {"HIDDEN_LAYERS": 1, "ACTIVATION": "silu"}),
 }
 
 
