@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,28 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, _strict_loads(value)
     except (ValueError, RecursionError):
         return name, value
+
+
+def variants(assignments: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values of settings that are given several, such as HIDDEN_DIM=20,40.
+
+    Raises `ConfigError` for a value given twice, and for several values of what says which tasks a run is judged on.
+    """
+    choices = []
+    for text in assignments:
+        name, _, values = text.partition("=")
+        field = KEYS.get(name)
+        listed = [text]
+        if field and "," in values and ("choices" in field.metadata or field.type in ("int", "float", "bool")):
+            if {*TASKS, *VALIDATION} & {*field.metadata["roles"]}:
+                raise ConfigError(
+                    f"{name} can't have several values (got {values}; expected one: runs are compared on equal tasks)"
+                )
+            listed = [f"{name}={value.strip()}" for value in values.split(",")]
+        if len(set(listed)) < len(listed):
+            raise ConfigError(f"{name} has a value twice (got {values}; expected different ones)")
+        choices.append(listed)
+    return [list(chosen) for chosen in itertools.product(*choices)]
 
 
 def load_settings(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from commands.compare import compare
 from commands.evaluate import evaluate
 from commands.predict import predict
 from commands.train import train
-from config import ConfigError
+from config import ConfigError, variants
 from registry import METHODS, TASKS
 from system.errors import RunError
 from system.host import restore_process_state
@@ -49,7 +49,14 @@ def build_parser() -> Parser:
         "--columns", metavar="NAME=COLUMN", nargs="+", help="its columns, such as task=Chick x=Time y=weight [split=SPLIT]"
     )
     parser.add_argument("--config", metavar="FILE.json", type=Path, help="settings, such as a run's config.json")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="settings; may be repeated")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="settings, may be repeated; KEY=A,B makes a run for each value",
+    )
     parser.add_argument("--seed", metavar="N", help="RANDOM_SEED")
     parser.add_argument("--seeds", metavar="N-M", help="several runs one after another, such as 0-4 or 0,3,7; then compared")
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
@@ -95,6 +102,10 @@ def check_several(args: argparse.Namespace) -> None:
         raise RunError("--seeds sets RANDOM_SEED (got another seed as well; expected one of them)")
     if args.seeds is not None and "RANK" in os.environ:
         raise RunError("--seeds runs in one process (got several; expected one launch for each seed)")
+    if "RANK" in os.environ and args.action == "train" and len(variants(args.set)) > 1:
+        raise RunError(
+            "several values of a setting are tried in one process (got several processes; expected one launch for each)"
+        )
     repeated = len(set(args.methods)) < len(args.methods)
     if len(args.methods) > 1 and (args.action != "train" or "RANK" in os.environ or repeated):
         got = " ".join(args.methods)

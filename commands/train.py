@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import signal
 from contextlib import closing, suppress
@@ -14,7 +15,7 @@ import torch
 from commands.compare import compare_runs
 from commands.evaluate import finish
 from commands.runs import build, load_experiment, resolve_settings, runs_folder
-from config import Config, ConfigError
+from config import Config, ConfigError, variants
 from registry import defaults, unused
 from results_manager import ExperimentManager, find_launched
 from system.errors import RunError
@@ -29,8 +30,8 @@ from training.signals import Interrupted, Signals
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train one run, or one after another of several methods and seeds, which are then compared; returns the exit code."""
-    if args.seeds is None and len(args.methods) < 2:
+    """Train one run, or one after another of several methods, settings and seeds, and then compare them; the exit code."""
+    if args.action == "resume" or (args.seeds is None and len(args.methods) < 2 and len(variants(args.set)) < 2):
         return train_run(args)[0]
     directories = []
     for plan in plan_runs(args):
@@ -43,16 +44,22 @@ def train(args: argparse.Namespace) -> int:
 
 
 def plan_runs(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The command line of each method and seed. Raises `ConfigError` or `RunError` where a run would be refused."""
-    plans = []
+    """The command line of each method, setting and seed. Raises `ConfigError` or `RunError` where a run would be refused."""
+    plans, planned = [], list[tuple[str, Config]]()
     seeds = [args.seed] if args.seeds is None else [str(seed) for seed in args.seeds]
-    for method in args.methods or [None]:
-        first = argparse.Namespace(**vars(args) | {"method": method, "seed": seeds[0]})
-        method_name, _, config, generator = resolve_settings(first)
+    for method, chosen in itertools.product(args.methods or [None], variants(args.set)):
+        first = argparse.Namespace(**vars(args) | {"method": method, "seed": seeds[0], "set": chosen})
+        method_name, tasks, config, generator = resolve_settings(first)
+        if (method_name, config) in planned:
+            continue  # these values are of a setting that only another method reads
+        planned.append((method_name, config))
         if args.seeds and config.DATA and config.SPLIT_SEED < 0 and "SPLIT_SEED" not in generator.unused:
-            first.set = [*args.set, f"SPLIT_SEED={seeds[0]}"]  # one split for all: errors are compared subject by subject
+            first.set = [*chosen, f"SPLIT_SEED={seeds[0]}"]  # one split for all: errors are compared subject by subject
         for seed in seeds:
-            name = f"{args.name}-seed{seed}" if args.name and args.seeds else args.name
+            read = [text for text in chosen if text.partition("=")[0] not in unused(method_name, tasks)]
+            several = [text.replace("=", "") for text in read if text not in args.set]
+            several += [f"seed{seed}"] if args.seeds else []
+            name = args.name and "-".join([args.name, *several])
             directory = runs_folder(args) / f"{method_name.upper()}_{generator.name}_{name}"
             if name and directory.exists():
                 raise RunError(f"{directory} exists (got --name {args.name}; expected a new name)")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from config import KEYS, MAX_JSON_BYTES, Config, ConfigError, load_settings, parse_assignment
+from config import KEYS, MAX_JSON_BYTES, Config, ConfigError, load_settings, parse_assignment, variants
 
 
 def keys_of(*types: str) -> list[str]:
@@ -51,6 +51,16 @@ def test_shots_at_evaluation_follow_those_of_training() -> None:
         assert judged == Config.resolve(config.to_dict(), {"EPOCHS": 1}).EVAL_SHOTS
         assert Config(SUPPORT_SAMPLES=trained, EVAL_SHOTS=(3,)).EVAL_SHOTS == (3,)
     assert Config(SUPPORT_SAMPLES=6, EVAL_SHOTS=(20, 2)).evaluation_shots == (0, 2, 6, 20)
+
+
+def test_several_values_of_settings_are_tried_in_every_combination() -> None:
+    words = ["HIDDEN_DIM=20, 40", "EVAL_SHOTS=5,10", "COMPILE=auto,never", "DATA=a,b.csv", "EPOCHS=3", "ODD=1,2"]
+    same = ("EVAL_SHOTS=5,10", "DATA=a,b.csv", "EPOCHS=3", "ODD=1,2")
+    found = [(set(chosen) - set(same), len(chosen)) for chosen in variants(words)]
+    assert found == [({f"HIDDEN_DIM={units}", f"COMPILE={mode}"}, 6) for units in (20, 40) for mode in ("auto", "never")]
+    for wrong, reason in {"EVAL_TASKS=10,20": "equal tasks", "X_MAX=3,4": "equal tasks", "EPOCHS=3,3": "twice"}.items():
+        with pytest.raises(ConfigError, match=reason):
+            variants([wrong])
 
 
 def test_a_config_counts_its_iterations_and_cannot_be_changed() -> None:

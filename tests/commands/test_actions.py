@@ -21,7 +21,7 @@ from regressor import FewShotRegressor
 from results_manager import ExperimentManager
 from system.checkpoints import read_checkpoint
 from system.errors import RunError
-from tests.tools.runs import ROOT, command
+from tests.tools.runs import ROOT, TINY, command
 from tests.tools.tables import SETTINGS
 
 POINTS = ROOT / "docs" / "points.csv"
@@ -243,6 +243,18 @@ def test_several_methods_have_runs_on_one_split_and_one_comparison(chosen):
     for run in map(chosen.joinpath, runs):  # the digests in its report are those of its files in the end
         files = json.loads((run / "full_report.json").read_text())["files"]
         assert files == {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in files} and "table.csv" in files
+
+
+def test_values_of_a_setting_have_a_run_each_and_are_compared(tmp_path):
+    tiny = [f"{key}={value}" for key, value in TINY.items() if not key.startswith(("EVAL_SHOTS", "LEO"))]
+    about = ["--output", str(tmp_path), "--name", "v", "--set", *tiny, "CONTEXT_DIM=2,3", "EVAL_SHOTS=5"]
+    assert main.main(["--method", "cavia", "r2d2", *about]) == 0  # R2-D2 has no such setting, and one run
+    runs = {"CAVIA_Sinusoidal_v-CONTEXT_DIM2", "CAVIA_Sinusoidal_v-CONTEXT_DIM3", "R2D2_Sinusoidal_v"}
+    (comparison,) = tmp_path.glob("Comparison_*")
+    assert {path.name for path in tmp_path.iterdir()} == runs | {comparison.name}
+    labels = {row["group"] for row in table(comparison / "comparison.csv")} - {"best single function"}
+    assert labels == {"CAVIA CONTEXT_DIM=2", "CAVIA CONTEXT_DIM=3", "R2D2"}
+    assert "lowest validation error" in (comparison / "comparison.md").read_text()
 
 
 def test_the_method_to_use_is_the_one_with_the_lowest_validation_error(chosen):

@@ -13,7 +13,7 @@ import pytest
 
 import main
 import registry
-from config import KEYS, Config, keys_for, parse_assignment
+from config import KEYS, Config, keys_for, parse_assignment, variants
 from docs import make_configuration
 from results_manager import ExperimentManager
 from system.checkpoints import read_checkpoint
@@ -70,7 +70,8 @@ def test_what_a_page_names_exists_and_its_command_lines_are_taken(page):
             continue  # of which a part is left out
         words = shlex.split(line.split("main.py", 1)[1], comments=True)
         args = main.parse_arguments(main.build_parser(), words)
-        Config.resolve(dict(parse_assignment(text) for text in args.set))
+        for chosen in variants(args.set):
+            Config.resolve(dict(map(parse_assignment, chosen)))
 
 
 def test_the_table_of_settings_is_what_the_code_declares(monkeypatch):
