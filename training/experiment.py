@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from config import Config, ConfigError
-from dataset import HeldOut, TaskDataset, TaskGenerator, stream
+from dataset import HeldOut, TaskDataset, TaskGenerator
 from evaluation.errors import held_out_errors, validation_error
 from evaluation.examples import example_arrays
 from learner import MetaLearner
@@ -46,7 +46,7 @@ class Experiment:
         seed = config.RANDOM_SEED
         sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
         dataset = TaskDataset(generator, *sizes, seed)
-        self.trainer = Trainer(checked_learner(method, learner, config, stream(seed, "weights")), dataset, config, device)
+        self.trainer = Trainer(checked_learner(method, learner, config), dataset, config, device)
         self.learner = self.trainer.learner
         if config.META_OPTIMISER == "muon" and not (self.learner.is_fitted() or self.learner.hidden_matrices()):
             raise ConfigError(f"META_OPTIMISER=muon needs hidden matrices (got {method}; expected a method that names some)")

@@ -6,13 +6,12 @@ import inspect
 import traceback
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from config import Config, ConfigError
-from dataset import Points, Task
+from dataset import Points, Task, stream
 from learner import Adaptation, MetaLearner
 from system.errors import RunError
 
@@ -31,14 +30,17 @@ HINTS = {  # words of an error, or of the line that raised it -> what to do inst
 }
 
 
-def checked_learner(name: str, method: type[MetaLearner], config: Config, rng: np.random.Generator) -> MetaLearner:
+def checked_learner(name: str, method: type[MetaLearner], config: Config) -> MetaLearner:
     """The learner of a method. Raises `ConfigError`, in one line, where `adapt` or what goes with it breaks its rules."""
     try:
-        learner = method.from_config(config, rng)
+        learner = method.from_config(config, stream(config.RANDOM_SEED, "weights"))
         parameters = sum(parameter.numel() for parameter in learner.parameters())
         if not parameters:
             raise ConfigError(f"{name} has nothing to learn (got no nn.Parameter; expected at least one)")
         if parameters <= LARGEST:
+            again = method.from_config(config, stream(config.RANDOM_SEED, "weights"))
+            if not all(map(torch.equal, learner.parameters(), again.parameters())):
+                _refuse(name, "a second learner has other initial weights", "draws from the argument rng alone")
             _check(name, learner)
     except (ConfigError, RunError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
@@ -67,7 +69,7 @@ def _check(name: str, learner: MetaLearner) -> None:
         def loss(parameters: dict[str, Tensor], task: Task, noise: Tensor) -> Tensor:
             return functional_call(learner, parameters, (task, noise))[0]
 
-        vmap(grad(loss), in_dims=(None, 0, 0))(parameters, Task(tasks, tasks), noise)
+        vmap(grad(loss), in_dims=(None, 0, 0))(parameters, Task(tasks, Points(tasks.x[:, 1:], tasks.y[:, 1:])), noise)
 
 
 def _check_adaptation(name: str, learner: MetaLearner, found: Any, steps: int | None) -> None:

@@ -104,6 +104,12 @@ class LearnsNothing(MetaLearner):
         return Adaptation.along([torch.zeros(self.state_size)] * ((steps or 0) + 1))
 
 
+class StartsAnywhere(Plain):
+    def __init__(self, config, rng):
+        super().__init__(config, rng)
+        self.theta = nn.Parameter(torch.randn(self.state_size))
+
+
 class Misspells(Plain):
     def adapt(self, support, noise, steps=None):
         return Adaptation.along(self.descent(self.support_loss(support)))
@@ -121,6 +127,7 @@ MISTAKES = {
     HasNoNetwork: "HasNoNetwork.* has no attribute 'state_size'; expected super",
     NeverBegins: r"NeverBegins.* before Module.__init__\(\) call; expected super\(\).__init__\(config, rng\) first",
     HasTwoOutputs: r"got: predict gives \[10\] for 5 inputs; expected \[5\]: one output for each",
+    StartsAnywhere: "got: a second learner has other initial weights; expected draws from the argument rng alone",
     LearnsNothing: "has nothing to learn",
     Misspells: r"AttributeError in test_method_check.py, line \d+: 'Misspells' object has no attribute 'descent'",
 }
@@ -129,7 +136,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
 def test_a_mistake_is_named_in_one_line(mistake):
     with pytest.raises(ConfigError, match=MISTAKES[mistake]) as caught:
-        checked_learner(mistake.__name__, mistake, Config(HIDDEN_DIM=8), stream(0, "weights"))
+        checked_learner(mistake.__name__, mistake, Config(HIDDEN_DIM=8))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
@@ -146,6 +153,6 @@ def test_it_ends_a_command_before_a_directory_is_made(tmp_path, monkeypatch, cap
 def test_methods_without_a_mistake_pass_with_the_weights_that_they_had(method, settings):
     own = registry.METHODS.get(method, Plain)
     config = Config.resolve(own.defaults, settings, {"HIDDEN_DIM": 8})
-    learner = checked_learner(method, own, config, stream(0, "weights"))
+    learner = checked_learner(method, own, config)
     for one, other in zip(learner.parameters(), own.from_config(config, stream(0, "weights")).parameters(), strict=True):
         assert torch.equal(one, other) and one.grad is None
