@@ -171,7 +171,8 @@ class FewShotRegressor:
     def predict_prior(self, x: Any) -> Array:
         """Predictions [N] at x [N, D] for a task of which no point is known, whatever was fitted."""
         nobody = Points(np.empty((1, 0, self.input_dim), np.float32), np.empty((1, 0, 1), np.float32))
-        parts = np.array_split(self._encoded_inputs(x), len(x) // PAIRS_AT_ONCE + 1)
+        inputs = self._encoded_inputs(x)
+        parts = np.array_split(inputs, len(inputs) // PAIRS_AT_ONCE + 1)
         found = [predict_tasks(self.without, nobody, part[None], 0)[0][0, 0] for part in parts]
         return self.coding.decode_targets(np.concatenate(found))
 
