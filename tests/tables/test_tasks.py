@@ -24,6 +24,7 @@ from report.figures import run_figures
 from system.checkpoints import read_checkpoint
 from tables.table import random_split, read_table, remarks
 from tables.tasks import TableTaskGenerator, distinct
+from tests.tools.runs import troubles
 from tests.tools.tables import COLUMNS, COUNTS, SMALL, generator_of, toy_rows, train, write
 from training.experiment import Experiment
 
@@ -313,7 +314,7 @@ def test_several_seeds_share_one_split_and_idle_settings_of_a_file_are_one_warni
     argv = ["--data", str(path), "--output", str(tmp_path), "--config", str(file), "--seeds", "3-4", *settings]
     assert main.main(argv) == 0
     idle = "EVAL_REPEATS, TRAIN_SHARE" if splits else "EVAL_REPEATS"
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "no better than one curve" not in line]
+    warnings = troubles(capsys.readouterr().err)
     assert warnings == [f"warning: {idle} in {file}: without effect on maml with table tasks"] * 2
     tables = [path.read_bytes() for path in tmp_path.glob("*_Table_*/table.csv")]
     assert len(tables) == 2 and tables[0] == tables[1]
@@ -326,7 +327,7 @@ def test_the_figures_of_a_run_on_a_table_are_drawn_in_own_units(
     monkeypatch.setattr(Experiment, "show_progress", lambda *_: None)
     monkeypatch.setattr("report.figures.run_figures", lambda *args: {"subjects": run_figures(*args)["subjects"]})
     run = train(tmp_path, write(toy, toy_rows(), "who,day (d),mass_g"), "a", *COLUMNS, "--set", "EVAL_SHOTS=2,8")
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "no better than one curve" not in line]
+    warnings = troubles(capsys.readouterr().err)
     assert warnings == [] and (run / "plots" / "subjects.png").exists()
     with np.load(run / "plots" / "data.npz") as arrays:
         assert list(arrays["axis_names"]) == ["day (d)", "mass_g"]

@@ -10,6 +10,13 @@ import main
 import registry
 
 ROOT = Path(main.__file__).parent
+
+
+def troubles(err: str) -> list[str]:
+    """The lines on stderr, without the one that so short a run has learned nothing."""
+    return [line for line in err.splitlines() if "no better than one curve" not in line]
+
+
 TINY = {
     **{"EPOCHS": 2, "NUM_TASKS": 30, "META_BATCH_SIZE": 4, "SUPPORT_SAMPLES": 5, "QUERY_SAMPLES": 5, "INNER_STEPS": 2},
     **{"HIDDEN_DIM": 6, "LEO_LATENT_DIM": 3, "LEO_LATENT_STEPS": 1},
