@@ -66,10 +66,10 @@ def run_table(evaluation: Mapping[str, Any], method: str, reference: Published) 
 
 
 def _error(found: Mapping[str, Any], step: int) -> str:
-    """A mean error; where it is not finite, that of the tasks that did not diverge."""
-    mean = found["mse"][step]
-    if "others" in found and (mean is None or not math.isfinite(mean)):  # JSON has null for what is not finite
-        return with_interval(found["others"]["mse"][step], found["others"]["ci95"][step]) + " *"
+    """A mean error; where the tasks that diverged make more than half of it, the mean of the others."""
+    mean, others = found["mse"][step], found.get("others")
+    if others and (mean is None or not mean <= 2 * others["mse"][step]):  # JSON has null for what is not finite
+        return with_interval(others["mse"][step], others["ci95"][step]) + " *"
     return with_interval(mean, found["ci95"][step])
 
 

@@ -38,7 +38,7 @@ def test_a_table_of_subjects_has_the_own_unit_the_baselines_and_the_interval():
 
 def test_diverged_tasks_are_counted_and_what_is_not_finite_has_its_place():
     others = {"mse": [0.5, 0.25], "ci95": [0.1, 0.1]}
-    for bad in (np.inf, np.nan, None):
+    for bad in (np.inf, np.nan, None, 555.0):
         table = run_table(record([1.0, bad], diverged=3, others=others), "MAML", {})
         assert table.cells[1][2:] == ["1 +- 0.01", "0.25 +- 0.1 *"]
     assert table.notes[-1] == "Test tasks that diverged: 3 at K = 5; means with * leave them out."
