@@ -1,6 +1,6 @@
 """Five kinds of function with equal probability: sinusoid, line, quadratic, tanh, absolute value (Vuorio et al. 2019).
 
-Ranges of the first three are those of the paper's code (vuoristo/MMAML-Regression); the other two have coefficients in [-3, 3].
+The ranges are those of the paper's code (vuoristo/MMAML-Regression).
 """
 
 from __future__ import annotations

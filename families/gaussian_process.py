@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from dataset import Array, FunctionFamily, Points
+from system.errors import RunError
 
 KERNELS = {  # of the distance between two inputs, in lengths; the periodic one of its sine
     "rbf": lambda d: np.exp(-(d**2) / 2),
@@ -20,10 +22,10 @@ MOST_POINTS = 400
 
 @dataclass(eq=False)
 class GaussianProcessTaskGenerator(FunctionFamily):
-    """One input; the parameters are [T, G]: standard normal weights of the functions that make up the process.
+    """One input; the parameters are [T, G], standard normal, one for each place of a fine grid.
 
-    A function is the process' mean between its values on a fine grid: of an RBF the covariance is exact to 1e-6, of a Matern
-    5/2 to 1e-3.
+    A function has the process' values on the grid, by the symmetric root of their covariance, and its mean between them: the
+    covariance is exact to 1e-4 of the variance. Raises `RunError` for a length that takes too fine a grid.
     """
 
     kernel: str = "rbf"
@@ -38,10 +40,13 @@ class GaussianProcessTaskGenerator(FunctionFamily):
         self.unused = {} if self.kernel == "periodic" else {"GP_PERIOD": "with GP_KERNEL=periodic"}
         low, high = self.x_range
         step = self.length / PER_LENGTH * (self.period / np.pi if self.kernel == "periodic" else 1.0)
-        self.grid = np.linspace(low, high, int(min(MOST_POINTS, np.ceil((high - low) / step) + 1)))
+        if (count := math.ceil((high - low) / step) + 1) > MOST_POINTS:
+            shortest = self.length * count / MOST_POINTS
+            raise RunError(f"GP_LENGTH is too short for these inputs (got {self.length}; expected at least {shortest:.3g})")
+        self.grid = np.linspace(low, high, count)
         values, vectors = np.linalg.eigh(self.covariance(self.grid, self.grid))
         kept = values > 1e-9 * values[-1]
-        self.basis = vectors[:, kept] / np.sqrt(values[kept])  # [grid, G]
+        self.basis = vectors[:, kept] / np.sqrt(values[kept]) @ vectors[:, kept].T  # [G, G], whatever the vectors' signs are
 
     def covariance(self, one: Array, other: Array) -> Array:
         """The covariance [..., N, M] of the functions at inputs [..., N] and [..., M]."""
