@@ -175,7 +175,7 @@ def summary(found: Sequence[Prediction], model: FewShotRegressor, file: PointsFi
     """The error on the given points before and after adapting, in one line."""
     counts = [len(one.points.x) for one in found]
     if not any(counts):
-        return "no point is known: each prediction is that for any task like those of training"
+        return "no point is known: all tasks have the prediction for an unknown task like those of training"
     errors = np.average([one.errors() for one in found], axis=0, weights=counts)
     what, unit = f"mean squared error on the {sum(counts)} points", ""
     if file.of_table:

@@ -21,7 +21,7 @@ from results_manager import ExperimentManager
 from system.checkpoints import read_checkpoint
 from tests.tools.methods import TRAINED
 from tests.tools.runs import ROOT, TINY, command, only_run
-from training.signals import Interrupted, Signals
+from training.signals import Interrupted
 
 
 def read(directory, name="full_report"):
@@ -36,16 +36,6 @@ def assert_same_record(one, other):
 
 def interrupted(*_):
     raise Interrupted(15)
-
-
-@pytest.fixture
-def stopped(monkeypatch):
-    """Signals of which each run gets SIGTERM in its first step, while `stop` is set."""
-    signals = Signals()
-    signals.stop = 15
-    monkeypatch.setattr(signals, "listen", lambda: None)  # not before the first step
-    monkeypatch.setattr("commands.train.Signals", lambda _: signals)
-    return signals
 
 
 @pytest.fixture(scope="module", params=TRAINED)
