@@ -14,12 +14,21 @@ from typing import Any
 import pytest
 
 from benchmarks.common import ROOT, filled
+from benchmarks.paper import families
 from benchmarks.speed import peers_torch, scaling, speed
 from benchmarks.speed.child import MeasurementError
 from benchmarks.speed.work import CASES, ThisProject, Work
 from benchmarks.tables import methods
 
-SCRIPTS = ("paper/paper", "speed/speed", "speed/scaling", "speed/graphs", "tables/baselines", "tables/methods")
+SCRIPTS = (
+    "paper/paper",
+    "paper/families",
+    "speed/speed",
+    "speed/scaling",
+    "speed/graphs",
+    "tables/baselines",
+    "tables/methods",
+)
 
 
 def results(output: Path, name: str) -> dict[str, Any]:
@@ -91,6 +100,12 @@ def test_scaling_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert all(point["ms"] > 0 and point["process_mib"] > 0 for point in second + first)
     assert series["hidden"][0]["ms"] == second[0]["ms"], "a shared point is measured once"
     assert "us / task" in capsys.readouterr().out
+
+
+def test_families_are_compared(tmp_path: Path) -> None:
+    assert families.main(["--quick", "--methods", "r2d2", "mixed-model", "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "benchmarks" / "PAPER.md").read_text(encoding="utf-8")
+    assert text.count("\n| gp ") == len(families.SHOTS) and (tmp_path / "docs" / "families.png").exists()
 
 
 def test_tables_are_made_from_runs(tmp_path: Path) -> None:
