@@ -111,8 +111,12 @@ class Config:
     TRAIN_SHARE: float = _key(60.0, "training subjects in a random split, relative to the other shares", 0.0, 1e6, above=True)
     VALIDATION_SHARE: float = _key(15.0, "validation subjects", 0.0, 1e6, above=True)
     TEST_SHARE: float = _key(25.0, "test subjects", 0.0, 1e6, above=True)
+    FOLDS: int = _key(0, "of cross-fitting; 1 = one split, 0 = 5 below 150 subjects", 0, 100, roles=TASKS)
     SPLIT_SEED: int = _key(-1, "the random split derives from it; -1 = from RANDOM_SEED", -1, 2**64 - 1, roles=SAME_METHOD)
     EVAL_REPEATS: int = _key(10, "draws of support points for each held-out subject", 1, 10**4, roles=EVALUATE + TASKS)
+
+    # ALPaCA
+    ALPACA_SPLINES: bool = _key(False, "start as the linear mixed model, whose splines stand beside the learned features")
 
     # LEO
     LEO_LATENT_DIM: int = _key(16, "Z: size of the latent code", 1, 10**4)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -57,10 +57,31 @@ class HeldOut(NamedTuple):
     owners: Array | None = None
 
     @property
+    def row_owners(self) -> Array:
+        """The task that each row belongs to, [B]."""
+        return np.arange(len(self.params)) if self.owners is None else self.owners
+
+    @property
     def evaluable(self) -> Array:
         """Which tasks have points to be judged on, [T] booleans."""
-        everyone = np.arange(len(self.params))
-        return np.isin(everyone, everyone if self.owners is None else self.owners)
+        return np.isin(np.arange(len(self.params)), self.row_owners)
+
+
+def joined(parts: Sequence[HeldOut]) -> HeldOut:
+    """All tasks of several, one after another; of one, itself."""
+    if len(parts) == 1:
+        return parts[0]
+    widest = max(part.tasks.query.x.shape[1] for part in parts)
+
+    def padded(array: Array, value: float) -> Array:
+        return np.pad(array, ((0, 0), (0, widest - array.shape[1]), (0, 0)), constant_values=value)
+
+    support = Points(*(np.concatenate(arrays) for arrays in zip(*(part.tasks.support for part in parts), strict=True)))
+    x, y = ([padded(part.tasks.query[place], value) for part in parts] for place, value in ((0, 0.0), (1, np.nan)))
+    before = np.cumsum([0, *(len(part.params) for part in parts[:-1])])
+    owners = [first + part.row_owners for first, part in zip(before, parts, strict=True)]
+    query = Points(np.concatenate(x), np.concatenate(y))
+    return HeldOut(np.concatenate([part.params for part in parts]), Task(support, query), np.concatenate(owners))
 
 
 class TaskGenerator(ABC):
@@ -72,6 +93,7 @@ class TaskGenerator(ABC):
     param_names: ClassVar[tuple[str, ...]] = ()  # of the first columns of `params`: coordinates worth a figure's axis
     axis_names: tuple[str, str] = ("input x", "output y")
     y_scale: float | None = None  # what 1 in y is in own units, where these are others than the network's
+    folds: Sequence[TaskGenerator] = ()  # for cross-fitting: each has as test tasks those that it alone does not train on
     unused: Mapping[str, str] = {}  # settings that are read, but without effect on these tasks -> on which they have one
 
     @abstractmethod

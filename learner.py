@@ -125,6 +125,20 @@ def gradient_descent(
     return path
 
 
+def posterior_std(known: Tensor, asked: Tensor) -> Tensor:
+    """The standard deviation [N] at features `asked` [N, F] of ridge regression on `known` [K, F], in units of the noise.
+
+    The prior of the coefficients is N(0, I) (Bishop 2006, eq. 3.59).
+    """
+    if len(known) >= known.shape[1]:
+        products = known.T @ known
+        variance = (asked * _solve(products, asked.T).T).sum(1)
+    else:  # by Woodbury's identity, from a K x K system
+        products = asked @ known.T  # [N, K]
+        variance = asked.square().sum(1) - (products * _solve(known @ known.T, products.T).T).sum(1)
+    return variance.clamp(min=0).sqrt()
+
+
 class Adaptation(NamedTuple):
     """What adapting to ONE task produced."""
 
@@ -197,6 +211,12 @@ class MetaLearner(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def start_from(self, tasks: Sequence[Points]) -> None:
+        """Change the initial meta-parameters by the points of training tasks, as `fit` gets them, before training.
+
+        By default nothing changes. It may not draw random numbers.
+        """
+
     @classmethod
     def is_fitted(cls) -> bool:
         """Whether `fit` takes the place of training."""
@@ -250,14 +270,7 @@ class MetaLearner(nn.Module, ABC):
         hidden = (self.network.hidden(state, part).double() for part in (support.x, x))
         known, asked = (nn.functional.pad(part, (0, 1), value=1.0) for part in hidden)
         factor = self.head_factor(known if len(known) else asked).double()
-        known, asked = (part @ factor if factor.ndim > 1 else part * factor for part in (known, asked))  # a prior of N(0, I)
-        if len(known) >= known.shape[1]:
-            products = known.T @ known
-            variance = (asked * _solve(products, asked.T).T).sum(1)
-        else:  # by Woodbury's identity, from a K x K system
-            products = asked @ known.T  # [N, K]
-            variance = asked.square().sum(1) - (products * _solve(known @ known.T, products.T).T).sum(1)
-        return variance.clamp(min=0).sqrt()
+        return posterior_std(known * factor, asked * factor)
 
     def hidden_matrices(self) -> list[Tensor]:
         """The matrices that Muon is for, as views of the meta-parameters: here those between the hidden layers of `theta`."""
@@ -265,8 +278,7 @@ class MetaLearner(nn.Module, ABC):
         return [matrix for matrix, _ in self.network.layers(theta)[1:-1]] if len(theta) == self.network.num_weights else []
 
     def head_factor(self, features: Tensor) -> Tensor:
-        """A factor L of the prior covariance L L' of the last layer's weights, relative to the noise's variance, for
-        the posterior standard deviation: [H + 1, R], or the diagonal [H + 1] of a diagonal one.
+        """The prior standard deviations [H + 1] of the last layer's weights, relative to the noise's, for the posterior's.
 
         Args:
             features: the adapted network's last hidden layer at the support points, and a 1: [K, H + 1]; without support
@@ -306,6 +318,12 @@ class GradientLearner(MetaLearner):
         """`gradient_descent` with these settings; `steps` = None takes as many as in training."""
         count = self.steps if steps is None else steps
         return gradient_descent(loss, start, lr, count, first_order=self.first_order, clip=self.clip)
+
+
+def in_one_vector(learner: MetaLearner) -> MetaLearner:
+    """The learner with its meta-parameters side by side, as in training: where they lie decides the last bits."""
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(learner.parameters()).detach(), learner.parameters())
+    return learner
 
 
 # ---- adapting many tasks at once, without a graph

@@ -22,12 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 import torch
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from config import Config
 from dataset import Points, stream
 from evaluation.intervals import difficulty_features, entry_for, half_widths
-from learner import MetaLearner, adapted_predictions, adapted_states, predict_tasks, sample_tasks
+from learner import MetaLearner, adapted_predictions, adapted_states, in_one_vector, predict_tasks, sample_tasks
 from methods.mixed_model import MixedModel
 from registry import METHODS, parse_checkpoint, tasks_of
 from results_manager import EXPERIMENTS, load_run
@@ -114,9 +113,7 @@ class FewShotRegressor:
                 generator = tasks_of(tasks, config)
                 usual = Coding.identity(config.INPUT_DIM, generator.x_range)
                 coding = generator.coding if isinstance(generator, ScaledFamily) else usual
-        learner = learner.to(resolve_device(config.DEVICE))
-        one_vector = parameters_to_vector(learner.parameters()).detach()
-        vector_to_parameters(one_vector, learner.parameters())  # as in training: where they lie decides the last bits
+        learner = in_one_vector(learner.to(resolve_device(config.DEVICE)))
         about: dict[str, Any] = {"seed": config.RANDOM_SEED, "calibration": state.get("calibration"), "without": without}
         return cls(learner, config.EVAL_STEPS, coding, **about)
 

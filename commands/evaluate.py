@@ -84,7 +84,9 @@ def evaluated(experiment: Experiment, state: dict[str, Any] | None) -> tuple[dic
     """The record for metrics.json and the arrays of data.npz; if `state` is best.pt's, the calibration is saved into it."""
     config, generator, manager = experiment.config, experiment.generator, experiment.manager
     sizes = config.EVAL_TASKS, config.VALIDATION_TASKS, config.EVAL_QUERY_SAMPLES
-    found = evaluate_learner(experiment.learner, generator, Protocol(config.evaluation_shots, config.EVAL_STEPS, *sizes))
+    protocol = Protocol(config.evaluation_shots, config.EVAL_STEPS, *sizes)
+    folds = experiment.judged() if generator.folds else []
+    found = evaluate_learner(experiment.learner, generator, protocol, folds)
     for problem in found.problems:
         manager.warn(problem)
     if state is not None and found.calibration:
@@ -105,19 +107,20 @@ def evaluated(experiment: Experiment, state: dict[str, Any] | None) -> tuple[dic
 
 def figure_arrays(experiment: Experiment, found: Evaluation) -> dict[str, np.ndarray]:
     """What the figures show beside the test errors: the table of data.npz in docs/run_directory.md."""
-    config, learner, generator = experiment.config, experiment.learner, experiment.generator
+    config = experiment.config
+    learner, without, generator = found.judged[0]
     codes = found.codes[config.SUPPORT_SAMPLES]
     arrays = history_arrays(experiment.history)
     if generator.y_scale is not None:
         arrays |= {"y_scale": np.array(generator.y_scale), "axis_names": np.array(generator.axis_names)}
     if config.INPUT_DIM == 1:
         subject, steps = experiment.record.get("columns", [""])[0], config.EVAL_STEPS
-        examples, support, x = example_arrays(learner, found.without, generator, config.SUPPORT_SAMPLES, steps, subject)
+        examples, support, x = example_arrays(learner, without, generator, config.SUPPORT_SAMPLES, steps, subject)
         arrays |= examples
         if learner.noise_dim:
             rng = stream(config.RANDOM_SEED, "samples")
             arrays["grid_samples"] = example_samples(learner, generator, support, x, steps, rng)
-    if names := generator.task_names(found.arrays["test_params"]):
+    if names := experiment.generator.task_names(found.arrays["test_params"]):
         arrays["test_names"] = np.array(names)
     if codes.shape[1] >= 2:
         arrays["codes"] = codes

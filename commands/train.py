@@ -191,10 +191,12 @@ def introduce(experiment: Experiment) -> None:
     """Say what will be trained, on what."""
     config, manager, data = experiment.config, experiment.manager, experiment.record
     if data:
-        sizes = ", ".join(f"{count} {split}" for split, count in data["subjects"].items())
+        sizes = "of subjects: " + ", ".join(f"{count} {split}" for split, count in data["subjects"].items())
+        if (folds := data.get("folds", 1)) > 1:
+            sizes = f"of {data['subjects']['test']} subjects, each tested in one of {folds} folds"
         without = data["rows_without_target"]
         left_out = f" ({without} without a target left out)" if without else ""
-        print_once(f"{data['rows']} measurements{left_out} of subjects: {sizes}; K = {config.SUPPORT_SAMPLES} support points")
+        print_once(f"{data['rows']} measurements{left_out} {sizes}; K = {config.SUPPORT_SAMPLES} support points")
         for line in data.get("remarks", ()):
             manager.warn(line)
     how = "fitted at once"

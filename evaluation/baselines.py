@@ -42,7 +42,7 @@ def baselines(generator: TaskGenerator) -> dict[str, Baseline]:
 def baseline_errors(predict: Baseline, held_out: HeldOut) -> Array:
     """Mean squared error [T] over all query points of each task, as of a network; NaN for a task that is not judged."""
     (support, query), tasks = held_out.tasks, len(held_out.params)
-    owners = np.arange(tasks) if held_out.owners is None else held_out.owners
+    owners = held_out.row_owners
     counted = ~np.isnan(query.y[..., 0])
     sums = np.zeros(len(counted))
     rows = max(1, CHUNK // query.x.shape[1])

@@ -67,7 +67,7 @@ def adapt_held_out(
         features.append(difficulty_features(path, adapted.at_support, support, query.x[:, :most], std))
         last.append(path[:, -1])
     rows = slice(INTERVAL_TASKS if held_out.owners is None else None)
-    y, owners = held_out.tasks.query.y[rows, :most, 0], _owners(held_out)
+    y, owners = held_out.tasks.query.y[rows, :most, 0], held_out.row_owners
     prediction = np.concatenate(last)[rows].astype(float)
     prediction[np.isnan(prediction)] = np.inf  # a diverged task is evaluated, unlike padding
     measured = generator.measured(y, rng) - prediction
@@ -90,11 +90,6 @@ def _chunks(task: Task) -> Iterator[Task]:
         yield Task(*(Points(*(part[first : first + EVAL_CHUNK] for part in points)) for points in task))
 
 
-def _owners(held_out: HeldOut) -> np.ndarray:
-    """The task that each row belongs to, [B]."""
-    return np.arange(len(held_out.params)) if held_out.owners is None else held_out.owners
-
-
 def _by_task(rows: np.ndarray, held_out: HeldOut) -> np.ndarray:
     """Errors [T, S+1] of tasks from those of their rows [B, S+1], each of which weighs as many points as it has."""
     owners = held_out.owners
@@ -110,5 +105,5 @@ def _by_task(rows: np.ndarray, held_out: HeldOut) -> np.ndarray:
 def _codes_by_task(rows: np.ndarray, held_out: HeldOut) -> np.ndarray:
     """Codes [T, Z] of tasks: those of each task's first row [B, Z]."""
     codes = np.full((len(held_out.params), rows.shape[1]), np.nan, rows.dtype)
-    codes[_owners(held_out)[::-1]] = rows[::-1]
+    codes[held_out.row_owners[::-1]] = rows[::-1]
     return codes

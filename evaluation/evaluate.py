@@ -5,14 +5,23 @@ each number of support points.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dataset import HELD_OUT_SEED, HeldOut, TaskGenerator, stream, training_points
+from dataset import HELD_OUT_SEED, HeldOut, TaskGenerator, joined, stream, training_points
 from evaluation.baselines import MIXED_MODEL, baseline_errors, baselines, mean_curve
 from evaluation.errors import Adapted, adapt_held_out, held_out_errors, validation_error
-from evaluation.intervals import calibrate, entry_for, evaluate_intervals
+from evaluation.intervals import (
+    Entry,
+    Residuals,
+    calibrate,
+    cross_calibrated,
+    entry_for,
+    evaluate_intervals,
+    joined_residuals,
+)
 from evaluation.statistics import mean_and_interval
 from learner import MetaLearner
 from methods.mixed_model import MixedModel
@@ -38,6 +47,17 @@ class Protocol(NamedTuple):
     query_samples: int
 
 
+class Judged(NamedTuple):
+    """A learner that has not seen the test tasks of `generator`; with folds there are several."""
+
+    learner: MetaLearner
+    without: MetaLearner  # what answers where no point is known: the learner, or the mean curve of the same training tasks
+    generator: TaskGenerator
+
+    def answering(self, shots: int) -> MetaLearner:
+        return self.learner if shots else self.without
+
+
 class Evaluation(NamedTuple):
     """What is known of a learner."""
 
@@ -46,23 +66,33 @@ class Evaluation(NamedTuple):
     calibration: dict[str, dict[str, Any]]  # of intervals: shots -> entry
     codes: dict[int, np.ndarray]  # shots -> codes of the test tasks [T, Z]
     without: MetaLearner  # what answers where no point is known: the learner, or the mean curve
+    judged: list[Judged]  # on the test tasks
     problems: list[str]  # why something is missing
 
 
-def evaluate(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol) -> Evaluation:
+def evaluate(
+    learner: MetaLearner, generator: TaskGenerator, protocol: Protocol, folds: Sequence[tuple[MetaLearner, TaskGenerator]] = ()
+) -> Evaluation:
     """Errors, intervals and baselines of a learner on the test tasks, and its error on the validation tasks.
 
     Intervals or baselines that fail are a problem that is reported: they must not cost a run its results.
+
+    Args:
+        folds: for cross-fitting, what was trained as `learner` was but without the test tasks of a generator. All test tasks
+            together are judged, and the intervals of `learner` are calibrated on them.
     """
-    without, curve_error = learner_without_points(learner, generator, protocol)
-    found = Evaluation({}, {}, {}, {}, without, [])
-    shots, diverged, held_out = dict[str, dict[str, Any]](), list[np.ndarray](), dict[int, HeldOut]()
+    judged, curve_error = choose_without_points(folds or [(learner, generator)], protocol)
+    without = judged[0].without
+    if folds:
+        without = learner if judged[0].without is judged[0].learner else mean_curve(training_points(generator))
+    found = Evaluation({}, {}, {}, {}, without, judged, [])
+    shots, diverged, held_out = dict[str, dict[str, Any]](), list[np.ndarray](), dict[int, list[HeldOut]]()
     for count in protocol.shots:
-        held_out[count] = generator.held_out("test", protocol.test_tasks, count, protocol.query_samples)
-        answering = learner if count else without
-        shots[str(count)] = _evaluate_at(count, answering, generator, protocol, held_out[count], found)
-        diverged.append(_diverged(found.arrays[f"test_errors_{count}_shot"], held_out[count]))
-    queries = protocol.query_samples if held_out[count].owners is None else None  # None: all that there are
+        held_out[count] = [one.generator.held_out("test", protocol.test_tasks, count, protocol.query_samples) for one in judged]
+        everything = joined(held_out[count])
+        shots[str(count)] = _evaluate_at(count, judged, protocol, held_out[count], found)
+        diverged.append(_diverged(found.arrays[f"test_errors_{count}_shot"], everything))
+    queries = protocol.query_samples if everything.owners is None else None  # None: all that there are
     found.record.update(num_tasks=len(diverged[0]), query_samples=queries, diverged=int(np.any(diverged, 0).sum()), shots=shots)
     found.record["without_points"] = "prior" if without is learner else "mean curve"
     if generator.y_scale is not None and generator.measurements("train") is None:
@@ -70,76 +100,94 @@ def evaluate(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol)
     reached = min((shots[count]["validation"] for count in shots if count != "0" and "validation" in shots[count]), default=0.0)
     if not reached < NO_BETTER * curve_error:
         found.problems.append(USELESS.format(reached, curve_error))
-    _add_baselines(learner, generator, held_out, found)
+    _add_baselines(judged, held_out, found)
     return found
 
 
 def _evaluate_at(
-    count: int, learner: MetaLearner, generator: TaskGenerator, protocol: Protocol, held_out: HeldOut, found: Evaluation
+    count: int, judged: Sequence[Judged], protocol: Protocol, held_out: Sequence[HeldOut], found: Evaluation
 ) -> dict[str, Any]:
     """The record of errors and intervals at K = `count`; adds to `found` all but the record."""
-    test = _adapted(learner, generator, "test", held_out, protocol, count)
-    found.codes[count] = test.codes
-    found.arrays.update({"test_params": held_out.params, f"test_errors_{count}_shot": test.errors})
-    record = _error_record(test.errors, held_out, generator.y_scale)
-    if held_out.owners is not None:
-        left_out = ~held_out.evaluable
+    parts = [_adapted(one, "test", tasks, protocol, count) for one, tasks in zip(judged, held_out, strict=True)]
+    errors, everything = np.concatenate([part.errors for part in parts]), joined(held_out)
+    unit = judged[0].generator.y_scale
+    found.codes[count] = np.concatenate([part.codes for part in parts])
+    found.arrays.update({"test_params": everything.params, f"test_errors_{count}_shot": errors})
+    record = _error_record(errors, everything, unit)
+    if everything.owners is not None:
+        left_out = ~everything.evaluable
         record["left_out"], found.arrays[f"test_left_out_{count}_shot"] = int(left_out.sum()), left_out
-    validation, error = _adapted_validation(learner, generator, protocol, count)
+    residuals = joined_residuals([part.residuals for part in parts])
+    if len(judged) > 1:
+        calibrated, error = residuals if everything.evaluable.sum() >= 2 else None, None
+        if everything.evaluable.any():
+            error = validation_error(errors, everything)
+    else:
+        calibrated, error = _validated(judged[0], protocol, count)
     if error is not None:
         record["validation"] = error
     try:
-        if validation is not None:
-            found.calibration[str(count)] = calibrate(*validation.residuals)
+        if calibrated is not None:
+            found.calibration[str(count)] = calibrate(*calibrated)
         if found.calibration:
-            entry = entry_for(found.calibration, count)
-            record["interval"], arrays = _interval_record(entry, test, generator.y_scale or 1.0, count)
+            entry, sizes = entry_for(found.calibration, count), [len(part.residuals.owners) for part in parts]
+            entries = cross_calibrated(residuals, sizes) if len(judged) > 1 else [entry]
+            record["interval"], arrays = _interval_record(entry, entries, residuals, sizes, unit or 1.0, count)
             found.arrays.update(arrays)
     except Exception as problem:
         found.problems.append(f"there are no intervals at K = {count} ({type(problem).__name__}: {problem})")
     return record
 
 
-def learner_without_points(learner: MetaLearner, generator: TaskGenerator, protocol: Protocol) -> tuple[MetaLearner, float]:
-    """The learner if its prior is an answer, or else the mean curve of the training tasks; by errors on validation tasks.
+def choose_without_points(pairs: Sequence[tuple[MetaLearner, TaskGenerator]], protocol: Protocol) -> tuple[list[Judged], float]:
+    """What answers where no point is known: the learner if its prior is an answer, or else the training tasks' mean curve.
+
+    It is chosen by errors on validation tasks; with folds on all tasks, each left out.
 
     Also returns the mean curve's validation error, infinite where there is none.
 
     Weights that are good to adapt may predict nothing themselves: on a table those of one method erred by 20 times as much as
     the mean curve. A prior that errs by less than `POOR` is kept: it goes with the answers at other K.
     """
-    held_out = generator.held_out("validation", protocol.validation_tasks, 0, protocol.query_samples)
-    if generator.input_dim > MOST_INPUTS or not held_out.evaluable.any():
-        return learner, math.inf
-    curve = mean_curve(training_points(generator))
-    own, other = (validation_error(held_out_errors(one, held_out, 0), held_out) for one in (learner, curve))
-    return (learner if own <= POOR * other else curve), other
+    generator = pairs[0][1]
+    held_out = [one.held_out("validation", protocol.validation_tasks, 0, protocol.query_samples) for _, one in pairs]
+    everything = joined(held_out)
+    if generator.input_dim > MOST_INPUTS or not everything.evaluable.any():
+        return [Judged(learner, learner, one) for learner, one in pairs], math.inf
+    curves = [mean_curve(training_points(one)) for _, one in pairs]
+    errors = [
+        np.concatenate([held_out_errors(one, tasks, 0) for one, tasks in zip(answering, held_out, strict=True)])
+        for answering in ([learner for learner, _ in pairs], curves)
+    ]
+    own, other = (validation_error(values, everything) for values in errors)
+    poor = not own <= POOR * other
+    return [
+        Judged(learner, curve if poor else learner, one) for (learner, one), curve in zip(pairs, curves, strict=True)
+    ], other
 
 
-def _adapted(
-    learner: MetaLearner, generator: TaskGenerator, split: str, held_out: HeldOut, protocol: Protocol, shots: int
-) -> Adapted:
+def _adapted(judged: Judged, split: str, held_out: HeldOut, protocol: Protocol, shots: int) -> Adapted:
     rng = stream(HELD_OUT_SEED, "measured", 2 * shots + (split == "test"))
-    return adapt_held_out(learner, generator, held_out, protocol.steps, rng)
+    return adapt_held_out(judged.answering(shots), judged.generator, held_out, protocol.steps, rng)
 
 
-def _adapted_validation(
-    learner: MetaLearner, generator: TaskGenerator, protocol: Protocol, shots: int
-) -> tuple[Adapted | None, float | None]:
+def _validated(judged: Judged, protocol: Protocol, shots: int) -> tuple[Residuals | None, float | None]:
     """The validation tasks that intervals are calibrated on, where there are two; and the validation error, where there is one.
 
     Of a formula there are as many tasks as are wanted. Training validates often, and so on few; calibration draws as many as
     there are test tasks.
     """
-    held_out = generator.held_out("validation", protocol.test_tasks, shots, protocol.query_samples)
+    held_out = judged.generator.held_out("validation", protocol.test_tasks, shots, protocol.query_samples)
     adapted = None
     if held_out.evaluable.any():
-        adapted = _adapted(learner, generator, "validation", held_out, protocol, shots)
+        adapted = _adapted(judged, "validation", held_out, protocol, shots)
     if held_out.owners is None:
-        fewer = generator.held_out("validation", protocol.validation_tasks, shots, protocol.query_samples)
-        return adapted, validation_error(held_out_errors(learner, fewer, protocol.steps), fewer)
-    error = None if adapted is None else validation_error(adapted.errors, held_out)
-    return (adapted if held_out.evaluable.sum() >= 2 else None), error
+        fewer = judged.generator.held_out("validation", protocol.validation_tasks, shots, protocol.query_samples)
+        error = validation_error(held_out_errors(judged.answering(shots), fewer, protocol.steps), fewer)
+        return None if adapted is None else adapted.residuals, error
+    if adapted is None:
+        return None, None
+    return (adapted.residuals if held_out.evaluable.sum() >= 2 else None), validation_error(adapted.errors, held_out)
 
 
 def _error_record(errors: np.ndarray, held_out: HeldOut, y_scale: float | None) -> dict[str, Any]:
@@ -164,9 +212,16 @@ def _diverged(errors: np.ndarray, held_out: HeldOut) -> np.ndarray:
     return held_out.evaluable & (~np.isfinite(errors).all(1) | ~(errors[:, -1] <= highest))
 
 
-def _interval_record(entry: Any, test: Adapted, unit: float, shots: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The record "interval" of metrics.json at one K, widths in own units, and the arrays behind the figure."""
-    result, arrays = evaluate_intervals(entry, *test.residuals, COVERAGE)
+def _interval_record(
+    entry: Entry, entries: Sequence[Entry], residuals: Residuals, sizes: Sequence[int], unit: float, shots: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The record "interval" of metrics.json at one K, widths in own units, and the arrays behind the figure.
+
+    Args:
+        entry: what new tasks get; entries: what the test tasks of each fold get, calibrated without them.
+        sizes: the rows of each of these.
+    """
+    result, arrays = evaluate_intervals(entries, residuals, np.repeat(np.arange(len(entries)), sizes), COVERAGE)
     own = {name: value * unit if name.endswith(("width", "score")) else value for name, value in result.items()}
     arrays |= {name: arrays[name] * unit for name in ("width", "error")}
     named = {f"interval_{name}_{shots}_shot": values for name, values in arrays.items() if name != "nominal"}
@@ -174,23 +229,26 @@ def _interval_record(entry: Any, test: Adapted, unit: float, shots: int) -> tupl
     return record, {"interval_nominal": arrays["nominal"]} | named
 
 
-def _add_baselines(learner: MetaLearner, generator: TaskGenerator, held_out: dict[int, HeldOut], found: Evaluation) -> None:
+def _add_baselines(judged: Sequence[Judged], held_out: Mapping[int, Sequence[HeldOut]], found: Evaluation) -> None:
     """Add the baselines' errors on the same draws; the mixed model is no baseline of itself."""
     try:
-        fitted = baselines(generator)
-        if isinstance(learner, MixedModel):
-            fitted.pop(MIXED_MODEL, None)
+        fitted = [baselines(one.generator) for one in judged]
+        names = [name for name in fitted[0] if name != MIXED_MODEL or not isinstance(judged[0].learner, MixedModel)]
         errors = {
-            count: {name: baseline_errors(one, tasks) for name, one in fitted.items()} for count, tasks in held_out.items()
+            count: {
+                name: np.concatenate([baseline_errors(one[name], part) for one, part in zip(fitted, tasks, strict=True)])
+                for name in names
+            }
+            for count, tasks in held_out.items()
         }
     except Exception as error:
         found.problems.append(f"there are no baselines ({type(error).__name__}: {error})")
         return
-    found.record["baselines"] = {name: {} for name in fitted}
+    found.record["baselines"] = {name: {} for name in names}
     for count, by_name in errors.items():
         for name, values in by_name.items():
-            record = _error_record(values[:, None], held_out[count], generator.y_scale)
+            record = _error_record(values[:, None], joined(held_out[count]), judged[0].generator.y_scale)
             numbers = {key: value.item() for key, value in record.items() if isinstance(value, np.ndarray)}
             found.record["baselines"][name][str(count)] = numbers
         found.arrays[f"baseline_errors_{count}_shot"] = np.stack(list(by_name.values()))
-    found.arrays["baselines"] = np.array(list(fitted))
+    found.arrays["baselines"] = np.array(names)

@@ -36,6 +36,28 @@ class Residuals(NamedTuple):
     owners: np.ndarray  # [B]
 
 
+def joined_residuals(parts: Sequence[Residuals]) -> Residuals:
+    """Those of different tasks, one after another, padded with NaN; of one part, itself."""
+    if len(parts) == 1:
+        return parts[0]
+    widest = max(part.clean.shape[1] for part in parts)
+    padded = []
+    for part in parts:
+        free = widest - part.clean.shape[1]
+        features = np.pad(part.features, ((0, 0), (0, free), (0, 0)))
+        padded.append([features, *(np.pad(one, ((0, 0), (0, free)), constant_values=np.nan) for one in part[1:3])])
+    ends = np.cumsum([0, *(part.owners.max(initial=-1) + 1 for part in parts[:-1])])
+    owners = np.concatenate([first + part.owners for first, part in zip(ends, parts, strict=True)])
+    features, clean, measured = (np.concatenate(arrays) for arrays in zip(*padded, strict=True))
+    return Residuals(features, clean, measured, owners)
+
+
+def cross_calibrated(residuals: Residuals, sizes: Sequence[int]) -> list[Entry]:
+    """For each of several parts of the rows, of these `sizes`, the calibration on all others."""
+    part = np.repeat(np.arange(len(sizes)), sizes)
+    return [calibrate(*(array[part != number] for array in residuals)) for number in range(len(sizes))]
+
+
 def difficulty_features(
     path: np.ndarray, at_support: np.ndarray, support: Points, x: np.ndarray, std: np.ndarray
 ) -> np.ndarray:
@@ -184,28 +206,39 @@ def quantile(curve: Sequence[float], coverage: float) -> float:
 
 
 def evaluate_intervals(
-    entry: Entry, features: np.ndarray, clean: np.ndarray, measured: np.ndarray, owners: np.ndarray, coverage: float = 0.9
+    entries: Sequence[Entry], residuals: Residuals, which: np.ndarray, coverage: float = 0.9
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """How good intervals are on other tasks; arguments as in `calibrate`. Means over points, then over tasks.
+    """How good intervals are on other tasks than they were calibrated on. Means over points, then over tasks.
+
+    Args:
+        residuals: as in `calibrate`; which: the place among `entries` of the one for each row, [B].
 
     Returns coverage, mean width, interval score, those of a constant width, the rank correlation over tasks of width
     and error; and arrays: "nominal" and "coverage" at many levels [L], "width" and "error" (root mean square) of tasks [T].
     """
-    weights, scales = task_weights(measured, owners), scale(entry, features)
+    features, clean, measured, owners = residuals
+    weights, scales = task_weights(measured, owners), np.empty(measured.shape)
+    for place, entry in enumerate(entries):
+        scales[which == place] = scale(entry, features[which == place])
+
+    def quantiles(curve: str, level: float) -> np.ndarray:
+        """Of each row, [B, 1]."""
+        return np.array([quantile(entry[curve], level) for entry in entries])[which][:, None]
+
     known, size = weights > 0, np.abs(measured)
-    size, half = np.where(np.isfinite(size), size, np.inf), quantile(entry["quantiles"], coverage) * scales
+    size, half = np.where(np.isfinite(size), size, np.inf), quantiles("quantiles", coverage) * scales
 
     def mean(values: Any) -> float:
         return float((weights * np.where(known, values, 0)).sum() / weights.sum())
 
     result: dict[str, float] = {}
-    constant = np.full(half.shape, quantile(entry["constant"], coverage))
+    constant = np.broadcast_to(quantiles("constant", coverage), half.shape)
     for name, width in (("", half), ("constant_", constant)):
         held = (size <= width) | np.isinf(width)  # what diverged is held by an interval that is the whole line
         scores = interval_score(size, width, coverage)
         result |= {f"{name}coverage": mean(held), f"{name}width": mean(2 * width), f"{name}score": mean(scores)}
     levels = LEVELS[9::10]
-    shares = [mean(~(size > quantile(entry["quantiles"], level) * scales)) for level in levels]
+    shares = [mean(~(size > quantiles("quantiles", level) * scales)) for level in levels]
     rows = np.unique(owners, return_inverse=True)[1]
     widths = np.bincount(rows, (weights * np.where(known, 2 * half, 0)).sum(1))
     with np.errstate(over="ignore"):

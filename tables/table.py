@@ -24,6 +24,7 @@ from tables.coding import Coding
 SPLITS = ("train", "validation", "test")
 Shares = tuple[float, float, float]
 FEWEST = 2  # subjects in each split: an interval over subjects needs two
+FOLDS, MANY = 5, 150  # folds of a table with fewer subjects than so many
 MAX_ROWS = 5_000_000
 
 
@@ -34,7 +35,8 @@ class Table:
     subjects: Sequence[str]  # the names of M subjects, as they first appear
     start: Array  # [M + 1]: subject m has the rows from start[m] to start[m + 1] - 1
     values: Array  # [N, D + 1]: inputs and target
-    split: Array  # [M], places in SPLITS
+    split: Array  # [M], places in SPLITS; with folds all are training subjects
+    fold: Array | None  # [M], the fold in which a subject is a test subject, from 0 on
     names: tuple[str, ...]  # of the columns: subject, D inputs, target, split
     coding: Coding  # of inputs and target, by the training subjects
     left_out: int  # rows without a target
@@ -49,14 +51,15 @@ class Table:
 # ---- reading
 
 
-def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15, 25), seed: int = 0) -> Table:
+def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15, 25), seed: int = 0, folds: int = 1) -> Table:
     """The table in a file; rows without a target are left out. Raises `RunError` with the place of what can't be used.
 
     Args:
         columns: such as "task=Chick", "x=Time", "y=weight", "split=fold"; the default names are task, x or x1 to xD, y,
             and split, which may be missing.
         shares: of training, validation and test in the subjects, where no column says which one is in which split.
-        seed: for the random split of such a table.
+        seed: for the random split, or the folds, of such a table.
+        folds: of cross-fitting; 1 = a single split, 0 = by the number of subjects.
     """
     sheet = open_sheet(path)
     task, *inputs, target, split = names = column_names(sheet, columns)
@@ -68,11 +71,17 @@ def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15
     numbers: dict[str, int] = {}
     members = np.fromiter((numbers.setdefault(rows.text[task][row], len(numbers)) for row in kept.tolist()), np.int64)
     subjects = list(numbers)
-    splits = given_split(rows, split, kept, members, subjects) if split else random_split(len(subjects), shares, seed)
+    splits, fold, usable = np.zeros(len(subjects), np.int64), None, np.bincount(members, minlength=1) > 1
+    if split:
+        splits, fold = given_split(rows, split, kept, members, subjects)
+    elif (count := folds or suitable_folds(usable)) > 1:
+        fold = random_folds(usable, count, seed)
+    else:
+        splits = random_split(len(subjects), shares, seed)
     order = np.lexsort((values[kept, 0], members))
     kept, members = kept[order], members[order]
     start, values = np.searchsorted(members, np.arange(len(subjects) + 1)), values[kept]
-    check_splits(path, np.diff(start), splits)
+    check_splits(path, np.diff(start), splits, fold)
     training = values[splits[members] == 0]
     check_columns(path, training, names[1:-1])
     table = Table(
@@ -80,6 +89,7 @@ def read_table(path: Path, columns: Sequence[str] = (), shares: Shares = (60, 15
         start,
         values,
         splits,
+        fold,
         names=(*names[:-1], split or "split"),
         coding=Coding.from_training(training),
         left_out=len(rows.lines) - len(kept),
@@ -132,18 +142,39 @@ def remarks(table: Table) -> list[str]:
 # ---- splitting
 
 
-def given_split(rows: Rows, column: str, kept: Array, members: Array, subjects: Sequence[str]) -> Array:
-    """The split [M] of each subject by the words of a column; `members` [N] are the subjects of the rows `kept`."""
-    codes = {word: place for place, word in enumerate(SPLITS)}
+def given_split(rows: Rows, column: str, kept: Array, members: Array, subjects: Sequence[str]) -> tuple[Array, Array | None]:
+    """The split [M] of each subject, or the fold, by the words or the numbers from 1 on of a column.
+
+    `members` [N] are the subjects of the rows `kept`.
+    """
+    numbered = bool(len(kept)) and rows.text[column][kept[0]].isdecimal()
+    words = [str(number) for number in range(1, len(subjects) + 1)] if numbered else list(SPLITS)
+    codes, expected = {word: place for place, word in enumerate(words)}, "train, validation or test"
+    if numbered:
+        expected = "a fold, from 1 to the number of folds"
     found = np.array([codes.get(word.casefold(), -1) for word in rows.text[column]], np.int64)[kept]
     for place in np.flatnonzero(found < 0)[:1].tolist():
-        rows.refuse(kept[place], column, quoted(rows.text[column][kept[place]]), "train, validation or test")
+        rows.refuse(kept[place], column, quoted(rows.text[column][kept[place]]), expected)
     splits = np.zeros(len(subjects), np.int64)
     splits[members[::-1]] = found[::-1]  # the first row of each subject decides
     for place in np.flatnonzero(splits[members] != found)[:1].tolist():
-        got = f"{SPLITS[found[place]]} for subject {quoted(subjects[members[place]])}"
-        rows.refuse(kept[place], column, got, f"{SPLITS[splits[members[place]]]} as in its first row")
-    return splits
+        got = f"{words[found[place]]} for subject {quoted(subjects[members[place]])}"
+        rows.refuse(kept[place], column, got, f"{words[splits[members[place]]]} as in its first row")
+    return (np.zeros_like(splits), splits) if numbered else (splits, None)
+
+
+def suitable_folds(usable: Array) -> int:
+    """As many as there should be for so many subjects of two points or more: with many, or very few, a single split."""
+    return FOLDS if usable.sum() >= FOLDS * FEWEST and len(usable) < MANY else 1
+
+
+def random_folds(usable: Array, folds: int, seed: int) -> Array:
+    """A random fold [M] of each subject, from 0 to `folds` - 1, with equally many subjects and usable ones, [M] booleans."""
+    order = np.random.default_rng(seed).permutation(len(usable))
+    order = order[np.argsort(~usable[order], kind="stable")]
+    found = np.empty(len(usable), np.int64)
+    found[order] = np.arange(len(usable)) % folds
+    return found
 
 
 def random_split(count: int, shares: Shares, seed: int) -> Array:
@@ -157,8 +188,14 @@ def random_split(count: int, shares: Shares, seed: int) -> Array:
     return splits
 
 
-def check_splits(path: Path, counts: Array, splits: Array) -> None:
-    """Raise `RunError` where a split has too few subjects of which something can be predicted from something else."""
+def check_splits(path: Path, counts: Array, splits: Array, fold: Array | None) -> None:
+    """Raise `RunError` where a split or fold has too few subjects of which something can be predicted from something else."""
+    if fold is not None:
+        sizes = np.bincount(fold[counts > 1], minlength=fold.max() + 1)
+        if len(sizes) < 2 or sizes.min() < FEWEST:
+            got, needed = f"{sizes.min()} in one of {len(sizes)}", f"at least {FEWEST} in each, or fewer FOLDS"
+            raise RunError(f"{path} has too few subjects with two points or more in a fold (got {got}; expected {needed})")
+        return
     usable = np.bincount(splits[counts > 1], minlength=3)
     if usable.min() < FEWEST:
         got = ", ".join(f"{number} {word}" for number, word in zip(usable, SPLITS, strict=True))

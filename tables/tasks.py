@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,15 @@ class TableTaskGenerator(TaskGenerator):
     Args:
         support_from: "random" points of a subject are its support, or the "first" ones by the first input.
         repeats: random draws of support points on which each validation and test subject is judged.
+        of_fold: the test subjects are those of a fold. Nothing is chosen by them, so that they are validation subjects, too.
     """
 
     name = "Table"
 
-    def __init__(self, table: Table, support_from: str = "random", repeats: int = 10):
+    def __init__(self, table: Table, support_from: str = "random", repeats: int = 10, of_fold: bool = False):
+        self.members = {"train": (0,), "validation": (2,) if of_fold else (1,), "test": (2,)}  # places in SPLITS
+        if table.fold is not None:
+            self.members = dict.fromkeys(SPLITS, (0,))
         self.table, self.start, self.counts = table, table.start[:-1], np.diff(table.start)
         self.in_order, self.repeats = support_from == "first", repeats
         self.values = table.coded().astype(np.float32, order="C")  # [N, D + 1]: x and y of a point lie side by side
@@ -66,7 +71,11 @@ class TableTaskGenerator(TaskGenerator):
         self.axis_names, self.y_scale = (table.names[1], table.names[-2]), float(table.coding.unit[-1])
         self.unused = {"EVAL_REPEATS": "with SUPPORT_FROM=random"} if self.in_order else {}
         if table.splits_given:
-            self.unused |= dict.fromkeys((*SHARES, "SPLIT_SEED"), "with a table without a column of splits")
+            self.unused |= dict.fromkeys((*SHARES, "SPLIT_SEED", "FOLDS"), "with a table without a column of splits")
+        if table.fold is not None:
+            self.unused |= dict.fromkeys(SHARES, "with FOLDS=1")
+            tables = [replace(table, split=2 * (table.fold == number), fold=None) for number in range(table.fold.max() + 1)]
+            self.folds = [TableTaskGenerator(one, support_from, repeats, of_fold=True) for one in tables]
 
     def implied_settings(self) -> dict[str, Any]:
         return {"INPUT_DIM": self.input_dim, "NUM_TASKS": len(self._members("train"))}
@@ -80,33 +89,42 @@ class TableTaskGenerator(TaskGenerator):
         epochs = -(-STEPS * 25 // (subjects := len(counts["train"])))
         lengths = {"META_AVERAGE": AVERAGE, "EPOCHS": epochs}
         intervals = {"LOG_INTERVAL": 50, "VALIDATION_INTERVAL": -(-epochs * subjects // 50), "CHECKPOINT_INTERVAL": 1000}
-        return {"SUPPORT_SAMPLES": shots, "EVAL_SHOTS": sorted({shots, *others})} | lengths | intervals
+        shapes = {"SUPPORT_SAMPLES": shots, "EVAL_SHOTS": sorted({shots, *others}), "FOLDS": len(self.folds) or 1}
+        return shapes | lengths | intervals
 
     def files(self) -> dict[str, bytes]:
         """The table in normal form: its columns under their own names, subject after subject, and each one's split."""
         lines = [",".join(map(_in_quotes, self.table.names))]
         numbers = zip(*(map(repr, column.tolist()) for column in self.table.values.T), strict=True)
-        for name, split, count in zip(self.table.subjects, self.table.split.tolist(), self.counts.tolist(), strict=True):
-            lines += [",".join((_in_quotes(name), *row, SPLITS[split])) for row in itertools.islice(numbers, count)]
+        for name, split, count in zip(self.table.subjects, self._split_words(), self.counts.tolist(), strict=True):
+            lines += [",".join((_in_quotes(name), *row, split)) for row in itertools.islice(numbers, count)]
         return {"table.csv": "\n".join([*lines, ""]).encode()}
+
+    def _split_words(self) -> list[str]:
+        """The split of each subject, or its fold from 1 on."""
+        if self.table.fold is None:
+            return [SPLITS[place] for place in self.table.split.tolist()]
+        return [str(1 + fold) for fold in self.table.fold.tolist()]
 
     def record(self) -> dict[str, Any]:
         table = self.table
+        splits = table.split if table.fold is None else table.fold
         points = repr(table.subjects).encode() + table.start.tobytes() + table.values.tobytes()
         return {
             "source_sha256": table.source,
             "columns": list(table.names),
-            "subjects": dict(zip(SPLITS, np.bincount(table.split, minlength=3).tolist(), strict=True)),
+            "subjects": {name: len(self._members(name)) for name in SPLITS},
+            "folds": len(self.folds) or 1,
             "rows": len(table.values),
             "rows_without_target": table.left_out,
             "remarks": remarks(table),
             **table.coding.record(),
             "points_sha256": hashlib.sha256(points).hexdigest(),
-            "splits_sha256": hashlib.sha256(table.split.tobytes()).hexdigest(),
+            "splits_sha256": hashlib.sha256(splits.tobytes()).hexdigest(),
         }
 
     def _members(self, split: str, shots: int = 0) -> Array:
-        return np.flatnonzero((self.table.split == SPLITS.index(split)) & (self.counts > shots))
+        return np.flatnonzero(np.isin(self.table.split, self.members[split]) & (self.counts > shots))
 
     def measurements(self, split: str) -> list[Points] | None:
         x, y = (np.split(part, self.start[1:]) for part in (self.x, self.y))

@@ -117,7 +117,7 @@ def neural_process():
 def test_a_method_may_have_states_a_loss_and_a_spread_of_its_own(neural_process):
     dataset = TaskDataset(SinusoidalTaskGenerator(), 100, 5, 6, 7, 0)
     config = Config(NUM_TASKS=100, EPOCHS=10, META_BATCH_SIZE=5, META_LEARNING_RATE=0.01, COMPILE="never")
-    losses = [metrics.tolist() for _, metrics in Trainer(neural_process, dataset, config).train()]
+    losses = [metrics.tolist() for _, metrics in Trainer(neural_process, [dataset], config).train()]
     first, last = (sum(loss for loss, *_ in part) for part in (losses[:20], losses[-20:]))
     assert last < first and all(loss != error for loss, error, *_ in losses)  # the query error is logged beside the loss
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from contextlib import closing
 from typing import Any
 
@@ -11,9 +13,9 @@ from config import Config, ConfigError
 from dataset import HeldOut, TaskDataset, TaskGenerator
 from evaluation.errors import held_out_errors, validation_error
 from evaluation.examples import example_arrays
-from learner import MetaLearner
+from learner import MetaLearner, in_one_vector
 from results_manager import ExperimentManager, NullManager
-from system.errors import checkpoint_errors
+from system.errors import RunError, checkpoint_errors
 from system.host import resolve_device
 from system.terminal import print_once, rank
 from training.loop import Trainer
@@ -45,11 +47,14 @@ class Experiment:
         self.record = dict(generator.record())  # of the tasks
         seed = config.RANDOM_SEED
         sizes = config.NUM_TASKS, config.META_BATCH_SIZE, config.SUPPORT_SAMPLES, config.QUERY_SAMPLES
-        dataset = TaskDataset(generator, *sizes, seed)
-        self.trainer = Trainer(checked_learner(method, learner, config), dataset, config, device)
+        datasets = [TaskDataset(one, *sizes, seed) for one in (*generator.folds, generator)]
+        self.trainer = Trainer(checked_learner(method, learner, config), datasets, config, device)
         self.learner = self.trainer.learner
         if config.META_OPTIMISER == "muon" and not (self.learner.is_fitted() or self.learner.hidden_matrices()):
             raise ConfigError(f"META_OPTIMISER=muon needs hidden matrices (got {method}; expected a method that names some)")
+        self._validation_tasks = functools.lru_cache(1)(
+            functools.partial(self.held_out, "validation", config.SUPPORT_SAMPLES)
+        )  # by the generator
         self.manager: ExperimentManager | NullManager = NullManager()  # the real one in the one process that writes
         self.history: History = {"train": [], "validation": []}
         self.complete = False  # trained to its end, evaluated and reported
@@ -57,11 +62,28 @@ class Experiment:
         self.new_best: dict[str, Any] | None = None  # its checkpoint, until `save`: a durable write takes its time
         self.train_seconds = 0.0
 
-    def held_out(self, split: str, shots: int) -> HeldOut:
+    def judged(self) -> list[tuple[MetaLearner, TaskGenerator]]:
+        """Who is judged on the test tasks of which generator: the learner, or with folds what was trained without each.
+
+        Raises `RunError` where there are folds that are not trained yet.
+        """
+        if not (folds := self.generator.folds):
+            return [(self.learner, self.generator)]
+        if len(self.trainer.finished) < len(folds):
+            got = f"{len(self.trainer.finished)} of {len(folds)} folds"
+            raise RunError(f"{self.manager.display_path} is not trained yet (got {got}; expected all, by --resume)")
+        learners = []
+        for parameters in self.trainer.finished:
+            learner = copy.deepcopy(self.learner)
+            learner.load_state_dict(parameters)
+            learners.append(in_one_vector(learner))
+        return list(zip(learners, folds, strict=True))
+
+    def held_out(self, split: str, shots: int, generator: TaskGenerator | None = None) -> HeldOut:
         """The tasks of the validation or test split."""
         config = self.config
         count = config.VALIDATION_TASKS if split == "validation" else config.EVAL_TASKS
-        return self.generator.held_out(split, count, shots, config.EVAL_QUERY_SAMPLES)
+        return (generator or self.generator).held_out(split, count, shots, config.EVAL_QUERY_SAMPLES)
 
     # ---- saving and loading
 
@@ -117,7 +139,7 @@ class Experiment:
     def train(self, signals: Signals) -> None:
         """Train to the end or to a signal; log, validate and save on the way."""
         config, trainer, total = self.config, self.trainer, self.trainer.iterations
-        validation, before = self.held_out("validation", config.SUPPORT_SAMPLES), self.train_seconds
+        before = self.train_seconds
         intervals = config.LOG_INTERVAL, config.VALIDATION_INTERVAL, config.CHECKPOINT_INTERVAL
         with closing(Progress(trainer.iteration, total, self.manager.log)) as progress:
             for iteration, metrics in trainer.train(intervals):
@@ -128,7 +150,7 @@ class Experiment:
                 if last or iteration % config.VALIDATION_INTERVAL == 0:
                     trainer.check()  # in every process: all stop at a divergence together
                     if not rank():
-                        self.validate(iteration, validation)
+                        self.validate(iteration)
                 self.train_seconds = before + progress.seconds()
                 stop, save = max_over_processes([signals.stop, signals.save])
                 if last or stop or save or iteration % config.CHECKPOINT_INTERVAL == 0:
@@ -153,21 +175,28 @@ class Experiment:
         validation = f"validation {validations[-1]['mse'][-1]:.4f}, " if validations else ""
         return f"loss {shared['meta_loss']:.4f}, {validation}{speed:,.0f} tasks/s"
 
-    def validate(self, iteration: int, tasks: HeldOut) -> None:
+    def validate(self, iteration: int) -> None:
         """Measure and record the validation error, sometimes with a picture; the best meta-parameters are kept.
 
-        Where an average of the meta-parameters is kept, all of this is of the average.
+        Where an average of the meta-parameters is kept, all of this is of the average. With folds nothing is chosen: the errors
+        are on the subjects that are left out, and the last meta-parameters of what is trained on everybody are kept.
         """
+        config, generator = self.config, self.trainer.dataset.generator
         with self.trainer.meta.averaged():
-            errors = held_out_errors(self.learner, tasks, self.config.EVAL_STEPS)
+            if generator.folds:
+                self.new_best = self.snapshot()
+                return
+            tasks = self._validation_tasks(generator)
+            errors = held_out_errors(self.learner, tasks, config.EVAL_STEPS)
             means = errors[tasks.evaluable].mean(0).tolist()
             self.history["validation"].append({"iteration": iteration, "mse": means})
             self.manager.log_scalars(iteration, {f"validation/mse_after_{step:02d}": mse for step, mse in enumerate(means)})
-            if (error := validation_error(errors, tasks)) < self.best:
+            error = validation_error(errors, tasks)
+            if not self.generator.folds and error < self.best:
                 self.best = error
                 self.new_best = self.snapshot()
-            count = iteration // self.config.VALIDATION_INTERVAL
-            if self.config.INPUT_DIM == 1 and count in PICTURED_VALIDATIONS and iteration < self.trainer.iterations:
+            count = iteration // config.VALIDATION_INTERVAL
+            if config.INPUT_DIM == 1 and count in PICTURED_VALIDATIONS and iteration < self.trainer.iterations:
                 self.manager.attempt("figures", lambda: self.show_progress(iteration))
 
     def show_progress(self, iteration: int) -> None:
@@ -176,9 +205,8 @@ class Experiment:
         from visualization import png_bytes
 
         config, subject = self.config, self.record.get("columns", [""])[0]
-        arrays = example_arrays(self.learner, self.learner, self.generator, config.SUPPORT_SAMPLES, config.EVAL_STEPS, subject)[
-            0
-        ]
+        judged, steps = self.trainer.dataset.generator, config.EVAL_STEPS
+        arrays = example_arrays(self.learner, self.learner, judged, config.SUPPORT_SAMPLES, steps, subject)[0]
         figure = example_figure(arrays, f"after {iteration} outer steps", most=3)
         self.manager.log_picture("training/task_predictions", png_bytes(figure, dpi=70), iteration)
 

@@ -6,7 +6,7 @@ import torch
 
 from config import Config
 from dataset import SineLineTaskGenerator, SinusoidalTaskGenerator, stream
-from evaluation.evaluate import Protocol, evaluate, learner_without_points
+from evaluation.evaluate import Protocol, choose_without_points, evaluate
 from maml import MAML
 from report.rows import run_table
 from tests.tools.methods import learner_of
@@ -26,7 +26,7 @@ def constant(value):
 @pytest.mark.parametrize(("value", "kept"), [(0.0, True), (100.0, False)])
 def test_a_poor_prior_gives_way_to_the_mean_curve(value, kept):
     learner, generator = constant(value), SineLineTaskGenerator()
-    assert (learner_without_points(learner, generator, PROTOCOL)[0] is learner) == kept
+    assert (choose_without_points([(learner, generator)], PROTOCOL)[0][0].without is learner) == kept
     found = evaluate(learner, generator, PROTOCOL)
     own, curve = found.record["shots"]["0"]["mse"][-1], found.record["baselines"]["best single function"]["0"]["mse"]
     assert own == pytest.approx(curve, rel=0.1)

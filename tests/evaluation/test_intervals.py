@@ -12,7 +12,17 @@ from config import Config
 from dataset import Points, SinusoidalTaskGenerator, stream
 from evaluation import errors as errors_module
 from evaluation import intervals
-from evaluation.intervals import LEVELS, SURE, calibrate, evaluate_intervals, half_widths, task_weights
+from evaluation.intervals import (
+    LEVELS,
+    SURE,
+    Residuals,
+    calibrate,
+    cross_calibrated,
+    evaluate_intervals,
+    half_widths,
+    joined_residuals,
+    task_weights,
+)
 from learner import AdaptedTasks, adapt_tasks
 from registry import METHODS, TASKS, defaults
 from regressor import FewShotRegressor
@@ -35,18 +45,22 @@ def tasks(count, points, seed, alike=0.0):
     return features, clean, clean + 0.1 * rng.normal(size=clean.shape), np.arange(count)
 
 
+def judge(entry, *residuals, coverage=0.9):
+    return evaluate_intervals([entry], Residuals(*residuals), np.zeros(len(residuals[3]), int), coverage)
+
+
 def test_intervals_hold_their_share_of_new_tasks_and_a_few_are_off_by_no_more_than_their_number_explains():
     for alike in (0.0, 0.9):
         entry = calibrate(*tasks(400, 20, 0, alike))
         for coverage in (0.5, 0.8, 0.9, 0.95):
-            assert abs(evaluate_intervals(entry, *tasks(400, 20, 1, alike), coverage)[0]["coverage"] - coverage) < 0.05
+            assert abs(judge(entry, *tasks(400, 20, 1, alike), coverage=coverage)[0]["coverage"] - coverage) < 0.05
     pairs = ((tasks(8, 30, 2 * seed, 0.3), tasks(50, 30, 2 * seed + 1, 0.3)) for seed in range(20))
-    held = [evaluate_intervals(calibrate(*few), *others)[0]["coverage"] for few, others in pairs]
+    held = [judge(calibrate(*few), *others)[0]["coverage"] for few, others in pairs]
     assert abs(np.mean(held) - 0.9) < 0.03
 
 
 def test_width_follows_difficulty_and_beats_a_constant_width():
-    result, arrays = evaluate_intervals(calibrate(*tasks(200, 20, 0)), *tasks(200, 20, 1))
+    result, arrays = judge(calibrate(*tasks(200, 20, 0)), *tasks(200, 20, 1))
     assert result["rank_correlation"] > 0.8
     assert result["score"] < 0.9 * result["constant_score"]
     assert arrays["width"].shape == arrays["error"].shape == (200,)
@@ -65,7 +79,7 @@ def test_noise_of_the_measurements_is_part_of_the_width_and_hints_that_say_nothi
     assert_array_equal(SinusoidalTaskGenerator().measured(y, stream(0, "measured")), y)
     residuals = rng.normal(size=(2, 200, 10))
     known, new = ((rng.uniform(0.1, 1, (200, 10, 3)), part, part, np.arange(200)) for part in residuals)
-    result, _ = evaluate_intervals(calibrate(*known), *new)
+    result, _ = judge(calibrate(*known), *new)
     assert_allclose(result["score"], result["constant_score"], rtol=0.03)
 
 
@@ -82,6 +96,17 @@ def test_quantiles_are_conformal_where_there_are_enough_tasks_and_lie_on_lines_b
     assert intervals.quantile([*curve[:-1], np.inf], 0.993) == np.inf and intervals.quantile([*curve[:-1], np.inf], 0.99) < 10
 
 
+def test_each_part_of_cross_calibration_is_judged_by_what_the_others_say():
+    parts = [Residuals(*tasks(60, points, seed)) for seed, points in enumerate((12, 20, 16))]
+    everything, sizes = joined_residuals(parts), [60, 60, 60]
+    assert everything.features.shape == (180, 20, 2) and len(set(everything.owners)) == 180
+    entries = cross_calibrated(everything, sizes)
+    alone = joined_residuals([parts[0], parts[2]])
+    assert entries[1]["quantiles"] == calibrate(*alone)["quantiles"]
+    found, _ = evaluate_intervals(entries, everything, np.repeat([0, 1, 2], sizes))
+    assert abs(found["coverage"] - 0.9) < 0.03
+
+
 def test_what_diverged_has_the_whole_line_and_spoils_no_other_interval():
     features, clean, measured, owners = tasks(200, 5, 0)
     entry = calibrate(features, clean, measured, owners)
@@ -91,7 +116,7 @@ def test_what_diverged_has_the_whole_line_and_spoils_no_other_interval():
     assert intervals.scale(again, features[:1])[0, 0] == np.inf
     fine = half_widths(again, features[1:2], 0.5)
     assert np.isfinite(fine).all() and abs(np.log(fine / half_widths(entry, features[1:2], 0.5))).max() < 0.3
-    result, _ = evaluate_intervals(again, features, clean, measured, owners)
+    result, _ = judge(again, features, clean, measured, owners)
     assert result["coverage"] > 0.9 and result["width"] == np.inf
 
 
@@ -100,7 +125,7 @@ def test_any_residuals_give_an_entry_and_intervals_without_a_warning():
         features, clean = np.full((3, 4, 2), min(value, 1e30)), np.full((3, 4), value)
         entry = calibrate(features, clean, clean, np.arange(3))
         assert not np.isnan(half_widths(entry, features, 0.9)).any()
-        evaluate_intervals(entry, features, clean, clean, np.arange(3))
+        judge(entry, features, clean, clean, np.arange(3))
         json.dumps(entry)
 
 

@@ -263,7 +263,7 @@ def test_maml_meta_gradient_equals_a_plain_autograd_loop_over_tasks(steps):
     (expected,) = torch.autograd.grad(total, theta)
 
     dataset = TaskDataset(SinusoidalTaskGenerator(), 100, 3, 6, 7, 5)
-    trainer = Trainer(learner, dataset, Config(COMPILE="never"))
+    trainer = Trainer(learner, [dataset], Config(COMPILE="never"))
     vector = trainer.step._gradient(task, torch.zeros(3, 0), torch.full((3,), 1 / 3, dtype=torch.float64))
     torch.testing.assert_close(vector[: len(expected)], expected, rtol=1e-10, atol=1e-12)
     assert vector[len(expected)].item() == pytest.approx(total.item(), rel=1e-12)

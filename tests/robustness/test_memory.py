@@ -26,7 +26,7 @@ def test_twenty_thousand_iterations_grow_the_memory_by_less_than_5_mb(method: st
     config = Config.resolve(METHODS[method].defaults, SETTINGS | {"INNER_STEPS": 1} | length)
     learner = METHODS[method].from_config(config, stream(0, "weights"))
     dataset = TaskDataset(SinusoidalTaskGenerator(), 100, 4, 5, 5, 0)
-    trainer = Trainer(learner, dataset, config)
+    trainer = Trainer(learner, [dataset], config)
     assert trainer.prepare().startswith("compiled")
     process, before = psutil.Process(), 0
     for iteration, _ in trainer.train():

@@ -31,7 +31,7 @@ LEO_SIZES = ("LEO_LATENT_DIM", "LEO_ENCODER_DIM", "LEO_RELATION_DIM", "LEO_DECOD
 SMALLER: dict[str, Any] = TINY | dict.fromkeys(LEO_SIZES, 2)
 SMALLER |= {"EPOCHS": 1, "META_OPTIMISER": "adam", "NUM_TASKS": 8, "SUPPORT_SAMPLES": 3, "QUERY_SAMPLES": 3, "INNER_STEPS": 1}
 SMALLER |= {"EVAL_TASKS": 3, "EVAL_QUERY_SAMPLES": 3, "EVAL_STEPS": 2, "EVAL_SHOTS": [3], "VALIDATION_TASKS": 2}
-SMALLER |= {"HIDDEN_DIM": 4, "LOG_INTERVAL": 1, "VALIDATION_INTERVAL": 2, "CHECKPOINT_INTERVAL": 2}
+SMALLER |= {"HIDDEN_DIM": 4, "LOG_INTERVAL": 1, "VALIDATION_INTERVAL": 2, "CHECKPOINT_INTERVAL": 2, "FOLDS": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -106,9 +106,9 @@ def another(key: str) -> Any:
 
 
 SPECIAL: dict[str, Any] = {
-    **{"DATA": "other.csv", "COLUMNS": ["y=product"], "SPLIT_SEED": 5, "SUPPORT_FROM": "first"},
+    **{"DATA": "other.csv", "FOLDS": 2, "COLUMNS": ["y=product"], "SPLIT_SEED": 5, "SUPPORT_FROM": "first"},
     **{"TRAIN_SHARE": 20.0, "VALIDATION_SHARE": 60.0, "TEST_SHARE": 60.0},
-    **{"META_SCHEDULE": "constant", "META_OPTIMISER": "muon", "META_AVERAGE": 0.5, "FIRST_ORDER": True},
+    **{"META_SCHEDULE": "constant", "META_OPTIMISER": "muon", "META_AVERAGE": 0.5, "FIRST_ORDER": True, "ALPACA_SPLINES": True},
     **{"COMPILE": "never", "TASK_CHUNK": 2, "EVAL_SHOTS": [4], "NOISE_STD": 0.7, "AMPLITUDE_MIN": 0.2},
     **{"INNER_GRADIENT_CLIP": 0.01, "LEO_L2_WEIGHT": 1.0, "LEO_ENCODER_PENALTY": 1.0, "DEVICE": "cuda"},
     **{"GP_KERNEL": "matern", "ACTIVATION": "tanh", "VALIDATION_INTERVAL": 1, "CHECKPOINT_INTERVAL": 1},

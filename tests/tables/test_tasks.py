@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_training_values_have_mean_0_deviation_1_and_inputs_from_minus_1_to_1(to
     assert_allclose(back.x, generator.table.values[:, :-1], rtol=1e-5)
 
 
+def test_each_subject_is_a_test_subject_in_one_fold_alone_and_folds_are_read_again(tmp_path: Path) -> None:
+    whole = TableTaskGenerator(read_table(write(tmp_path / "toy.csv", toy_rows()), folds=0))
+    tested = [fold.split("test", 0, 0)[:, 0].tolist() for fold in whole.folds]
+    trained = [fold.split("train", 0, 0)[:, 0].tolist() for fold in whole.folds]
+    assert sorted(itertools.chain(*tested)) == list(range(12)) and max(map(len, tested)) - min(map(len, tested)) <= 1
+    assert all(sorted(one + other) == list(range(12)) for one, other in zip(tested, trained, strict=True))
+    assert len(whole.split("train", 0, 0)) == 12
+    (tmp_path / "again.csv").write_bytes(whole.files()["table.csv"])
+    again = TableTaskGenerator(read_table(tmp_path / "again.csv"))
+    assert again.record()["splits_sha256"] == whole.record()["splits_sha256"] and len(again.folds) == len(tested) == 5
+
+
 def test_a_random_split_has_its_shares_and_never_fewer_than_two() -> None:
     for count in (6, 7, 12, 50, 79, 1000):
         sizes = np.bincount(random_split(count, (60, 15, 25), 3), minlength=3)
@@ -217,7 +230,7 @@ BAD_WORDS = {
     "--columns split=task": ["'task' twice"],
     "--set SUPPORT_FROM=first --set EVAL_REPEATS=3": ["EVAL_REPEATS has no effect on these"],
     "--tasks sinusoid": ["has no effect", "expected with table"],
-    "--set NUM_TASKS=100": ["NUM_TASKS follows from the tasks", "expected 7"],
+    "--set NUM_TASKS=100": ["NUM_TASKS follows from the tasks", "expected 12"],
     "--set SUPPORT_SAMPLES=50": ["too few validation subjects for K = 50", "at least 2"],
     "--set EVAL_SHOTS=4,29": ["too few test subjects for K = 29"],
     "--evaluate latest": ["got --data"],
@@ -313,9 +326,8 @@ def test_several_seeds_share_one_split_and_idle_settings_of_a_file_are_one_warni
     settings = [word for text in SMALL if "REPEATS" not in text for word in ("--set", text)]
     argv = ["--data", str(path), "--output", str(tmp_path), "--config", str(file), "--seeds", "3-4", *settings]
     assert main.main(argv) == 0
-    idle = "EVAL_REPEATS, TRAIN_SHARE" if splits else "EVAL_REPEATS"
     warnings = troubles(capsys.readouterr().err)
-    assert warnings == [f"warning: {idle} in {file}: without effect on maml with table tasks"] * 2
+    assert warnings == [f"warning: EVAL_REPEATS, TRAIN_SHARE in {file}: without effect on maml with table tasks"] * 2
     tables = [path.read_bytes() for path in tmp_path.glob("*_Table_*/table.csv")]
     assert len(tables) == 2 and tables[0] == tables[1]
 

@@ -19,7 +19,7 @@ def make(method="maml", iterations=12, tasks=5, dataset=None, settings=None, dev
     config = Config.resolve(registry.METHODS[method].defaults, TINY, length, optimiser, settings or {})
     learner = registry.METHODS[method].from_config(config, stream(0, "weights"))
     dataset = dataset or TaskDataset(SinusoidalTaskGenerator(), 40, tasks, 6, 7, 0)
-    return Trainer(learner, dataset, config, device)
+    return Trainer(learner, [dataset], config, device)
 
 
 def run(trainer, steps=None):

@@ -201,7 +201,7 @@ def test_loops_keep_bad_numbers_off_the_weights_and_one_that_the_compiler_refuse
     for bad, value in ((0, math.inf), (7, math.nan)):
         looped.load(states[0])
         looped.meta.finite.fill_(True)
-        looped.dataset = Poisoned(bad, value, "query")
+        looped.datasets = [Poisoned(bad, value, "query")]
         with pytest.raises(Diverged) as caught:
             list(looped.train((5,)))
         assert (caught.value.iteration, caught.value.quantity) == (bad + 1, "meta_loss")
