@@ -20,10 +20,11 @@ import torch
 
 from commands.compare import compare
 from commands.evaluate import evaluate
+from commands.mean import mean
 from commands.predict import predict
 from commands.train import train
 from config import ConfigError, variants
-from registry import METHODS, TASKS
+from registry import METHODS, TABLE_METHODS, TASKS
 from system.errors import RunError
 from system.host import restore_process_state
 from system.text import printable
@@ -32,7 +33,8 @@ from training import processes
 MOST_SEEDS = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 Action = Callable[[argparse.Namespace], int]
-ACTIONS: dict[str, Action] = {"train": train, "resume": train, "evaluate": evaluate, "predict": predict, "compare": compare}
+ACTIONS: dict[str, Action] = {"train": train, "resume": train, "evaluate": evaluate, "predict": predict}
+ACTIONS |= {"compare": compare, "mean": mean}
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     parser = Parser(prog="main.py", description="Gradient-based meta-learning for few-shot regression.", allow_abbrev=False)
-    parser.add_argument("--method", choices=list(METHODS), nargs="+", help="one, or several to choose from; default: maml")
+    parser.add_argument("--method", choices=list(METHODS), nargs="+", help="one, or several; default: maml, with --data three")
     parser.add_argument("--tasks", choices=list(TASKS), help="task family; default: sinusoid")
     parser.add_argument("--data", metavar="FILE.csv", help="tasks from a table: a row for each measurement of a subject")
     parser.add_argument(
@@ -68,6 +70,7 @@ def build_parser() -> Parser:
     action.add_argument("--evaluate", metavar="RUN", help="evaluate and draw a run's best.pt again")
     action.add_argument("--predict", metavar="RUN", help="adapt a run's best.pt to the points of --points")
     action.add_argument("--compare", metavar="RUN", nargs="+", help="finished runs side by side")
+    action.add_argument("--mean", metavar="RUN", nargs="+", help="the mean of finished runs on the same tasks, as a run")
     return parser
 
 
@@ -75,7 +78,7 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     """The arguments, as far as they make sense together; `action` is the flag that says what to do. Raises `RunError`."""
     args = parser.parse_args(argv)
     args.action = next((name for name in ACTIONS if getattr(args, name, None) is not None), "train")
-    args.methods = args.method or []
+    args.methods = args.method or (TABLE_METHODS if args.action == "train" and args.data else [])
     args.method = args.methods[0] if args.methods else None
     if args.name is not None and not NAME.fullmatch(args.name):
         got = repr(args.name[:60])
@@ -84,13 +87,15 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
         if getattr(args, name) == "":
             raise RunError(f"--{name} needs a name (got an empty one; expected a run or a file)")
     given = [f"--{name}" for name in ("data", "columns", "name", "config", "seeds") if getattr(args, name) is not None]
+    if args.action == "mean" and "--name" in given:
+        given.remove("--name")
     if args.action != "train" and given:
         raise RunError(f"a run that exists has its table, name and settings (got {', '.join(given)}; expected none of these)")
     if (args.points is None) == (args.action == "predict"):
         got = "--predict" if args.points is None else "--points"
         raise RunError(f"--predict RUN and --points FILE.csv go together (got {got} alone; expected both)")
-    if args.action == "compare" and (args.method or args.tasks or args.set or args.seed or args.device):
-        raise RunError("--compare takes runs as they are (got settings; expected at most --output)")
+    if args.action in ("compare", "mean") and (args.method or args.tasks or args.set or args.seed or args.device):
+        raise RunError(f"--{args.action} takes runs as they are (got settings; expected at most --output)")
     check_several(args)
     args.seeds = None if args.seeds is None else seed_list(args.seeds)
     return args

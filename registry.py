@@ -5,27 +5,29 @@ The one file that a new method or family adds a line to. It does not know how an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from config import Config, keys_for
-from dataset import FunctionFamily, SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator
+from dataset import FunctionFamily, SineLineTaskGenerator, SinusoidalTaskGenerator, TaskGenerator, stream
 from families.damped import DampedTaskGenerator
 from families.five import FiveTaskGenerator
 from families.gaussian_process import GaussianProcessTaskGenerator
-from learner import MetaLearner
+from learner import MetaLearner, in_one_vector
 from leo import LEO
 from maml import MAML
 from methods.alpaca import ALPaCA
 from methods.anil import ANIL
 from methods.cavia import CAVIA
 from methods.cnp import CNP
+from methods.mean import Mean
 from methods.meta_sgd import MetaSGD
 from methods.mixed_model import MixedModel
 from methods.r2d2 import R2D2
 from methods.tnet import TNet
 from system.errors import RunError
+from system.host import resolve_device
 from tables.scaled import in_usual_units
 from tables.table import read_table
 from tables.tasks import TableTaskGenerator
@@ -84,6 +86,8 @@ METHODS: dict[str, type[MetaLearner]] = {
     "cnp": CNP,
     "mixed-model": MixedModel,
 }
+TABLE_METHODS = ["mixed-model", "alpaca", "r2d2"]  # where none is named: their mean errs less than each
+MEAN = "mean"  # of trained learners; a run of it is made from theirs
 TASKS: dict[str, Callable[[Config], TaskGenerator]] = {
     "sinusoid": sinusoid,
     "sine-line": sine_line,
@@ -127,7 +131,10 @@ PAIR_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("anil", "table"): {"INNER_STEPS": 5, "EVAL_STEPS": 5},
     ("cavia", "table"): {"INNER_STEPS": 5, "EVAL_STEPS": 5},
     # one layer of smooth units beside the splines: two err as little, ReLU more in forecasts
-    ("alpaca", "table"): {"ALPACA_SPLINES": True, "ACTIVATION": "tanh", "HIDDEN_LAYERS": 1, "META_LEARNING_RATE": 0.003},
+    ("alpaca", "table"): {
+        **{"ALPACA_SPLINES": True, "ACTIVATION": "tanh", "HIDDEN_LAYERS": 1, "META_LEARNING_RATE": 0.003, "EVAL_STEPS": 1}
+    },
+    ("r2d2", "table"): {"EVAL_STEPS": 1},
     # more query points, which cost LEO little, and less weight of the KL term: a tenth less error, about what seeds differ by;
     # with Muon half the steps leave as little error as with Adam, after one gradient half of it (no gain on tables and lines)
     ("leo", "sinusoid"): {"QUERY_SAMPLES": 40, "LEO_KL_WEIGHT": 1e-5, "META_OPTIMISER": "muon", "EPOCHS": 24},
@@ -158,9 +165,44 @@ def tasks_of(name: str, config: Config) -> TaskGenerator:
 def parse_checkpoint(state: Mapping[str, Any], where: Path) -> tuple[str, str, dict[str, Any]]:
     """The method, tasks and settings that a checkpoint names; raises `RunError` where they are unknown."""
     method, tasks, settings = (state.get(name) for name in ("method", "tasks", "config"))
-    if method not in list(METHODS) or tasks not in list(TASKS) or not isinstance(settings, dict):
+    if method not in [*METHODS, MEAN] or tasks not in list(TASKS) or not isinstance(settings, dict):
         raise RunError(f"{where} can't be continued (got method {method!r}, tasks {tasks!r}; expected known ones)")
     return method, tasks, settings
+
+
+def restored(state: Mapping[str, Any], method: str, config: Config, fold: int | None = None) -> MetaLearner:
+    """The learner of a checkpoint, or what was trained without a fold; raises what Python raises where it is not one."""
+    if method == MEAN:
+        configs = [Config.resolve(part["config"], {"DEVICE": config.DEVICE}) for part in state["members"]]
+        members = [restored(part, part["method"], own, fold) for part, own in zip(state["members"], configs, strict=True)]
+        return Mean(members, [own.EVAL_STEPS for own in configs], state["weights"])
+    learner = METHODS[method].from_config(config, stream(0, "weights"))
+    learner.load_state_dict(state["meta_parameters"] if fold is None else state["finished"][fold])
+    if not all(parameter.isfinite().all() for parameter in learner.parameters()):
+        raise ValueError("numbers that are not finite")
+    return in_one_vector(learner.to(resolve_device(config.DEVICE)))
+
+
+def mean_state(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The checkpoint of the mean of runs on the same tasks, from theirs; each method weighs the same, whatever its seeds.
+
+    Raises `RunError` for runs on other tasks or splits.
+    """
+    tasks, first = states[0]["tasks"], states[0].get("data", {})
+    for state in states:
+        digests = [state.get("data", {}).get(name) == first.get(name) for name in ("points_sha256", "splits_sha256")]
+        if state["method"] == MEAN or state["tasks"] != tasks or not all(digests):
+            got = f"{state['method']} on {state['tasks']}"
+            raise RunError(
+                f"the mean is of trained methods on the same tasks (got {got}; expected runs on one table and split)"
+            )
+    methods = [state["method"] for state in states]
+    kept = ("method", "config", "meta_parameters", "finished")
+    members = [{name: state[name] for name in kept if name in state} for state in states]
+    weights = [1 / len(set(methods)) / methods.count(method) for method in methods]
+    curve = next((state["mean_curve"] for state in states if state.get("mean_curve")), None)  # better than one poor prior
+    about = {"method": MEAN, "tasks": tasks, "config": states[0]["config"] | {"EVAL_STEPS": 1}, "data": dict(first)}
+    return about | {"members": members, "weights": weights, "mean_curve": curve}
 
 
 def settings_read(name: str) -> tuple[str, ...]:

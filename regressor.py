@@ -26,12 +26,11 @@ import torch
 from config import Config
 from dataset import Points, stream
 from evaluation.intervals import difficulty_features, entry_for, half_widths
-from learner import MetaLearner, adapted_predictions, adapted_states, in_one_vector, predict_tasks, sample_tasks
+from learner import MetaLearner, adapted_predictions, adapted_states, predict_tasks, sample_tasks
 from methods.mixed_model import MixedModel
-from registry import METHODS, parse_checkpoint, tasks_of
+from registry import mean_state, parse_checkpoint, restored, tasks_of
 from results_manager import EXPERIMENTS, load_run
 from system.errors import checkpoint_errors
-from system.host import resolve_device
 from system.threads import EVAL_CHUNK
 from tables.arrays import Array, InputError, NotFittedError, as_columns, check_lengths, each, finite_curves, is_whole
 from tables.coding import Coding
@@ -84,25 +83,30 @@ class FewShotRegressor:
         self.seed, self.calibration = seed, calibration or {}
 
     @classmethod
-    def load(cls, run: str | Path = "latest", device: str = "cpu", folder: str | Path = EXPERIMENTS) -> FewShotRegressor:
+    def load(
+        cls, run: str | Path | Sequence[str | Path] = "latest", device: str = "cpu", folder: str | Path = EXPERIMENTS
+    ) -> FewShotRegressor:
         """The best checkpoint of a run: its directory, its name in `folder`, a checkpoint file, or "latest".
+
+        Of several runs on the same tasks it is their mean, without intervals; `main.py --mean RUN RUN` calibrates it.
 
         Raises `RunError` where there is none that can be used, and `ConfigError` for an unknown device.
         """
-        directory, state, warning = load_run(str(run), Path(folder), best=True)
-        if warning:
-            warnings.warn(warning, stacklevel=2)
+        runs = [run] if isinstance(run, str | Path) else list(run)
+        found = [load_run(str(one), Path(folder), best=True) for one in runs]
+        for line in [warning for _, _, warning in found if warning]:
+            warnings.warn(line, stacklevel=2)
+        directory, state, _ = found[0]
+        if len(found) > 1:
+            state = mean_state([one for _, one, _ in found])
         method, tasks, settings = parse_checkpoint(state, directory)
         return cls.from_checkpoint(state, method, tasks, Config.resolve(settings, {"DEVICE": device}))
 
     @classmethod
     def from_checkpoint(cls, state: Mapping[str, Any], method: str, tasks: str, config: Config) -> FewShotRegressor:
         """The learner of a checkpoint that was read, with the settings of its run."""
-        learner = METHODS[method].from_config(config, stream(0, "weights"))
         with checkpoint_errors():
-            learner.load_state_dict(state["meta_parameters"])
-            if not all(parameter.isfinite().all() for parameter in learner.parameters()):
-                raise ValueError("numbers that are not finite")
+            learner = restored(state, method, config)
             without = None
             if curve := state.get("mean_curve"):
                 without = MixedModel.from_config(config, stream(0, "weights"))
@@ -113,7 +117,6 @@ class FewShotRegressor:
                 generator = tasks_of(tasks, config)
                 usual = Coding.identity(config.INPUT_DIM, generator.x_range)
                 coding = generator.coding if isinstance(generator, ScaledFamily) else usual
-        learner = in_one_vector(learner.to(resolve_device(config.DEVICE)))
         about: dict[str, Any] = {"seed": config.RANDOM_SEED, "calibration": state.get("calibration"), "without": without}
         return cls(learner, config.EVAL_STEPS, coding, **about)
 

@@ -16,12 +16,22 @@ import numpy as np
 
 from commands.runs import runs_folder, tasks_of_run
 from config import Config, ConfigError
-from dataset import Published
-from evaluation.comparison import Comparison, Errors, Run, baseline_entries, choice, compare_entries, entries
+from dataset import Published, TaskGenerator
+from evaluation.baselines import MIXED_MODEL
+from evaluation.comparison import (
+    Comparison,
+    Errors,
+    Run,
+    baseline_entries,
+    choice,
+    compare_entries,
+    entries,
+    mean_or_single,
+)
 from evaluation.statistics import mean_and_interval
-from registry import TASKS
+from registry import MEAN, TASKS
 from report.page import comparison_page
-from report.rows import comparison_table
+from report.rows import Answer, Table, answer_table, comparison_table
 from report.text import csv_table, markdown_table, text_table
 from results_manager import find_run, new_directory
 from system.errors import RunError
@@ -41,13 +51,33 @@ def compare_runs(directories: Sequence[Path], output: Path) -> None:
     """Print the comparison of finished runs, and write it into a new directory under `output`."""
     runs = [read_run(directory) for directory in directories]
     found = [*entries(runs), *baseline_entries(runs)]
-    comparison = compare_entries(found, bool(runs[0].data))._replace(choice=choice(runs))
+    mean = next((run for run in runs if run.method == MEAN), None)
+    told = choice(runs) if mean is None else mean_or_single(runs, mean)
+    comparison = compare_entries(found, bool(runs[0].data))._replace(choice=told)
     generator = tasks_of_run(runs[0].directory, runs[0].tasks, Config.resolve(runs[0].config))
-    print_once(text_table(comparison_table(comparison)))
+    print_once(text_table(answers_of(comparison, runs, generator) if runs[0].data else comparison_table(comparison)))
     title = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} on {runs[0].tasks} tasks"
     directory = new_directory(output, "Comparison")
     write(directory, comparison, title, generator.published)
     print_once(f"written: {printable(str(directory))}")
+
+
+def answers_of(comparison: Comparison, runs: Sequence[Run], generator: TaskGenerator) -> Table:
+    """What the owner of a table reads: every method and baseline at the K of the first run, the best first."""
+    shots = runs[0].config["SUPPORT_SAMPLES"]
+    if shots not in comparison.errors:
+        shots = max(comparison.errors)
+    answers = []
+    for label, errors in comparison.errors[shots].items():
+        if label == MIXED_MODEL and any(run.method == "mixed-model" for run in runs):
+            continue  # the baseline is the same as the method
+        own = [run for entry, run in zip(entries(runs), runs, strict=True) if entry.label == label]
+        numbers = mean_and_interval(errors.mean(0), True)
+        coverage = [run.coverage[shots] for run in own if shots in run.coverage]
+        about = float(np.mean(coverage)) if coverage else None, sum(run.seconds for run in own) or None
+        answers.append(Answer(label, float(numbers["mse"][-1]), float(numbers["ci95"][-1]), *about))
+    table = answer_table(answers, shots, generator.y_scale or 1.0, generator.axis_names[1])
+    return table._replace(answer=printable(comparison.choice))
 
 
 def read_run(directory: Path) -> Run:
@@ -62,9 +92,12 @@ def read_run(directory: Path) -> Run:
         method, tasks, data = str(metrics["method"]), str(report["tasks"]), dict(report.get("data", {}))
         num_tasks = int(metrics["evaluation"]["num_tasks"]) if data else config["EVAL_TASKS"]
         verdict = str(metrics["evaluation"].get("verdict", ""))
+        seconds = sum(float(metrics.get("performance", {}).get(name, 0)) for name in ("train_seconds", "compile_seconds"))
         results = {int(shots): result for shots, result in metrics["evaluation"]["shots"].items()}
         wanted = {shots: len(result["mse"]) for shots, result in results.items()}
         recorded = {shots: result["validation"] for shots, result in results.items() if "validation" in result}
+        intervals = {shots: result["interval"]["coverage"] for shots, result in results.items() if result.get("interval")}
+        coverage = {shots: float(held) for shots, held in intervals.items() if held is not None}
         validation = {shots: math.inf if error is None else float(error) for shots, error in recorded.items()}
         if tasks not in TASKS or not all(error >= 0 for error in validation.values()):
             raise ValueError
@@ -75,7 +108,7 @@ def read_run(directory: Path) -> Run:
     if report.get("status") == "unfinished":
         print(f"warning: {printable(str(directory))} was judged before the end of its training", file=sys.stderr)
     params, errors, baselines = _read_arrays(directory / "plots" / "data.npz", num_tasks, wanted)
-    return Run(directory, method, tasks, config, params, errors, data, validation, baselines, verdict)
+    return Run(directory, method, tasks, config, params, errors, data, validation, baselines, verdict, coverage, seconds)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

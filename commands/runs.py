@@ -10,7 +10,7 @@ from typing import Any
 
 from config import KEYS, Config, ConfigError, load_settings, parse_assignment
 from dataset import TaskGenerator
-from registry import METHODS, TASKS, defaults, parse_checkpoint, settings_read, tasks_of, unused
+from registry import MEAN, METHODS, TASKS, defaults, parse_checkpoint, settings_read, tasks_of, unused
 from results_manager import EXPERIMENTS, ExperimentManager, load_run
 from system.errors import RunError
 from training.experiment import Experiment
@@ -93,6 +93,8 @@ def load_experiment(args: argparse.Namespace, text: str) -> tuple[Experiment, di
     """The experiment of --resume or --evaluate, as its last checkpoint left it, and that checkpoint."""
     directory, state, warning = load_run(text, runs_folder(args))
     method, tasks, config = settings_of_run(args, directory, state)
+    if method == MEAN:
+        raise RunError(f"{directory} is a mean, which is not trained (got --{args.action}; expected one of its runs)")
     experiment = build(method, tasks, config, tasks_of_run(directory, tasks, config))
     experiment.manager = manager = ExperimentManager(directory, experiment.method, args.command)
     if warning:

@@ -14,6 +14,7 @@ import torch
 
 from commands.compare import compare_runs
 from commands.evaluate import finish
+from commands.mean import mean_of
 from commands.runs import build, load_experiment, resolve_settings, runs_folder
 from config import Config, ConfigError, variants
 from registry import defaults, unused
@@ -30,7 +31,10 @@ from training.signals import Interrupted, Signals
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train one run, or one after another of several methods, settings and seeds, and then compare them; the exit code."""
+    """Train one run, or one after another of several methods, settings and seeds, and then compare them; the exit code.
+
+    Several methods on a table end with their mean.
+    """
     if args.action == "resume" or (args.seeds is None and len(args.methods) < 2 and len(variants(args.set)) < 2):
         return train_run(args)[0]
     directories = []
@@ -39,6 +43,8 @@ def train(args: argparse.Namespace) -> int:
         if code:
             return code
         directories.append(directory)
+    if len(args.methods) > 1 and (directories[0] / "table.csv").exists():
+        directories.append(mean_of(directories, args))
     compare_runs(directories, runs_folder(args))
     return 0
 
@@ -173,17 +179,17 @@ def run(experiment: Experiment, signals: Signals) -> int:
     except Interrupted as stop:
         return interrupted(experiment, stop.number)
     except Diverged as error:
-        experiment.report("diverged", reason=str(error))
+        experiment.facts().report("diverged", reason=str(error))
         kept = f"the last good checkpoint is {experiment.manager.display_path}/checkpoints/last.pt"
         raise RunError(f"{error}, at learning rate {error.lr:.3g}; {kept}", 3) from None
     except PeerLost as error:
         with suppress(Diverged):
             experiment.save()  # a step is whole or not done, in this process too
-        experiment.report("failed", reason=str(error))
+        experiment.facts().report("failed", reason=str(error))
         raise
     except (OSError, MemoryError, torch.cuda.OutOfMemoryError) as error:
         with suppress(OSError):
-            experiment.report("failed", reason=str(error))
+            experiment.facts().report("failed", reason=str(error))
         raise
 
 
@@ -208,7 +214,7 @@ def introduce(experiment: Experiment) -> None:
 def interrupted(experiment: Experiment, number: int) -> int:
     """Say that a signal ended the run, and how it goes on if it left a checkpoint; the exit code."""
     manager = experiment.manager
-    experiment.report("interrupted", reason=signal.Signals(number).name)
+    experiment.facts().report("interrupted", reason=signal.Signals(number).name)
     if (manager.directory / "checkpoints" / "last.pt").exists():
         program = "python main.py " if experiment.trainer.world == 1 else ""
         print_once(f"to go on: {program}" + shlex.quote(f"--resume={manager.display_path}"))

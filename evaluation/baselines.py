@@ -20,7 +20,7 @@ Baseline = Callable[[Points, Array], Array]  # support [B, K, D], [B, K, 1] and 
 
 MOST_FUNCTIONS = 300  # of formulas: the mean of so many has an error 1/300 of their variance above the best one's
 CHUNK = 20_000  # points predicted at a time
-MIXED_MODEL = "linear mixed model"
+MIXED_MODEL, CONSTANT, MEAN_CURVE = "linear mixed model", "one number for all", "mean curve, without points"
 
 
 def baselines(generator: TaskGenerator) -> dict[str, Baseline]:
@@ -32,8 +32,11 @@ def baselines(generator: TaskGenerator) -> dict[str, Baseline]:
             known["exact posterior"] = cast(Baseline, generator.posterior)
         return known
     train = training_points(generator)
+    curve, level = mean_curve(train), np.concatenate([points.y for points in train]).mean()
     return {
-        "mean curve, shifted": shifted_mean_curve(mean_curve(train)),
+        CONSTANT: lambda _, x: np.full(x.shape[:2], level),
+        MEAN_CURVE: lambda _, x: predict_tasks(curve, Points(x[:, :0], x[:, :0, :1]), x, 0)[0][:, 0],
+        "mean curve, shifted": shifted_mean_curve(curve),
         "nearest training subject": nearest_subject(train),
         MIXED_MODEL: mixed_model(*choose_mixed_model(train)),
     }

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from config import keys_for
-from evaluation.statistics import geometric_mean, mean_and_interval
+from evaluation.statistics import geometric_mean, mean_and_interval, relative_difference
 from system.errors import RunError
 
 TASK_KEYS, SAME_METHOD, VALIDATION_KEYS = (keys_for(role) for role in ("test tasks", "same method", "validation tasks"))
@@ -34,7 +34,9 @@ class Run(NamedTuple):
     data: Mapping[str, Any]  # of tasks from a table: the digests of its measurements and of its splits
     validation: Mapping[int, float] = {}  # shots -> error on validation tasks, of the checkpoint that was judged
     baselines: Mapping[str, Errors] = {}  # by name: shots -> [T]
-    verdict: str = ""  # whether it was worth it beside the best baseline
+    verdict: str = ""  # what it says of itself in a sentence
+    coverage: Mapping[int, float] = {}  # shots -> what its 90% intervals hold
+    seconds: float = 0.0  # of training
 
 
 class Entry(NamedTuple):
@@ -126,6 +128,23 @@ def entries(runs: Sequence[Run]) -> list[Entry]:
         seen[identity] = run.directory
         result.append(Entry(label, run.errors))
     return result
+
+
+def mean_or_single(runs: Sequence[Run], mean: Run) -> str:
+    """Which run to use where one is the mean of others: that one, unless a single one errs less beyond doubt, at its own K."""
+    shots = mean.config["SUPPORT_SAMPLES"]
+    own, better = mean.errors[shots][:, -1], dict[str, tuple[float, Run]]()
+    for run in runs:
+        change, low, high = relative_difference(run.errors[shots][:, -1], own)
+        if run is not mean and high < 0:
+            interval = f"95% interval {-100 * high:.0f} to {-100 * low:.0f}%"
+            better[f"{run.directory.name}, {-100 * change:.0f}% lower than the mean ({interval})"] = change, run
+    if not better:
+        use = mean, f"{mean.directory.name}, the mean: no single run errs less beyond doubt"
+    else:
+        words = min(better, key=lambda name: better[name][0])
+        use = better[words][1], words
+    return f"to use: {use[1]}. {use[0].verdict} Its answers: --predict {use[0].directory.name} --points FILE.csv"
 
 
 def choice(runs: Sequence[Run]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from dataset import Published
 from evaluation.comparison import Comparison
-from evaluation.statistics import relative_difference, shown_steps
+from evaluation.statistics import shown_steps
 from system.text import printable
 
 
@@ -94,25 +94,44 @@ def _run_notes(evaluation: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def verdict(method: str, own: np.ndarray, others: Mapping[str, np.ndarray], scale: float, target: str, shots: int) -> str:
-    """Whether meta-learning was worth it, in a line: root mean squared errors in the target's own unit, and their difference.
+MOST_ANSWERS = 10  # rows
 
-    Args:
-        own: each test task's mean squared error [T] after the last gradient, in units of `scale`, squared.
-        others: the same of every baseline; compared is the one with the lowest mean, chosen on these same tasks.
-    """
-    best = min(others, key=lambda name: float(others[name].mean()))
-    change, low, high = (100 * value for value in relative_difference(own, others[best]))
-    words = "which can't be compared"
-    if low > 0 or high < 0:
-        ends = sorted([abs(low), abs(high)])
-        direction = "lower" if change < 0 else "higher"
-        words = f"{method}'s is {abs(change):.0f}% {direction} (95% interval {ends[0]:.0f} to {ends[1]:.0f}%)"
-    elif low <= 0 <= high:
-        words = f"not distinguishable (95% interval {round(low):+d} to {round(high):+d}%)"
-    with np.errstate(over="ignore", invalid="ignore"):
-        roots = [f"{name} {scale * np.sqrt(errors.mean()):.3g}" for name, errors in ((method, own), (best, others[best]))]
-    return f"{printable(target)}, root mean squared error at K = {shots}: {roots[0]}, {roots[1]}; {words}"
+
+class Answer(NamedTuple):
+    """What the owner of a table reads of one predictor at the K that was asked for."""
+
+    name: str
+    mse: float | None  # None where it is not finite, as in JSON
+    ci95: float | None
+    coverage: float | None = None  # of its 90% intervals
+    seconds: float | None = None  # of training
+
+
+def answer_table(answers: Sequence[Answer], shots: int, scale: float, target: str) -> Table:
+    """At most ten predictors, the best first: root mean squared errors in the target's own unit, intervals over subjects."""
+    shown = "1 point" if shots == 1 else f"{shots} points"
+    cells = [[f"with {shown}", f"off by ({printable(target)})", "95% interval", "90% intervals hold", "seconds"]]
+    for one in sorted(answers, key=lambda answer: math.inf if answer.mse is None else answer.mse)[:MOST_ANSWERS]:
+        ends = [math.nan, math.nan]
+        if one.mse is not None and one.ci95 is not None:
+            ends = [scale * math.sqrt(max(0.0, one.mse + sign * one.ci95)) for sign in (-1, 1)]
+        held = "" if one.coverage is None else f"{one.coverage:.0%}"
+        root = None if one.mse is None else scale * math.sqrt(one.mse)
+        seconds = "" if one.seconds is None else f"{one.seconds:.0f}"
+        cells.append([printable(one.name), number(root, 3), " to ".join(number(end, 3) for end in ends), held, seconds])
+    used = [column for column in range(len(cells[0])) if any(row[column] for row in cells[1:])]
+    return Table(
+        [[row[column] for column in used] for row in cells], ["Root mean squared errors over subjects, with 95% intervals."]
+    )
+
+
+def run_answers(evaluation: Mapping[str, Any], method: str, shots: int, seconds: float | None) -> list[Answer]:
+    """A method and its baselines, from the "evaluation" of metrics.json."""
+    found = evaluation["shots"][str(shots)]
+    coverage = found.get("interval", {}).get("coverage")
+    own = Answer(method, found["mse"][-1], found["ci95"][-1], coverage, seconds)
+    baselines = evaluation.get("baselines", {}).items()
+    return [own, *(Answer(name, one[str(shots)]["mse"], one[str(shots)]["ci95"]) for name, one in baselines)]
 
 
 # ---- a comparison

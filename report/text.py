@@ -18,7 +18,7 @@ def text_table(table: Table) -> str:
     widths = [max(columns(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = []
     for place, row in enumerate(cells):
-        if place > 0 and row[0] != cells[place - 1][0]:
+        if place > 0 and (place == 1 or cells[0][0] == "K") and row[0] != cells[place - 1][0]:
             lines.append("  ".join("-" * width for width in widths))
         lines.append("  ".join(padded(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return "\n".join([*lines, *table.notes, *([table.answer] if table.answer else [])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,29 @@ from training.signals import Signals
 
 History = dict[str, list[dict[str, Any]]]  # the records of each kind, "train" and "validation", in the order of steps
 PICTURED_VALIDATIONS = (1, 4, 16, 64)  # seldom: a picture takes half a second, as long as several validations
+
+
+class RunFacts(NamedTuple):
+    """What a run's files say of it, beside its results."""
+
+    manager: ExperimentManager | NullManager
+    method: str
+    tasks: str
+    config: Config
+    generator: TaskGenerator
+    data: dict[str, Any]  # the record of a table
+    history: History
+    performance: dict[str, float]
+    about: dict[str, Any]
+
+    def report(self, status: str, **contents: Any) -> None:
+        """Write metrics.json and full_report.json with `contents`, the `results` or else a `reason`; say how the run ended."""
+        metrics = {"schema_version": 1, "method": self.method, **self.history, "evaluation": contents.get("results")}
+        self.manager.save_json("metrics.json", metrics | {"performance": self.performance})
+        data: dict[str, Any] = {"data": self.data} if self.data else {}
+        about = data | {"config": self.config.to_dict(), "tasks": self.tasks, "timing": self.performance} | self.about
+        self.manager.save_report(status, about | contents)
+        print_once(f"{status}: {self.manager.display_path}")
 
 
 class Experiment:
@@ -217,20 +240,11 @@ class Experiment:
         self.trainer.close()
         self.manager.close()
 
-    def report(self, status: str, performance: dict[str, float] | None = None, **contents: Any) -> None:
-        """Write metrics.json and full_report.json with `contents`, the `results` or else a `reason`; say how the run ended.
-
-        Args:
-            performance: of the training, where the trainer holds another checkpoint by now.
-        """
-        performance = performance or self.performance()
-        metrics = {"schema_version": 1, "method": self.method, **self.history, "evaluation": contents.get("results")}
-        self.manager.save_json("metrics.json", metrics | {"performance": performance})
-        about: dict[str, Any] = {"data": self.record} if self.record else {}
-        about |= {"config": self.config.to_dict(), "tasks": self.tasks, "processes": self.trainer.world}
-        about |= {"compilation": self.trainer.compile_note, "timing": performance}
-        self.manager.save_report(status, about | contents)
-        print_once(f"{status}: {self.manager.display_path}")
+    def facts(self) -> RunFacts:
+        """What the run's files say of it, as it is now."""
+        about = {"processes": self.trainer.world, "compilation": self.trainer.compile_note}
+        named = self.method, self.tasks, self.config, self.generator
+        return RunFacts(self.manager, *named, self.record, self.history, self.performance(), about)
 
 
 def history_arrays(history: History) -> dict[str, np.ndarray]:

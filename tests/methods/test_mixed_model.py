@@ -120,8 +120,7 @@ def test_a_run_has_the_errors_that_other_runs_show_as_a_baseline(runs):
     own, other = (metrics_of(runs, method)["evaluation"] for method in ("MIXED-MODEL", "ANIL"))
     for shots, found in own["shots"].items():
         assert_allclose(found["mse"][1], other["baselines"]["linear mixed model"][shots]["mse"], rtol=1e-5)
-    assert list(own["baselines"]) == ["mean curve, shifted", "nearest training subject"]
-    assert "MIXED-MODEL" in own["verdict"]
+    assert list(own["baselines"]) == [name for name in other["baselines"] if name != "linear mixed model"]
 
 
 def test_it_is_fitted_in_one_step_without_a_training_curve(runs):

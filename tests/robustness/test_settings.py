@@ -85,7 +85,8 @@ def run(method: str, tasks: str, values: dict[str, Any], plain: list[Any] | None
     cut = 0 if trainer.learner.is_fitted() else trainer.step.micro_batches.size
     record.note("start", trainer.compile_note, cut, str(trainer.device), trainer.meta.flat.tolist())
     experiment.train(StopAfter(left=steps, save=0))  # type: ignore[arg-type]
-    record.note("evaluation", evaluated(experiment, None))
+    folds = experiment.judged() if generator.folds and steps == math.inf else []
+    record.note("evaluation", evaluated(experiment.facts(), experiment.learner, folds, None))
     return record.events
 
 

@@ -324,7 +324,19 @@ def test_several_seeds_share_one_split_and_idle_settings_of_a_file_are_one_warni
     path, file = write(tmp_path / "toy.csv", toy_rows(splits)), tmp_path / "settings.json"
     file.write_text(json.dumps({"EVAL_REPEATS": 3, "SUPPORT_FROM": "first", "TRAIN_SHARE": 70}))
     settings = [word for text in SMALL if "REPEATS" not in text for word in ("--set", text)]
-    argv = ["--data", str(path), "--output", str(tmp_path), "--config", str(file), "--seeds", "3-4", *settings]
+    argv = [
+        "--method",
+        "maml",
+        "--data",
+        str(path),
+        "--output",
+        str(tmp_path),
+        "--config",
+        str(file),
+        "--seeds",
+        "3-4",
+        *settings,
+    ]
     assert main.main(argv) == 0
     warnings = troubles(capsys.readouterr().err)
     assert warnings == [f"warning: EVAL_REPEATS, TRAIN_SHARE in {file}: without effect on maml with table tasks"] * 2

@@ -44,7 +44,8 @@ COLUMNS = ["--columns", "task=who", "x=day (d)", "y=mass_g"]
 
 
 def train(output: Path, data: Path, name: str, *arguments: str) -> Path:
-    assert main.main(["--data", str(data), "--output", str(output), "--name", name, *SETTINGS, *arguments]) == 0
+    method = [] if "--method" in arguments else ["--method", "maml"]
+    assert main.main([*method, "--data", str(data), "--output", str(output), "--name", name, *SETTINGS, *arguments]) == 0
     return next(output.glob(f"*_Table_{name}"))
 
 
