@@ -114,6 +114,10 @@ class TaskGenerator(ABC):
     def held_out(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
         """The fixed tasks that every run is judged on, equal for every method and seed (of a table: for every split)."""
 
+    def calibration_tasks(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
+        """The tasks that intervals are calibrated on: as `held_out`, and of a table with early points as well."""
+        return self.held_out(split, size, shots, queries)
+
     @abstractmethod
     def examples(self, count: int, shots: int) -> tuple[Array, Points]:
         """At most `count` tasks for figures, the same in every run: `params` [T, F] and their support points."""

@@ -36,6 +36,7 @@ from tables.arrays import Array, InputError, NotFittedError, as_columns, check_l
 from tables.coding import Coding
 from tables.scaled import ScaledFamily
 
+ONE_STD = 0.683  # the share of a normal distribution within one standard deviation
 MOST = 1e18  # of an input or target, as the network sees it: its square is finite in float32
 NO_INTERVALS = (
     "the run has no calibrated intervals (got none for {} gradients; expected those of a complete run, or of --evaluate)"
@@ -164,9 +165,18 @@ class FewShotRegressor:
     # ---- predicting
 
     def predict(self, x: Any, return_std: bool = False) -> Any:
-        """Predictions [N] for the task of `fit` at x [N, D]; with `return_std` also the samples' standard deviation [N]."""
+        """Predictions [N] for the task of `fit` at x [N, D]; with `return_std` also a standard deviation [N].
+
+        That is of the sampled curves where the method samples, and otherwise half the width of the interval that holds 68.3%
+        of new measurements.
+        """
         after = self._last([x])[0]
-        return (after, finite_curves(self.sample(x)).std(0)) if return_std else after
+        if not return_std:
+            return after
+        if self.learner.noise_dim and len(self._fitted(1)[0].x):
+            return after, finite_curves(self.sample(x)).std(0)
+        low, high = self.predict_interval(x, ONE_STD)
+        return after, (high - low) / 2
 
     def predict_prior(self, x: Any) -> Array:
         """Predictions [N] at x [N, D] for a task of which no point is known, whatever was fitted."""

@@ -34,6 +34,7 @@ USELESS = (
     "with known points it predicts no better than one curve for all tasks (got a validation error of {:.4g}; "
     "expected below {:.4g}): try a smaller META_LEARNING_RATE, INNER_GRADIENT_CLIP=10 or more EPOCHS"
 )
+MOST_NEAR, STEP = 10, 1.25  # intervals are calibrated at every K up to so many, and then at each so many times larger
 MOST_INPUTS = 16  # of a mean curve, which has 11 numbers for each at each of 20,000 points
 
 
@@ -98,10 +99,23 @@ def evaluate(
     if generator.y_scale is not None and generator.measurements("train") is None:
         found.record["y_scale"] = generator.y_scale
     reached = min((shots[count]["validation"] for count in shots if count != "0" and "validation" in shots[count]), default=0.0)
-    if not reached < NO_BETTER * curve_error:
+    if everything.owners is None and not reached < NO_BETTER * curve_error:  # of a table a run's last sentence says it
         found.problems.append(USELESS.format(reached, curve_error))
     _add_baselines(judged, held_out, found)
+    if everything.owners is not None:
+        _calibrate_other_shots(judged, protocol, found)
     return found
+
+
+def _calibrate_other_shots(judged: Sequence[Judged], protocol: Protocol, found: Evaluation) -> None:
+    """Calibrate the intervals of a table at every K up to twice the largest that is judged, or at fewer of many."""
+    most = 2 * max(protocol.shots)
+    every = {*range(min(most, MOST_NEAR) + 1), *(round(MOST_NEAR * STEP**number) for number in range(40))}
+    for count in sorted(count for count in every - set(protocol.shots) if count <= most):
+        try:
+            _calibrate_at(count, judged, protocol, found)
+        except Exception as problem:
+            found.problems.append(f"there are no intervals at K = {count} ({type(problem).__name__}: {problem})")
 
 
 def _evaluate_at(
@@ -117,26 +131,32 @@ def _evaluate_at(
     if everything.owners is not None:
         left_out = ~everything.evaluable
         record["left_out"], found.arrays[f"test_left_out_{count}_shot"] = int(left_out.sum()), left_out
-    residuals = joined_residuals([part.residuals for part in parts])
-    if len(judged) > 1:
-        calibrated, error = residuals if everything.evaluable.sum() >= 2 else None, None
-        if everything.evaluable.any():
-            error = validation_error(errors, everything)
-    else:
-        calibrated, error = _validated(judged[0], protocol, count)
-    if error is not None:
+    if (error := _validation_error(judged, protocol, count, errors, everything)) is not None:
         record["validation"] = error
     try:
-        if calibrated is not None:
-            found.calibration[str(count)] = calibrate(*calibrated)
+        calibrations = _calibrate_at(count, judged, protocol, found)
         if found.calibration:
             entry, sizes = entry_for(found.calibration, count), [len(part.residuals.owners) for part in parts]
-            entries = cross_calibrated(residuals, sizes) if len(judged) > 1 else [entry]
-            record["interval"], arrays = _interval_record(entry, entries, residuals, sizes, unit or 1.0, count)
+            residuals = joined_residuals([part.residuals for part in parts])
+            record["interval"], arrays = _interval_record(entry, calibrations or [entry], residuals, sizes, unit or 1.0, count)
             found.arrays.update(arrays)
     except Exception as problem:
         found.problems.append(f"there are no intervals at K = {count} ({type(problem).__name__}: {problem})")
     return record
+
+
+def _calibrate_at(count: int, judged: Sequence[Judged], protocol: Protocol, found: Evaluation) -> list[Entry]:
+    """Add the calibration at K = `count` to `found`; with folds those without each fold, by which that fold is judged."""
+    split, residuals = "validation" if len(judged) == 1 else "test", []
+    for one in judged:
+        held_out = one.generator.calibration_tasks(split, protocol.test_tasks, count, protocol.query_samples)
+        if held_out.evaluable.any() and (len(judged) > 1 or held_out.evaluable.sum() >= 2):
+            residuals.append(_adapted(one, split, held_out, protocol, count).residuals)
+    if not residuals:
+        return []
+    together = joined_residuals(residuals)
+    found.calibration[str(count)] = calibrate(*together)
+    return cross_calibrated(together, [len(part.owners) for part in residuals]) if len(residuals) == len(judged) > 1 else []
 
 
 def choose_without_points(pairs: Sequence[tuple[MetaLearner, TaskGenerator]], protocol: Protocol) -> tuple[list[Judged], float]:
@@ -171,23 +191,19 @@ def _adapted(judged: Judged, split: str, held_out: HeldOut, protocol: Protocol, 
     return adapt_held_out(judged.answering(shots), judged.generator, held_out, protocol.steps, rng)
 
 
-def _validated(judged: Judged, protocol: Protocol, shots: int) -> tuple[Residuals | None, float | None]:
-    """The validation tasks that intervals are calibrated on, where there are two; and the validation error, where there is one.
+def _validation_error(
+    judged: Sequence[Judged], protocol: Protocol, shots: int, errors: np.ndarray, held_out: HeldOut
+) -> float | None:
+    """The error on validation tasks, where there are some; with folds that on all tasks, `errors` on `held_out`.
 
-    Of a formula there are as many tasks as are wanted. Training validates often, and so on few; calibration draws as many as
-    there are test tasks.
+    Training validates often, and so on fewer tasks of a formula than are tested.
     """
-    held_out = judged.generator.held_out("validation", protocol.test_tasks, shots, protocol.query_samples)
-    adapted = None
-    if held_out.evaluable.any():
-        adapted = _adapted(judged, "validation", held_out, protocol, shots)
-    if held_out.owners is None:
-        fewer = judged.generator.held_out("validation", protocol.validation_tasks, shots, protocol.query_samples)
-        error = validation_error(held_out_errors(judged.answering(shots), fewer, protocol.steps), fewer)
-        return None if adapted is None else adapted.residuals, error
-    if adapted is None:
-        return None, None
-    return (adapted.residuals if held_out.evaluable.sum() >= 2 else None), validation_error(adapted.errors, held_out)
+    if len(judged) == 1:
+        (one,) = judged
+        held_out = one.generator.held_out("validation", protocol.validation_tasks, shots, protocol.query_samples)
+        if held_out.evaluable.any():
+            errors = held_out_errors(one.answering(shots), held_out, protocol.steps)
+    return validation_error(errors, held_out) if held_out.evaluable.any() else None
 
 
 def _error_record(errors: np.ndarray, held_out: HeldOut, y_scale: float | None) -> dict[str, Any]:

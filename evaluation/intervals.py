@@ -18,8 +18,11 @@ from dataset import Points
 LEVELS = np.arange(1, 200) / 200  # for which quantiles are kept; above the last one an interval is the whole line
 FOLDS = 10
 LINEAR, SQUARES = 10.0, 100.0  # ridge penalties, in numbers of tasks: with few tasks the squares hardly count
-GROWING = [2, 9]  # features in proportion to which widths grow beyond what was seen: residuals after adapting, and the std
+STD = 9  # the place of the learner's own standard deviation among the features
+GROWING = [2, STD]  # features in proportion to which widths grow beyond what was seen: residuals after adapting, and the std
 SURE = 100  # from so many tasks on, conformal quantiles exist up to 0.99; with fewer, plain quantiles are taken
+FEW = 10  # with fewer tasks the scale is the learner's own standard deviation: a regression on them says nothing of others
+LEVEL = 5  # standard deviations of the target that a prediction's level counts up to
 LARGEST = 1e100  # of a residual: one beyond it counts as diverged
 LOG_MEAN = 0.53  # exp(E log |e|) of a standard normal e
 PIECE = 512  # rows of a product that starts no threads
@@ -61,10 +64,11 @@ def cross_calibrated(residuals: Residuals, sizes: Sequence[int]) -> list[Entry]:
 def difficulty_features(
     path: np.ndarray, at_support: np.ndarray, support: Points, x: np.ndarray, std: np.ndarray
 ) -> np.ndarray:
-    """How hard predictions at `x` [T, N, D] are: numbers of at least 0, not finite where adapting diverged; [T, N, 10].
+    """How hard predictions at `x` [T, N, D] are: numbers of at least 0, not finite where adapting diverged; [T, N, 11].
 
     Root mean squares of the residuals on the support set before, halfway and after; how far the prediction moved in all, and
-    since halfway; the distances to the two nearest support points; the largest coordinate; the prediction's size; `std`.
+    since halfway; the distances to the two nearest support points; the largest coordinate; the prediction's size; `std`; and
+    what grows with the prediction itself, as the spread of many measurements does with their level.
 
     Args:
         path, at_support: predictions after 0 to S gradients at x [T, S+1, N], and at the support points [T, S+1, K].
@@ -86,7 +90,8 @@ def difficulty_features(
         near[np.isinf(near)] = 0  # without any point
         moves = np.abs(last - first), np.abs(last - middle)
     rows = (np.broadcast_to(part[:, None], last.shape) for part in residuals.T)
-    return np.stack([*rows, *moves, *near, np.abs(x).max(-1).astype(float), np.abs(last), std], axis=-1)
+    level = np.where(np.isfinite(last), np.exp(last.clip(-LEVEL, LEVEL)), np.inf)
+    return np.stack([*rows, *moves, *near, np.abs(x).max(-1).astype(float), np.abs(last), std, level], axis=-1)
 
 
 def calibrate(features: np.ndarray, clean: np.ndarray, measured: np.ndarray, owners: np.ndarray) -> dict[str, Any]:
@@ -165,6 +170,11 @@ def _regression(entry: Entry, features: np.ndarray, clean: np.ndarray, weights: 
     terms, shares = _terms(entry, features[fine]), weights[fine] / weights[fine].sum()
     size = np.abs(clean[fine])
     target = np.log(size + 0.01 * np.median(size) + 1e-9)
+    if weights.sum() < FEW and count > STD:
+        proportional = np.zeros(1 + 2 * count)
+        proportional[1 + STD] = entry["feature_std"][STD]
+        proportional[0] = shares @ (target - terms @ proportional)
+        return proportional.tolist()
     penalty = np.diag([0.0] + [LINEAR] * count + [SQUARES] * count) / max(1.0, weights[fine].sum())
     weighted, right = terms * shares[:, None], np.column_stack([terms, target])
     # in pieces for which the linear algebra starts no threads: where the cores are taken these wait for each other for seconds
@@ -174,6 +184,7 @@ def _regression(entry: Entry, features: np.ndarray, clean: np.ndarray, weights: 
 
 def scale(entry: Entry, features: np.ndarray) -> np.ndarray:
     """The expected size of a measurement's residual at points with `features` [..., F]; infinite where adapting diverged."""
+    features = features[..., : len(entry["floor"])]  # of an older run fewer
     fine = np.isfinite(features).all(-1)
     known = np.where(fine[..., None], features, 1)
     logs = np.einsum("...f,f->...", _terms(entry, known), entry["coefficients"])  # without threads, as above

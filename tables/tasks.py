@@ -16,6 +16,7 @@ from tables.table import FEWEST, SPLITS, Table, remarks
 STEPS = 5000  # of training, about; two validations, as the lowest of many on a few subjects is low by chance
 SHARES = ("TRAIN_SHARE", "VALIDATION_SHARE", "TEST_SHARE")
 AVERAGE = 0.995  # of the last 200 steps, about: the error of a few subjects moves much from step to step
+CALIBRATION_DRAWS = 10  # of support points of each subject
 WIDEST = 500  # query points of a row that is judged: bounds the memory
 
 
@@ -160,12 +161,32 @@ class TableTaskGenerator(TaskGenerator):
 
         A subject's query points fill as many rows as they need; a row's width suits most subjects, the rest is padding.
         """
-        members = self._members(split)
-        repeats = 1 if self.in_order or not shots else self.repeats
-        draws = np.repeat(np.flatnonzero(self.counts[members] > shots), repeats)  # [P]
-        start, counts = self.start[members[draws]], self.counts[members[draws]]
+        draws, counts = self._draws(split, shots, 1 if self.in_order or not shots else self.repeats)
         rng = stream(HELD_OUT_SEED, split, shots)
         support = np.tile(np.arange(shots), (len(draws), 1)) if self.in_order else distinct(counts, shots, rng)
+        return self._given(split, draws, support)
+
+    def calibration_tasks(self, split: str, size: int, shots: int, queries: int) -> HeldOut:
+        """As `held_out`, from random points for one half of the draws, and for the other from a random number of first ones.
+
+        So it is known how the error grows from early points to late questions.
+        """
+        draws, counts = self._draws(split, shots, 2 * -(-CALIBRATION_DRAWS // 2) if shots else 1)
+        rng = stream(HELD_OUT_SEED, split, shots)
+        first = shots + (rng.random(len(counts)) * (counts - shots)).astype(np.int64)  # from `shots` to all but one
+        early = np.arange(len(counts)) % 2 == 1
+        return self._given(split, draws, distinct(np.where(early, first, counts), shots, rng))
+
+    def _draws(self, split: str, shots: int, repeats: int) -> tuple[Array, Array]:
+        """The places of subjects among the split's members, each that can be judged `repeats` times [P]; and their points."""
+        members = self._members(split)
+        draws = np.repeat(np.flatnonzero(self.counts[members] > shots), repeats)
+        return draws, self.counts[members[draws]]
+
+    def _given(self, split: str, draws: Array, support: Array) -> HeldOut:
+        """Of the subjects `draws` [P] the points `support` [P, K] are given, and all others asked for."""
+        members, shots = self._members(split), support.shape[1]
+        start, counts = self.start[members[draws]], self.counts[members[draws]]
         free = np.ones(counts.sum(), bool)  # all points, draw after draw
         free[(counts.cumsum() - counts)[:, None] + support] = False
         points = _ranges(start, counts)[free]

@@ -135,7 +135,17 @@ def test_hints_are_residuals_moves_distances_sizes_and_the_spread():
     at_support = np.array([[[0.0, 0.0], [9.0, 9.0], [1.0, 2.0], [1.0, 3.0]]])
     found = intervals.difficulty_features(path, at_support, support, x, np.array([[0.1, 0.2]]))
     expected = [[np.sqrt(5), np.sqrt(0.5), 0, 2, 1, 1, 2, 2, 2, 0.1], [np.sqrt(5), np.sqrt(0.5), 0, 5, 2, 8, 11, 7, 5, 0.2]]
-    assert_allclose(found[0], expected)
+    assert_allclose(found[0, :, :-1], expected)
+    assert_allclose(found[0, :, -1], np.exp([2, 5]))  # the level
+
+
+def test_of_fewer_than_ten_tasks_widths_are_the_learners_own_deviation_times_a_factor():
+    rng = np.random.default_rng(0)
+    features = rng.uniform(0.5, 2, (9, 20, 11))
+    clean = features[..., intervals.STD] * rng.normal(size=(9, 20))
+    entry = calibrate(features, clean, clean, np.arange(9))
+    ratio = half_widths(entry, features, 0.9) / features[..., intervals.STD]
+    assert ratio.std() < 0.1 * ratio.mean() and 1.3 < ratio.mean() < 2
 
 
 @pytest.mark.parametrize("shots", [4, 12])  # fewer points than features, and more

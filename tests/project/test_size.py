@@ -10,8 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 SLACK = 40  # room for a method of one's own
-MOST_CODE, MOST_BENCHMARK_CODE = 6436, 2100
-MOST_TEST_LINES = 9509
+MOST_CODE, MOST_BENCHMARK_CODE = 6485, 2100
+MOST_TEST_LINES = 9587
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:
