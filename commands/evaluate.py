@@ -16,7 +16,7 @@ from config import Config
 from dataset import TaskGenerator, stream
 from evaluation.evaluate import Evaluation, Protocol
 from evaluation.evaluate import evaluate as evaluate_learner
-from evaluation.examples import example_arrays, example_samples
+from evaluation.examples import example_arrays, example_band, example_samples
 from learner import MetaLearner
 from registry import MEAN, defaults, restored
 from report.page import CAPTIONS, run_page
@@ -169,6 +169,8 @@ def figure_arrays(facts: RunFacts, found: Evaluation) -> dict[str, np.ndarray]:
         subject, steps = facts.data.get("columns", [""])[0], config.EVAL_STEPS
         examples, support, x = example_arrays(learner, without, generator, config.SUPPORT_SAMPLES, steps, subject)
         arrays |= examples
+        if facts.data and (entry := found.calibration.get(str(config.SUPPORT_SAMPLES))):
+            arrays["grid_band"] = example_band(learner, generator, support, x, steps, entry)
         if learner.noise_dim:
             rng = stream(config.RANDOM_SEED, "samples")
             arrays["grid_samples"] = example_samples(learner, generator, support, x, steps, rng)

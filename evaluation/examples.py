@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dataset import Points, TaskGenerator
-from learner import MetaLearner, predict_tasks, sample_tasks
+from evaluation.intervals import Entry, difficulty_features, half_widths
+from learner import MetaLearner, adapt_tasks, predict_tasks, sample_tasks
 
 EXAMPLES, GRID_POINTS = 6, 201
 SAMPLES = 100  # of a stochastic method, for each example task
@@ -45,6 +46,16 @@ def example_samples(
 ) -> np.ndarray:
     """Sampled predictions [T, 100, N] in own units, of a stochastic method, for the tasks that `example_arrays` returns."""
     return generator.unscale(Points(x[0], sample_tasks(learner, support, x, steps, rng, SAMPLES))).y
+
+
+def example_band(
+    learner: MetaLearner, generator: TaskGenerator, support: Points, x: np.ndarray, steps: int, entry: Entry
+) -> np.ndarray:
+    """The ends [T, 2, N] of 90% intervals in own units for the tasks that `example_arrays` returns."""
+    adapted = adapt_tasks(learner, support, x, steps)
+    half = half_widths(entry, difficulty_features(adapted.predictions, adapted.at_support, support, x, adapted.std), 0.9)
+    ends = adapted.predictions[:, -1, None].astype(float) + np.array([[-1.0], [1.0]]) * half[:, None]
+    return generator.unscale(Points(x[0], ends)).y
 
 
 def _measured_points(generator: TaskGenerator, params: np.ndarray) -> dict[str, np.ndarray]:

@@ -161,10 +161,10 @@ def interval_quality(arrays: Arrays, shots: Sequence[int], title: str) -> Figure
 
 @figure_function
 def errors_by_subject(names: Sequence[str], errors: np.ndarray, shots: int, target: str, title: str) -> Figure:
-    """Each test subject's error in the target's own unit, [T], the lowest first; of many 40, evenly; arrows: not finite."""
+    """Each test subject's error in the target's own unit, [T], the lowest first; of many 150, evenly; arrows: not finite."""
     order = np.argsort(errors)  # NaN is last
-    if len(order) > 40:
-        order = order[np.linspace(0, len(order) - 1, 40).round().astype(int)]
+    if len(order) > 150:
+        order = order[np.linspace(0, len(order) - 1, 150).round().astype(int)]
     figure, ((axis,),) = draw.figure_grid(1, 1, 5.6, 1.4 + 0.19 * max(4, len(order)))
     axis.plot(errors[order], np.arange(len(order)), "o", color=BLUE, ms=4)
     if len(bad := np.flatnonzero(np.isnan(errors[order]))):

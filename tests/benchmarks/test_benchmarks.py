@@ -108,11 +108,14 @@ def test_families_are_compared(tmp_path: Path) -> None:
     assert text.count("\n| gp ") == len(families.SHOTS) and (tmp_path / "docs" / "families.png").exists()
 
 
-def test_tables_are_made_from_runs(tmp_path: Path) -> None:
-    argv = ["--quick", "--methods", "r2d2", "--splits", "0", "--output", str(tmp_path)]
+def test_tables_are_made_from_series_and_a_complete_one_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "TABLES", {"chicks": methods.TABLES["chicks"]})
+    argv = ["--quick", "--methods", "mixed-model", "r2d2", "--output", str(tmp_path)]
     assert methods.main(argv) == 0
     text = (tmp_path / "benchmarks" / "TABLES.md").read_text(encoding="utf-8")
-    assert (tmp_path / "benchmarks" / "results" / "tables.png").exists() and "--quick --methods r2d2" in text
-    assert text.count("| chosen by validation") == 1 + len(methods.TABLES) == text.count("| linear mixed model ")
-    runs = sorted((tmp_path / "benchmarks" / "runs" / "tables").iterdir())
-    assert methods.main(argv) == 0 and sorted((tmp_path / "benchmarks" / "runs" / "tables").iterdir()) == runs
+    assert (tmp_path / "benchmarks" / "results" / "tables.png").exists() and "--quick --methods mixed-model r2d2" in text
+    assert [text.count(f"| {name} ") for name in ("MEAN", "R2D2", "MIXED-MODEL", "one number for all")] == [3] * 4
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best.pt")}
+    assert methods.main(argv) == 0 and all(path.stat().st_mtime_ns == time for path, time in files.items())
